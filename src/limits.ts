@@ -1,0 +1,63 @@
+/**
+ * Every bound on input from outside and on every queue stands here, with what happens at the bound.
+ * Values marked (config) are defaults of a config field of the same meaning.
+ */
+const KIB = 1024;
+const MIB = 1024 * KIB;
+
+export const LIMITS = {
+  /** Keys in one frame: a 1 M-token prompt in 16-token blocks. More: tooManyKeys. */
+  keysPerFrameMax: 65_536,
+  /** Body of one frame: keysPerFrameMax keys of 32 bytes plus 4 bytes each and the fixed part. More: frameTooLarge, connection closed. */
+  frameBodyBytesMax: 65_536 * 36 + 4 * KIB,
+  /** Body of a cold (msgpack) frame. More: malformedFrame. */
+  coldBodyBytesMax: 64 * KIB,
+  /** Key bytes, stored and compared in full. */
+  keyBytesMax: 32,
+  keyBytesMin: 8,
+  /** Connections (config). More: answered tooManyConnections and closed. */
+  connectionsMax: 1_024,
+  /** Before HELLO a connection may exist this long. Then: closed, counted. */
+  helloTimeoutMs: 5_000,
+  /** A frame begun must be complete within. Then: closed, counted. */
+  frameTimeoutMs: 10_000,
+  /** Bytes waiting to be written to one client. More: closed as a slow reader, counted. */
+  outboundBytesMax: 16 * MIB,
+  /** Ring between transport thread and JS. Full: the transport stops reading. */
+  inboxBytes: 16 * MIB,
+  /** Jobs in flight per connection (config). More: jobsInFlight. */
+  inFlightJobsMax: 256,
+  /** Leases per instance (config). More: overloaded. */
+  leasesPerInstanceMax: 4_096,
+  /** Bytes an instance may pin by leases (config; 0 = half of DRAM). More: the lookup is clipped. */
+  pinnedBytesMax: 0,
+  /** Window bytes per instance (config). More: windowBudget. */
+  windowBytesMax: 64 * 1024 * MIB,
+  regionsPerConnectionMax: 64,
+  namespacesPerHelloMax: 64,
+  /** Chains kept for extension per instance, in key bytes. More: oldest chain is forgotten (client resends). */
+  chainBytesPerInstanceMax: 64 * MIB,
+  /** Lease life without heartbeat: three missed beats (config). */
+  heartbeatMs: 2_000,
+  heartbeatMisses: 3,
+  /** A reserved shard whose data never comes is aborted after (config). */
+  storeFillMsMax: 10_000,
+  /** Default and largest deadline of a LOAD. */
+  loadDeadlineMs: 5_000,
+  loadDeadlineMsMax: 60_000,
+  shardsMax: 64,
+  namespacesMax: 4_096,
+  /** Holes listed before look-ups walk (DESIGN §5 rule 8). */
+  holesMax: 1_024,
+  /** Depths sampled for the per-tier split of a LOOKUP. */
+  splitSamplesMax: 64,
+  /** Visibility log entries kept for events, metrics and the live page. */
+  visibilityLogEntries: 65_536,
+  /** Keys in one /v1/blocks/locate call. */
+  locateKeysMax: 4_096,
+  httpBodyBytesMax: 1 * MIB,
+  sseClientsMax: 32,
+  /** Smallest payload of a slot; smaller rows are rounded up. */
+  slotPayloadBytesMin: 64,
+  slabBytes: 64 * MIB,
+} as const;
