@@ -1,0 +1,257 @@
+/**
+ * The one configuration schema. Everything that names a setting reads it from here: the loader (file,
+ * environment, flags), the cross-field proofs, the HTTP validator, `cairn config reference` and the
+ * generated docs/config.md. Each field carries three annotations beside its JSON Schema:
+ *
+ * - `default`: the value that runs with no file at all;
+ * - `unit`: "bytes" (text such as `64GiB` is read) or "ms" (`2s`, `500ms`);
+ * - `reload`: "live" (SIGHUP and PUT /v1/config apply it) or "restart".
+ */
+import { type Static, Type } from "typebox";
+import { LIMITS } from "../limits.ts";
+
+export type Unit = "bytes" | "ms";
+export type Reload = "live" | "restart";
+
+interface FieldOptions {
+  readonly description: string;
+  readonly reload?: Reload;
+  readonly minimum?: number;
+  readonly maximum?: number;
+}
+
+/** Largest byte count that every consumer (Float64, file offsets) holds exactly. */
+const BYTES_MAX = 2 ** 50;
+const MS_MAX = 24 * 3_600_000;
+
+function count(value: number, minimum: number, maximum: number, options: FieldOptions) {
+  return Type.Integer({ reload: "restart", ...options, default: value, minimum, maximum });
+}
+
+function bytes(value: number, minimum: number, options: FieldOptions) {
+  const range = { default: value, minimum, maximum: BYTES_MAX, unit: "bytes" };
+  return Type.Integer({ reload: "restart", ...options, ...range });
+}
+
+function milliseconds(value: number, minimum: number, options: FieldOptions) {
+  const range = { default: value, minimum, maximum: MS_MAX, unit: "ms" };
+  return Type.Integer({ reload: "restart", ...options, ...range });
+}
+
+function share(value: number, options: FieldOptions) {
+  return Type.Number({ reload: "live", ...options, default: value, minimum: 0.01, maximum: 1 });
+}
+
+function flag(value: boolean, options: FieldOptions) {
+  return Type.Boolean({ reload: "restart", ...options, default: value });
+}
+
+function text(value: string | undefined, options: FieldOptions) {
+  const base = { reload: "restart", ...options, maxLength: 4_096 };
+  return Type.String(value === undefined ? base : { ...base, default: value });
+}
+
+function choice<const T extends string>(values: readonly T[], value: T, options: FieldOptions) {
+  return Type.Unsafe<T>(Type.Enum([...values], { reload: "restart", ...options, default: value }));
+}
+
+function section<const T extends Parameters<typeof Type.Object>[0]>(
+  description: string,
+  fields: T,
+) {
+  return Type.Object(fields, { additionalProperties: false, description });
+}
+
+const NodeSection = section("Who this node is.", {
+  name: text("", { description: "Node name in events and locate answers. Empty: the host name." }),
+});
+
+const EngineApiSection = section("The Unix socket that engines speak to (docs/protocol.md).", {
+  socket: text("", {
+    description:
+      "Path of the socket. Empty: `$XDG_RUNTIME_DIR/cairn/engine.sock`, else `/tmp/cairn-<uid>/engine.sock`.",
+  }),
+  socketMode: count(0o660, 0o600, 0o777, { description: "Mode of the socket (432 is 0660)." }),
+  connectionsMax: count(LIMITS.connectionsMax, 1, 65_536, {
+    description: "Open connections; one more is answered `tooManyConnections`.",
+  }),
+  inFlightJobsMax: count(LIMITS.inFlightJobsMax, 1, 65_536, {
+    reload: "live",
+    description: "LOAD and STORE jobs in flight per connection; more: `jobsInFlight`.",
+  }),
+  leasesPerInstanceMax: count(LIMITS.leasesPerInstanceMax, 1, 1_048_576, {
+    reload: "live",
+    description: "Leases per instance; more: `overloaded`.",
+  }),
+  pinnedBytesMax: bytes(LIMITS.pinnedBytesMax, 0, {
+    reload: "live",
+    description:
+      "Bytes an instance may pin by leases; more: the look-up is clipped. 0: half of DRAM.",
+  }),
+  windowBytesMax: bytes(LIMITS.windowBytesMax, 4_096, {
+    reload: "live",
+    description: "Bytes of shared windows per instance; more: `windowBudget`.",
+  }),
+  heartbeatMs: milliseconds(LIMITS.heartbeatMs, 10, {
+    reload: "live",
+    description: "An instance must send HEARTBEAT this often.",
+  }),
+  heartbeatMisses: count(LIMITS.heartbeatMisses, 1, 100, {
+    reload: "live",
+    description: "Missed heartbeats after which all leases of the instance end.",
+  }),
+  storeFillMs: milliseconds(LIMITS.storeFillMsMax, 10, {
+    reload: "live",
+    description: "A reserved shard whose bytes do not come within this time is aborted.",
+  }),
+  helloTimeoutMs: milliseconds(LIMITS.helloTimeoutMs, 10, {
+    description: "A connection must send HELLO within this time.",
+  }),
+  frameTimeoutMs: milliseconds(LIMITS.frameTimeoutMs, 10, {
+    description: "A frame begun must be complete within this time.",
+  }),
+  proof: choice(["required", "off"], "required", {
+    reload: "live",
+    description:
+      "`required`: an instance sees blocks of earlier lives only after it proved one of them. " +
+      "`off`: the operator vouches that model, quantisation and build never change under one name.",
+  }),
+});
+
+const LedgerSection = section("The block table, sized once at boot.", {
+  blocksMax: count(0, 0, 100_000_000, {
+    description:
+      "Block records; beyond it a STORE answers `ledgerFull`. 0: derived from the capacity.",
+  }),
+  namespacesMax: count(LIMITS.namespacesMax, 1, 65_535, {
+    description: "Namespaces; beyond it HELLO answers `tooManyNamespaces`.",
+  }),
+});
+
+const DramSection = section("The DRAM tier: one file in slabs on tmpfs or hugetlbfs.", {
+  directory: text("", {
+    description: "Directory of the pool file (0700, ours). Empty: `/dev/shm/cairn-<uid>`.",
+  }),
+  capacityBytes: Type.Union(
+    [Type.Integer({ minimum: 0, maximum: BYTES_MAX }), Type.Literal("auto")],
+    {
+      default: "auto",
+      unit: "bytes",
+      reload: "live",
+      description:
+        "Bytes of the pool, rounded down to slabs. `auto`: half of what is free at start.",
+    },
+  ),
+  blocksMax: count(0, 0, 100_000_000, {
+    description: "Cap on blocks in this tier beside the bytes. 0: as many as the slots.",
+  }),
+  slabBytes: bytes(LIMITS.slabBytes, 65_536, { description: "Bytes of one slab." }),
+  keepOnStop: flag(true, {
+    reload: "live",
+    description: "Keep the pool file on a clean stop, so that the next start is warm.",
+  }),
+  hugePages: choice(["auto", "off"], "auto", {
+    description: "`auto`: ask for huge pages where the file system has them.",
+  }),
+  numa: choice(["auto", "off"], "auto", {
+    description: "`auto`: one pool file per NUMA node, bound to it.",
+  }),
+  populateThreads: count(0, 0, 256, {
+    description: "Threads that pre-touch the pool at start. 0: one per CPU, at most 16.",
+  }),
+  copyThreads: count(0, 0, 256, {
+    description:
+      "Threads that copy and hash payload. 0: a quarter of the CPUs, at least 1, at most 8.",
+  }),
+  highWatermark: share(0.98, { description: "Eviction starts above this share of used slots." }),
+  lowWatermark: share(0.95, { description: "Eviction ends at this share of used slots." }),
+});
+
+const PolicySection = section("Which block leaves first.", {
+  eviction: choice(["lru"], "lru", {
+    reload: "live",
+    description: "`lru`: leaf-first least recently used. Changing it drops no block.",
+  }),
+});
+
+const TenantSection = section("One tenant: who connects by this socket or with these uids.", {
+  name: Type.String({ minLength: 1, maxLength: 64, description: "Name of the tenant." }),
+  socket: Type.Optional(text(undefined, { description: "A socket of its own for this tenant." })),
+  uids: Type.Optional(
+    Type.Array(Type.Integer({ minimum: 0, maximum: 0xffff_fffe }), {
+      maxItems: 1_024,
+      description: "User ids of this tenant on the common socket.",
+    }),
+  ),
+});
+
+const TlsSection = section("TLS for a listener off the host.", {
+  certFile: text(undefined, { description: "PEM certificate chain." }),
+  keyFile: text(undefined, { description: "PEM private key, mode 0600." }),
+  clientCaFile: Type.Optional(
+    text(undefined, { description: "PEM authorities of client certificates: mutual TLS." }),
+  ),
+});
+
+const EdgeSection = section("HTTP: admin and query API, metrics, live page.", {
+  listen: text("127.0.0.1:7411", {
+    description:
+      "`host:port`, `[v6]:port`, or `unix:/path`. Off the loopback only with tokenFile or mutual TLS.",
+  }),
+  tokenFile: Type.Optional(
+    text(undefined, {
+      description: "File (0600) whose first line is the bearer token every request must carry.",
+    }),
+  ),
+  tls: Type.Optional(TlsSection),
+});
+
+const LogSection = section("JSON lines on standard error.", {
+  level: choice(["debug", "info", "warn", "error"], "info", {
+    reload: "live",
+    description: "Least level that is written.",
+  }),
+});
+
+const NvmeSection = section("The NVMe tier (declared; not built in this version).", {
+  enabled: flag(false, { description: "Must be false in this version." }),
+  directories: Type.Array(Type.String({ minLength: 1, maxLength: 4_096 }), {
+    default: [],
+    maxItems: 64,
+    reload: "restart",
+    description: "One directory per device.",
+  }),
+});
+
+const RemoteSection = section("The remote tier (declared; not built in this version).", {
+  enabled: flag(false, { description: "Must be false in this version." }),
+  directory: Type.Optional(text(undefined, { description: "A directory shared between nodes." })),
+});
+
+export const ConfigSchema = Type.Object(
+  {
+    node: NodeSection,
+    engineApi: EngineApiSection,
+    ledger: LedgerSection,
+    dram: DramSection,
+    policy: PolicySection,
+    tenants: Type.Array(TenantSection, {
+      default: [],
+      maxItems: 256,
+      reload: "restart",
+      description: "Tenants beside the default one. A block is never shared between tenants.",
+    }),
+    edge: EdgeSection,
+    log: LogSection,
+    nvme: NvmeSection,
+    remote: RemoteSection,
+  },
+  { additionalProperties: false, description: "Configuration of cairn." },
+);
+
+/**
+ * A complete, valid configuration. Bytes and milliseconds are plain numbers. Values that depend on the
+ * host (empty `node.name`, `engineApi.socket`, `dram.directory`) are filled in by resolve.ts.
+ */
+export type Config = Static<typeof ConfigSchema>;
+export type TenantConfig = Config["tenants"][number];
