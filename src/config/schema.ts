@@ -4,13 +4,13 @@
  * generated docs/config.md. Each field carries three annotations beside its JSON Schema:
  *
  * - `default`: the value that runs with no file at all;
- * - `unit`: "bytes" (text such as `64GiB` is read) or "ms" (`2s`, `500ms`);
+ * - `unit`: "bytes" (text such as `64GiB` is read), "ms" (`2s`, `500ms`) or "mode" (octal);
  * - `reload`: "live" (SIGHUP and PUT /v1/config apply it) or "restart".
  */
 import { type Static, Type } from "typebox";
 import { LIMITS } from "../limits.ts";
 
-export type Unit = "bytes" | "ms";
+export type Unit = "bytes" | "ms" | "mode";
 export type Reload = "live" | "restart";
 
 interface FieldOptions {
@@ -71,7 +71,14 @@ const EngineApiSection = section("The Unix socket that engines speak to (docs/pr
     description:
       "Path of the socket. Empty: `$XDG_RUNTIME_DIR/cairn/engine.sock`, else `/tmp/cairn-<uid>/engine.sock`.",
   }),
-  socketMode: count(0o660, 0o600, 0o777, { description: "Mode of the socket (432 is 0660)." }),
+  socketMode: Type.Integer({
+    default: 0o660,
+    minimum: 0o600,
+    maximum: 0o777,
+    unit: "mode",
+    reload: "restart",
+    description: "Mode of the socket: who may connect at all.",
+  }),
   connectionsMax: count(LIMITS.connectionsMax, 1, 65_536, {
     description: "Open connections; one more is answered `tooManyConnections`.",
   }),

@@ -1,0 +1,239 @@
+/**
+ * From what the operator wrote to one typed, proven Config. Layers, later wins: defaults, the file,
+ * `CAIRN_*` variables, flags. All problems of all layers are gathered and reported at once, each with its
+ * path and where it was written; nothing is half applied.
+ */
+import { existsSync, readFileSync, statSync } from "node:fs";
+import { hostname } from "node:os";
+import { Compile } from "typebox/compile";
+import { LineCounter, parse as parseYaml, parseDocument } from "yaml";
+import { CairnError } from "../errors.ts";
+import { defaultConfig, mergeTrees, resolveConfig, type Host } from "./defaults.ts";
+import { FIELDS, fieldOf, misfit, type Problem, ROOT, readText, readTree } from "./fields.ts";
+import { suggestion } from "./nearest.ts";
+import { proveConfig } from "./proofs.ts";
+import { type Config, ConfigSchema } from "./schema.ts";
+
+const FILE_BYTES_MAX = 1024 * 1024;
+/** Searched in this order when neither --config nor CAIRN_CONFIG names a file. */
+export const DEFAULT_FILES = ["cairn.yaml", "/etc/cairn/cairn.yaml"] as const;
+/** Variables that are ours and no setting. */
+const RESERVED = /^CAIRN_(ADDON|CONFIG|TEST_.*|BENCH_.*)$/;
+/** What Kubernetes and Docker put into the environment of a pod beside a service called cairn. */
+const SERVICE_LINK =
+  /^CAIRN_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP)(_.*)?)?)$/;
+
+const validator = Compile(ConfigSchema);
+
+export type Environment = Readonly<Record<string, string | undefined>>;
+export type Flags = Readonly<Record<string, string>>;
+
+export interface ConfigSources {
+  /** Path of cairn.yaml; undefined: CAIRN_CONFIG, else the first of DEFAULT_FILES that exists, else none. */
+  readonly file?: string | undefined;
+  readonly env?: Environment;
+  /** Dotted path → text, such as { "dram.capacityBytes": "64GiB" }. */
+  readonly flags?: Flags;
+}
+
+export interface LoadedConfig {
+  readonly config: Config;
+  /** The file that was read, if any. */
+  readonly file: string | undefined;
+  /** Where each value came from; a path that is absent runs on its default. */
+  readonly sources: ReadonlyMap<string, string>;
+}
+
+/** configInvalid with every problem found. */
+export class ConfigError extends CairnError {
+  readonly problems: readonly Problem[];
+
+  constructor(problems: readonly Problem[]) {
+    super("configInvalid", problems.map(formatProblem).join("\n"), problems.length);
+    this.problems = problems;
+  }
+}
+
+export function formatProblem({ path, source, message }: Problem): string {
+  return `${path === "" ? "(whole)" : path} (${source}): ${message}`;
+}
+
+interface Layer {
+  readonly tree: unknown;
+  readonly sources: ReadonlyMap<string, string>;
+  readonly problems: readonly Problem[];
+}
+
+/** Reads the text of a cairn.yaml; pure. */
+export function readYaml(text: string, name: string): Layer {
+  const problems: Problem[] = [];
+  const sources = new Map<string, string>();
+  if (text.length > FILE_BYTES_MAX)
+    return {
+      tree: {},
+      sources,
+      problems: [{ path: "", source: name, message: "longer than 1 MiB" }],
+    };
+  const lines = new LineCounter();
+  const document = parseDocument(text, {
+    lineCounter: lines,
+    prettyErrors: false,
+    stringKeys: true,
+  });
+  const lineAt = (offset: number): string => `${name}:${Math.max(1, lines.linePos(offset).line)}`;
+  for (const error of document.errors)
+    problems.push({ path: "", source: lineAt(error.pos[0]), message: error.message });
+  if (problems.length > 0) return { tree: {}, sources, problems };
+  const locate = (path: readonly (string | number)[]): string => {
+    const node = document.getIn(path, true) as { readonly range?: readonly number[] } | undefined;
+    return node?.range === undefined ? name : lineAt(node.range[0]!);
+  };
+  const raw: unknown = document.toJS({ maxAliasCount: 16 });
+  const tree = raw === null ? {} : readTree(ROOT, raw, [], locate, problems, sources);
+  return { tree, sources, problems };
+}
+
+function setIn(tree: Record<string, unknown>, path: string, value: unknown): void {
+  const keys = path.split(".");
+  let at = tree;
+  for (const key of keys.slice(0, -1)) {
+    at[key] ??= {};
+    at = at[key] as Record<string, unknown>;
+  }
+  at[keys[keys.length - 1]!] = value;
+}
+
+function readTexts(
+  texts: readonly { readonly path: string; readonly source: string; readonly text: string }[],
+): Layer {
+  const tree: Record<string, unknown> = {};
+  const problems: Problem[] = [];
+  const sources = new Map<string, string>();
+  for (const { path, source, text } of texts) {
+    const field = fieldOf(path);
+    if (field === undefined) continue;
+    const before = problems.length;
+    let value: unknown;
+    try {
+      value = readText(field.schema, text, (list) => parseYaml(list) as unknown);
+    } catch (error) {
+      problems.push({ path, source, message: `cannot be read: ${String(error)}` });
+      continue;
+    }
+    const read = readTree(field.schema, value, path.split("."), () => source, problems, sources);
+    if (problems.length === before) setIn(tree, path, read);
+  }
+  return { tree, sources, problems };
+}
+
+/** Reads `CAIRN_*` variables; pure. Unknown ones are problems, service links are ignored. */
+export function readEnvironment(env: Environment): Layer {
+  const known = new Map(FIELDS.map((field) => [field.environment, field.path]));
+  const texts = [];
+  const problems: Problem[] = [];
+  for (const [name, text] of Object.entries(env)) {
+    if (!name.startsWith("CAIRN_") || text === undefined || RESERVED.test(name)) continue;
+    const path = known.get(name);
+    if (path !== undefined) texts.push({ path, source: name, text });
+    else if (!SERVICE_LINK.test(name)) {
+      const hint = suggestion(name, [...known.keys()]);
+      problems.push({ path: name, source: "environment", message: `unknown variable${hint}` });
+    }
+  }
+  const layer = readTexts(texts);
+  return { ...layer, problems: [...problems, ...layer.problems] };
+}
+
+/** Reads flags by dotted path; pure. */
+export function readFlags(flags: Flags): Layer {
+  const names = FIELDS.map((field) => field.path);
+  const problems: Problem[] = [];
+  const texts = [];
+  for (const [path, text] of Object.entries(flags)) {
+    if (fieldOf(path) !== undefined) texts.push({ path, source: `--${path}`, text });
+    else
+      problems.push({
+        path,
+        source: `--${path}`,
+        message: `unknown flag${suggestion(path, names)}`,
+      });
+  }
+  const layer = readTexts(texts);
+  return { ...layer, problems: [...problems, ...layer.problems] };
+}
+
+/** Where a field was set: its own source, or that of the first value inside it. */
+function sourceFinder(sources: ReadonlyMap<string, string>): (path: string) => string {
+  return (path) => {
+    const exact = sources.get(path);
+    if (exact !== undefined) return exact;
+    for (const [known, source] of sources)
+      if (known.startsWith(`${path}.`) || path.startsWith(`${known}.`)) return source;
+    return "default";
+  };
+}
+
+/**
+ * Checks a merged tree against the schema and the proofs and fills in the host's values.
+ * throws ConfigError.
+ */
+export function checkConfig(
+  tree: unknown,
+  host: Host,
+  found: readonly Problem[],
+  sources: ReadonlyMap<string, string>,
+): Config {
+  const problems = [...found];
+  const sourceOf = sourceFinder(sources);
+  if (problems.length === 0 && !validator.Check(tree)) {
+    for (const error of validator.Errors(tree)) {
+      const path = error.instancePath.slice(1).replaceAll("/", ".");
+      const schema = fieldOf(path)?.schema;
+      const message =
+        (schema === undefined ? undefined : misfit(schema, undefined)) ?? error.message;
+      problems.push({ path, source: sourceOf(path), message });
+    }
+  }
+  if (problems.length > 0) throw new ConfigError(problems);
+  const config = resolveConfig(tree as Config, host);
+  const unproven = proveConfig(config, sourceOf);
+  if (unproven.length > 0) throw new ConfigError(unproven);
+  return config;
+}
+
+export function thisHost(env: Environment = process.env): Host {
+  return {
+    hostname: hostname(),
+    uid: process.getuid?.() ?? 0,
+    runtimeDirectory: env["XDG_RUNTIME_DIR"],
+  };
+}
+
+function readConfigFile(path: string): string {
+  try {
+    if (statSync(path).size > FILE_BYTES_MAX)
+      throw new ConfigError([{ path: "", source: path, message: "longer than 1 MiB" }]);
+    return readFileSync(path, "utf8");
+  } catch (error) {
+    if (error instanceof ConfigError) throw error;
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new ConfigError([{ path: "", source: path, message: `cannot be read: ${reason}` }]);
+  }
+}
+
+/** Loads, checks and proves the configuration of this process. throws ConfigError naming every problem. */
+export function loadConfig(from: ConfigSources = {}): LoadedConfig {
+  const env = from.env ?? process.env;
+  const file = from.file ?? env["CAIRN_CONFIG"] ?? DEFAULT_FILES.find((path) => existsSync(path));
+  const layers: Layer[] = [];
+  if (file !== undefined) layers.push(readYaml(readConfigFile(file), file));
+  layers.push(readEnvironment(env), readFlags(from.flags ?? {}));
+  let tree: unknown = defaultConfig();
+  const sources = new Map<string, string>();
+  for (const layer of layers) {
+    tree = mergeTrees(tree, layer.tree);
+    for (const [path, source] of layer.sources) sources.set(path, source);
+  }
+  const problems = layers.flatMap((layer) => layer.problems);
+  return { config: checkConfig(tree, thisHost(env), problems, sources), file, sources };
+}
