@@ -80,7 +80,11 @@ export const ERRORS = {
   badRequest: row(508, false, 400, "the request does not fit the schema", "See /openapi.json."),
   addonMissing: row(509, false, 500, "the native addon is not built for this host", "Run `npm run build:addon`."),
   unavailable: row(510, true, 503, "no daemon answers at this address", "Start it, or name its socket."),
+  bodyTooLarge: row(511, false, 413, "the HTTP body is longer than httpBodyBytesMax", "Split the call."),
+  crossSite: row(512, false, 403, "the Host or Origin header names another site", "Use the listen address itself as the URL."),
   internal: row(599, true, 500, "a fault in cairn", "Report it with the log."),
+  // 6xx: connectors
+  engineStateMalformed: row(600, false, 500, "the engine's saved state is not laid out as this connector knows", "Use the engine version the connector names, with flash attention on."),
 } as const satisfies Record<string, ErrorRow>;
 
 export type ErrorName = keyof typeof ERRORS;
