@@ -27,6 +27,10 @@ export const LIMITS = {
   inboxBytes: 16 * MIB,
   /** Jobs in flight per connection (config). More: jobsInFlight. */
   inFlightJobsMax: 256,
+  /** Copy items waiting for or in the hands of copy threads. More: overloaded. */
+  copyItemsInFlightMax: 1_048_576,
+  /** A stopping daemon lets jobs in flight end for this long, then cancels them. */
+  drainMs: 5_000,
   /** Leases per instance (config). More: overloaded. */
   leasesPerInstanceMax: 4_096,
   /** Bytes an instance may pin by leases (config; 0 = half of DRAM). More: the lookup is clipped. */
@@ -34,6 +38,8 @@ export const LIMITS = {
   /** Window bytes per instance (config). More: windowBudget. */
   windowBytesMax: 64 * 1024 * MIB,
   regionsPerConnectionMax: 64,
+  /** Rows of one region; one byte each is kept here. More: malformedFrame. */
+  regionBlocksMax: 16 * MIB,
   namespacesPerHelloMax: 64,
   /** Chains kept for extension per instance, in key bytes. More: oldest chain is forgotten (client resends). */
   chainBytesPerInstanceMax: 64 * MIB,

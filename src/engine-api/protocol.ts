@@ -60,7 +60,13 @@ export const STORE_REPLY_FIXED_BYTES = 16;
 export const STORE_BITS = { PARENT_ABSENT: 1 } as const;
 export const COMPLETION_FIXED_BYTES = 16;
 
-export const STORE_STATUS = { PRESENT: 0, PENDING: 1, WANTED: 2, FULL: 3, PARENT_ABSENT: 4 } as const;
+export const STORE_STATUS = {
+  PRESENT: 0,
+  PENDING: 1,
+  WANTED: 2,
+  FULL: 3,
+  PARENT_ABSENT: 4,
+} as const;
 
 /** What an engine declares about its blocks; equal in every field or no hit (DESIGN §3 "namespace"). */
 export interface NamespaceDescriptor {

@@ -1,0 +1,115 @@
+/** TOUCH, HINT, PREFETCH and PROVE: what an engine knows and the ledger does not. */
+import { CairnError } from "../errors.ts";
+import { LIMITS } from "../limits.ts";
+import { type Block, NO_BLOCK } from "../ledger/types.ts";
+import { METRIC } from "../observe/feed.ts";
+import {
+  booleanField,
+  bytesField,
+  type ColdMap,
+  decodeCold,
+  integerField,
+  textField,
+} from "./codec.ts";
+import type { EngineContext, InboundFrame } from "./context.ts";
+import { OP } from "./protocol.ts";
+import type { Namespace } from "./namespaces.ts";
+import type { NamespaceView } from "./sessions.ts";
+
+const keyWords = new Uint32Array(LIMITS.keyBytesMax / 4);
+const keyBytes = new Uint8Array(keyWords.buffer);
+
+/** Each key names the deepest block of a chain that was used. Reply count = blocks found. */
+export function touch(context: EngineContext, frame: InboundFrame): void {
+  const { namespace } = frame.instance.view(frame.header.namespace);
+  const { count, tag } = frame.header;
+  frame.expectCount(0);
+  frame.expectBody(count * namespace.keyBytes);
+  let touched = 0;
+  for (let index = 0; index < count; index++) {
+    const at = frame.bodyWords + index * namespace.keyWords;
+    const block = context.ledger.find(namespace.index, frame.words, at);
+    if (block === NO_BLOCK || !context.ledger.isVisible(block)) continue;
+    context.ledger.touch(block);
+    touched++;
+  }
+  if (!frame.noReply) context.out.acknowledge(frame.connection.id, OP.TOUCH, tag, 0, touched);
+}
+
+const HINT_KINDS = ["retain", "drop", "priority", "sessionEnd", "nextUse"];
+
+/** Advice about one chain. The LRU policy knows recency alone: what cannot be said in it is refused. */
+export function hint(context: EngineContext, frame: InboundFrame): void {
+  const body = decodeCold(frame.coldBody());
+  const view = frame.instance.view(integerField(body, "namespace", 1, 65_535));
+  const kind = textField(body, "kind", 16);
+  if (!HINT_KINDS.includes(kind)) throw new CairnError("malformedFrame", `hint kind ${kind}`);
+  const block = findKey(context, view.namespace, body);
+  const verdict = verdictOf(context, kind, block);
+  if (frame.noReply) return;
+  context.out.cold(frame.connection.id, OP.HINT, frame.header.tag, 0, verdict);
+}
+
+function verdictOf(context: EngineContext, kind: string, block: Block): object {
+  if (block === NO_BLOCK || !context.ledger.isVisible(block)) {
+    return { verdict: "refused", reason: "the block is not resident" };
+  }
+  if (kind === "retain" || kind === "nextUse") {
+    context.ledger.touch(block);
+    return { verdict: "clipped", reason: "counted as a use; the policy keeps by recency alone" };
+  }
+  return { verdict: "refused", reason: `the policy does not know ${kind}` };
+}
+
+/** @throws CairnError malformedFrame when the key has another length */
+function findKey(context: EngineContext, namespace: Namespace, body: ColdMap): Block {
+  const key = bytesField(body, "key");
+  if (key.byteLength !== namespace.keyBytes) {
+    throw new CairnError("malformedFrame", `key of ${key.byteLength} bytes`, namespace.keyBytes);
+  }
+  keyBytes.set(key);
+  return context.ledger.find(namespace.index, keyWords, 0);
+}
+
+/** There is no lower tier to fetch from yet: the lease is checked, the answer is a refusal with a reason. */
+export function prefetch(context: EngineContext, frame: InboundFrame): void {
+  const lease = context.leases.require(frame.instance, frame.id);
+  context.out.cold(frame.connection.id, OP.PREFETCH, frame.header.tag, lease.id, {
+    verdict: "refused",
+    reason: "every leased block is in DRAM; no lower tier is enabled",
+  });
+}
+
+/** The verdict of an incarnation proof; it holds for the instance and namespace until the instance ends. */
+export function prove(context: EngineContext, frame: InboundFrame): void {
+  const body = decodeCold(frame.coldBody());
+  const instance = frame.instance;
+  const view = instance.view(integerField(body, "namespace", 1, 65_535));
+  const block = findKey(context, view.namespace, body);
+  const passed = booleanField(body, "ok");
+  if (!passed && !view.proven) {
+    hideOlderBlocks(context, frame, view);
+  } else if (passed && !view.proven && view.asked) {
+    // The block may have left since it was compared; the comparison still counts.
+    view.proven = true;
+    context.feed.add(METRIC.proofsPassed, 1);
+    if (block !== NO_BLOCK && context.ledger.isVisible(block)) context.ledger.touch(block);
+  }
+  const reply = { proven: view.proven };
+  context.out.cold(frame.connection.id, OP.PROVE, frame.header.tag, 0, reply);
+}
+
+/**
+ * This instance computes other bytes under the same names: from here on its handle means a fresh
+ * namespace, in which it finds only what it stores itself. Others keep what they have.
+ */
+function hideOlderBlocks(context: EngineContext, frame: InboundFrame, view: NamespaceView): void {
+  context.feed.add(METRIC.proofFailures, 1);
+  context.leases.releaseIn(frame.instance, view.namespace);
+  try {
+    view.namespace = context.namespaces.openVariant(view.namespace);
+  } catch (error) {
+    if (!(error instanceof CairnError)) throw error;
+    view.blind = true; // No namespace is left: nothing is a hit for this instance.
+  }
+}

@@ -1,0 +1,180 @@
+/**
+ * LOOKUP: the longest readable prefix of a chain, leased. The one call that an engine's scheduler waits
+ * for, so it makes nothing but the entry of a new request id, and that is pooled.
+ */
+import { CairnError } from "../errors.ts";
+import { LIMITS } from "../limits.ts";
+import { type Block, type LookupResult, NO_BLOCK } from "../ledger/types.ts";
+import { METRIC } from "../observe/feed.ts";
+import type { EngineContext, InboundFrame } from "./context.ts";
+import type { Lease } from "./leases.ts";
+import type { Namespace } from "./namespaces.ts";
+import { BODY } from "./outbound.ts";
+import { FLAG, LOOKUP_BITS, LOOKUP_FIXED_BYTES, LOOKUP_REPLY_BYTES, OP } from "./protocol.ts";
+import type { Instance, NamespaceView } from "./sessions.ts";
+
+/** Where the keys of this call stand: the frame, or the chain kept for the request. */
+const keys: { words: Uint32Array; at: number; count: number } = {
+  words: new Uint32Array(0),
+  at: 0,
+  count: 0,
+};
+
+export function lookup(context: EngineContext, frame: InboundFrame): void {
+  const { leases, settings, feed } = context;
+  const instance = frame.instance;
+  const view = instance.view(frame.header.namespace);
+  const { namespace } = view;
+  frame.expectCount(0);
+  frame.expectBody(LOOKUP_FIXED_BYTES + frame.header.count * namespace.keyBytes);
+  const request = leases.request(frame.connection, frame.id, settings.leasesPerInstanceMax);
+  instance.aliveAt = frame.at;
+  try {
+    gatherKeys(context, frame, namespace, request);
+  } catch (error) {
+    if (request.chainKeys === 0) leases.end(request);
+    throw error;
+  }
+  const found = context.ledger.lookup(namespace.index, keys.words, keys.at, keys.count);
+  const hit = view.blind ? 0 : found.depth;
+  count(context, namespace, found, hit);
+  const prefillTokensPerSecond = frame.words[frame.bodyWords + 1]!;
+  const { view: out } = context.out;
+  for (let at = 0; at < LOOKUP_REPLY_BYTES; at += 8) out.setFloat64(BODY + at, 0, true);
+  let bits = found.sampled ? LOOKUP_BITS.SPLIT_SAMPLED : 0;
+  let depth = clip(context, instance, namespace, hit);
+  const block = depth === hit ? found.block : blockAt(context, namespace, depth);
+  if (block === NO_BLOCK) depth = 0;
+  if (depth < hit) bits |= LOOKUP_BITS.CLIPPED;
+  if (depth > 0 && !frame.has(FLAG.NO_LEASE)) {
+    leases.open(request, namespace, block, depth);
+    context.ledger.touch(block);
+  }
+  const leaseId = request.id;
+  // Nothing to remember: the next call of this request id starts afresh.
+  if (leaseId === 0 && request.chainKeys === 0) leases.end(request);
+  if (depth > 0 && proofNeeded(context, instance, view)) {
+    bits |= LOOKUP_BITS.PROOF_WANTED;
+    view.asked = true;
+    writeProof(context, namespace, depth);
+    feed.add(METRIC.unprovenLookups, 1);
+    depth = 0;
+  } else {
+    writeHit(context, namespace, found, depth, prefillTokensPerSecond);
+  }
+  out.setUint32(BODY + 12, settings.heartbeatMs * settings.heartbeatMisses, true);
+  out.setUint32(BODY + 24, bits, true);
+  context.out.begin(
+    OP.LOOKUP,
+    FLAG.REPLY,
+    frame.header.tag,
+    leaseId,
+    depth,
+    frame.header.namespace,
+  );
+  context.out.end(frame.connection.id, LOOKUP_REPLY_BYTES);
+}
+
+/** Points `keys` at the whole chain of this call. */
+function gatherKeys(
+  context: EngineContext,
+  frame: InboundFrame,
+  namespace: Namespace,
+  request: Lease,
+): void {
+  const held = frame.words[frame.bodyWords]!;
+  const at = frame.bodyWords + LOOKUP_FIXED_BYTES / 4;
+  const { count } = frame.header;
+  if (held === 0 && !frame.has(FLAG.KEEP_CHAIN)) {
+    if (request.chainKeys > 0) context.leases.forgetChain(request);
+    keys.words = frame.words;
+    keys.at = at;
+    keys.count = count;
+    return;
+  }
+  if (held > LIMITS.chainBytesPerInstanceMax) throw new CairnError("malformedFrame", "heldKeys");
+  context.leases.extendChain(request, namespace.keyWords, held, frame.words, at, count);
+  keys.words = request.chain;
+  keys.at = 0;
+  keys.count = request.chainKeys;
+}
+
+/** The hit that the instance's pin budget allows. */
+function clip(
+  context: EngineContext,
+  instance: Instance,
+  namespace: Namespace,
+  hit: number,
+): number {
+  const room = context.settings.pinnedBytesMax - instance.pinnedBytes;
+  if (hit * namespace.blockBytes <= room) return hit;
+  context.feed.add(METRIC.lookupClipped, 1);
+  return Math.max(0, Math.floor(room / namespace.blockBytes));
+}
+
+function blockAt(context: EngineContext, namespace: Namespace, depth: number): Block {
+  if (depth === 0) return NO_BLOCK;
+  const at = keys.at + (depth - 1) * namespace.keyWords;
+  return context.ledger.find(namespace.index, keys.words, at);
+}
+
+/**
+ * Somebody else's unproven blocks may be in the namespace and this instance has not yet compared one
+ * with its own computation.
+ */
+export function proofNeeded(
+  context: EngineContext,
+  instance: Instance,
+  view: NamespaceView,
+): boolean {
+  if (view.proven || !context.settings.proofRequired) return false;
+  const { recovered, unprovenWriter } = view.namespace;
+  return recovered || (unprovenWriter !== 0 && unprovenWriter !== instance.number);
+}
+
+function writeProof(context: EngineContext, namespace: Namespace, depth: number): void {
+  const { view } = context.out;
+  view.setUint32(BODY + 28, depth, true);
+  const at = keys.at + (depth - 1) * namespace.keyWords;
+  for (let word = 0; word < namespace.keyWords; word++) {
+    view.setUint32(BODY + 32 + word * 4, keys.words[at + word]!, true);
+  }
+}
+
+function writeHit(
+  context: EngineContext,
+  namespace: Namespace,
+  found: LookupResult,
+  depth: number,
+  prefillTokensPerSecond: number,
+): void {
+  const { view } = context.out;
+  const nvme = Math.min(found.nvmeBlocks, depth);
+  view.setUint32(BODY, depth - nvme, true);
+  view.setUint32(BODY + 4, nvme, true);
+  const microsecondsPerBlock = namespace.blockBytes / context.loadBytesPerMicrosecond;
+  const estimate = Math.min(0xffff_ffff, Math.ceil(depth * microsecondsPerBlock));
+  view.setUint32(BODY + 16, estimate, true);
+  const recompute =
+    prefillTokensPerSecond === 0
+      ? Number.POSITIVE_INFINITY
+      : (namespace.descriptor.blockTokens * 1e6) / prefillTokensPerSecond;
+  view.setUint32(BODY + 20, microsecondsPerBlock <= recompute ? depth : 0, true);
+}
+
+function count(
+  context: EngineContext,
+  namespace: Namespace,
+  found: LookupResult,
+  hit: number,
+): void {
+  const { feed } = context;
+  const { blockTokens } = namespace.descriptor;
+  feed.add(METRIC.lookups, 1);
+  feed.add(METRIC.lookupBlocksRequested, keys.count);
+  feed.add(METRIC.lookupTokensRequested, keys.count * blockTokens);
+  feed.add(METRIC.lookupTokensHit, hit * blockTokens);
+  feed.addAt(METRIC.lookupBlocksHit, 0, hit - Math.min(hit, found.nvmeBlocks));
+  feed.addAt(METRIC.lookupBlocksHit, 1, Math.min(hit, found.nvmeBlocks));
+  feed.add(METRIC.lookupProbes, found.probes);
+}

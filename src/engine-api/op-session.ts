@@ -1,0 +1,258 @@
+/** HELLO, REGISTER, PROVE_LAYOUT, UNREGISTER, HEARTBEAT, STATS: who an engine is and what it shares. */
+import { randomInt } from "node:crypto";
+import { assert } from "../assert.ts";
+import { CairnError, type ErrorName } from "../errors.ts";
+import { LIMITS } from "../limits.ts";
+import { METRIC } from "../observe/feed.ts";
+import {
+  booleanField,
+  type ColdMap,
+  decodeCold,
+  integerField,
+  listField,
+  mapValue,
+  textField,
+} from "./codec.ts";
+import { settleRegion } from "./completion.ts";
+import { type EngineContext, type InboundFrame, NO_DESCRIPTOR } from "./context.ts";
+import { parseDescriptor } from "./descriptor.ts";
+import { type Job, JOB_KIND } from "./jobs.ts";
+import type { Namespace } from "./namespaces.ts";
+import { FLAG, type HelloReply, OP, PROTOCOL_VERSION, type RegisterRequest } from "./protocol.ts";
+import { checkGeometry, Region } from "./regions.ts";
+import type { Connection, Instance } from "./sessions.ts";
+
+export function hello(context: EngineContext, frame: InboundFrame): void {
+  const { connection } = frame;
+  if (connection.instance !== undefined) throw new CairnError("helloRequired", "HELLO came before");
+  const body = decodeCold(frame.coldBody());
+  const versions = listField(body, "protocol", 64);
+  if (!versions.includes(PROTOCOL_VERSION)) {
+    throw new CairnError("versionUnsupported", "this daemon speaks version 1", PROTOCOL_VERSION);
+  }
+  const engineId = textField(body, "engineId", 256);
+  const role = textField(body, "role", 16);
+  if (role !== "scheduler" && role !== "worker") {
+    throw new CairnError("malformedFrame", "role: scheduler or worker");
+  }
+  const ranks = integerField(body, "ranks", 1, 65_536);
+  const rank = integerField(body, "rank", 0, ranks - 1);
+  const engine = mapValue(body["engine"], "engine");
+  const engineText = `${textField(engine, "name", 256)} ${textField(engine, "version", 256)}`;
+  const namespaces = openNamespaces(context, connection, body, engineId);
+  const { sessions } = context;
+  const instance = sessions.join(connection, engineId, engineText, namespaces, frame.at);
+  connection.role = role;
+  connection.rank = rank;
+  context.addon.established(connection.id);
+  const reply = helloReply(context, instance);
+  context.out.cold(connection.id, OP.HELLO, frame.header.tag, 0, reply);
+}
+
+/** @throws CairnError badDescriptor, instanceMismatch, tooManyNamespaces */
+function openNamespaces(
+  context: EngineContext,
+  connection: Connection,
+  body: ColdMap,
+  engineId: string,
+): Namespace[] {
+  const list = listField(body, "namespaces", LIMITS.namespacesPerHelloMax);
+  if (list.length === 0) throw new CairnError("malformedFrame", "namespaces: at least one");
+  const descriptors = list.map(parseDescriptor);
+  const live = context.sessions.find(connection, engineId);
+  if (live !== undefined && live.views.length !== descriptors.length) {
+    throw new CairnError("instanceMismatch", "another number of namespaces");
+  }
+  const opened = descriptors.map((descriptor) =>
+    context.namespaces.open(connection.tenant, descriptor),
+  );
+  if (new Set(opened).size !== opened.length) {
+    throw new CairnError("badDescriptor", "a namespace is declared twice");
+  }
+  for (const [index, namespace] of opened.entries()) {
+    const view = live?.views[index];
+    if (view !== undefined && view.declared !== namespace) {
+      throw new CairnError("instanceMismatch", `namespace ${index} differs`, index);
+    }
+  }
+  return opened;
+}
+
+function helloReply(context: EngineContext, instance: Instance): HelloReply {
+  const { settings } = context;
+  return {
+    protocol: PROTOCOL_VERSION,
+    instance: instance.number,
+    epoch: context.epoch,
+    node: context.nodeName,
+    namespaces: instance.views.map(({ handle, namespace }) => ({
+      handle,
+      digest: namespace.digest,
+    })),
+    heartbeatMs: settings.heartbeatMs,
+    leaseMs: settings.heartbeatMs * settings.heartbeatMisses,
+    limits: {
+      keysPerFrameMax: LIMITS.keysPerFrameMax,
+      frameBodyBytesMax: LIMITS.frameBodyBytesMax,
+      inFlightJobsMax: settings.inFlightJobsMax,
+      windowBytesMax: settings.windowBytesMax,
+      loadDeadlineMsMax: LIMITS.loadDeadlineMsMax,
+      storeFillMs: settings.storeFillMs,
+    },
+  };
+}
+
+export function register(context: EngineContext, frame: InboundFrame): void {
+  const { connection } = frame;
+  const instance = frame.instance;
+  const request = registerRequest(decodeCold(frame.coldBody()));
+  const view = instance.view(request.namespace);
+  checkGeometry(request, view.namespace);
+  if (connection.regions.size >= LIMITS.regionsPerConnectionMax) {
+    throw new CairnError("overloaded", "regionsPerConnectionMax regions are registered");
+  }
+  if (instance.windowBytes + request.sizeBytes > context.settings.windowBytesMax) {
+    throw new CairnError("windowBudget", `${request.sizeBytes} bytes more`, instance.windowBytes);
+  }
+  const mapped = mapWindow(context, frame, request);
+  const seed = randomInt(1, 2 ** 31);
+  const region = new Region(mapped.region, view, request, seed);
+  connection.regions.set(region.id, region);
+  instance.windowBytes += region.sizeBytes;
+  context.feed.add(METRIC.regions, 1);
+  context.feed.add(METRIC.regionBytes, region.sizeBytes);
+  const reply = {
+    region: region.id,
+    sizeBytes: region.sizeBytes,
+    proof: request.proof,
+    seed,
+    block: 0,
+  };
+  const { tag } = frame.header;
+  context.out.cold(connection.id, OP.REGISTER, tag, region.id, reply, mapped.descriptor);
+  if (mapped.descriptor !== -1) context.addon.closeDescriptor(mapped.descriptor);
+}
+
+function registerRequest(body: ColdMap): RegisterRequest {
+  const kind = textField(body, "kind", 16);
+  if (kind !== "window") throw new CairnError("malformedFrame", `kind ${kind}: only window`);
+  const make = textField(body, "make", 16);
+  if (make !== "client" && make !== "daemon") {
+    throw new CairnError("malformedFrame", "make: client or daemon");
+  }
+  const bytesMax = 2 ** 50;
+  return {
+    kind,
+    make,
+    namespace: integerField(body, "namespace", 1, 65_535),
+    sizeBytes: integerField(body, "sizeBytes", 1, bytesMax),
+    offsetBytes: integerField(body, "offsetBytes", 0, bytesMax),
+    strideBytes: integerField(body, "strideBytes", 1, bytesMax),
+    blocks: integerField(body, "blocks", 1, LIMITS.regionBlocksMax),
+    proof: booleanField(body, "proof"),
+  };
+}
+
+interface MappedWindow {
+  readonly region: number;
+  /** A descriptor to hand out and then close; −1 when the client made the window. */
+  readonly descriptor: number;
+}
+
+/** @throws CairnError malformedFrame, windowNotSealed, windowTooSmall, windowMap */
+function mapWindow(
+  context: EngineContext,
+  frame: InboundFrame,
+  request: RegisterRequest,
+): MappedWindow {
+  const carried = frame.descriptor;
+  if ((request.make === "client") !== (carried !== NO_DESCRIPTOR)) {
+    throw new CairnError("malformedFrame", "a client-made window carries one descriptor");
+  }
+  try {
+    if (request.make === "daemon") return context.addon.regionCreate(request.sizeBytes);
+    frame.descriptor = NO_DESCRIPTOR; // The addon takes it over, also when it refuses.
+    const { region } = context.addon.regionMap(carried, request.sizeBytes);
+    return { region, descriptor: -1 };
+  } catch (error) {
+    const code = (error as { code?: unknown }).code;
+    const message = error instanceof Error ? error.message : String(error);
+    throw new CairnError(windowError(code), message);
+  }
+}
+
+function windowError(code: unknown): ErrorName {
+  if (code === "NOT_SEALED") return "windowNotSealed";
+  if (code === "TOO_SMALL") return "windowTooSmall";
+  return "windowMap";
+}
+
+export function proveLayout(context: EngineContext, frame: InboundFrame): void {
+  const { connection } = frame;
+  const region = connection.regions.get(frame.id);
+  if (region === undefined) throw new CairnError("unknownRegion", "no such region");
+  const body = decodeCold(frame.coldBody());
+  const block = integerField(body, "block", 0, region.blocks - 1);
+  const { rowBytes } = region.view.namespace;
+  const at = region.rangeAt(block);
+  if (!context.addon.regionProve(region.id, at, rowBytes, region.seed)) {
+    context.feed.add(METRIC.layoutProofFailures, 1);
+    throw new CairnError("layoutMismatch", "the gathered pattern differs");
+  }
+  region.proven = true;
+  context.out.cold(connection.id, OP.PROVE_LAYOUT, frame.header.tag, region.id, { ok: true });
+}
+
+/**
+ * The region takes no new job; STOREs that wait for FILL are cancelled, copies in flight end, then the
+ * reply goes out. `cancel` is the CANCEL operation's own routine.
+ */
+export function unregister(
+  context: EngineContext,
+  frame: InboundFrame,
+  cancel: (job: Job) => void,
+): void {
+  const { connection } = frame;
+  const region = connection.regions.get(frame.id);
+  if (region === undefined || region.closingTag !== -1) {
+    throw new CairnError("unknownRegion", "no such region");
+  }
+  region.closingTag = frame.header.tag;
+  for (const job of connection.jobs.values()) {
+    if (job.region !== region || job.kind !== JOB_KIND.STORE) continue;
+    if (job.batches.length === 0) cancel(job);
+  }
+  settleRegion(context, connection, region);
+}
+
+export function heartbeat(context: EngineContext, frame: InboundFrame): void {
+  const instance = frame.instance;
+  instance.aliveAt = frame.at;
+  if (frame.noReply) return;
+  const { out, epochNumber } = context;
+  const { tag } = frame.header;
+  out.acknowledge(frame.connection.id, OP.HEARTBEAT, tag, epochNumber, instance.leaseCount);
+}
+
+export function stats(context: EngineContext, frame: InboundFrame): void {
+  const { connection } = frame;
+  const instance = frame.instance;
+  assert(!connection.closed, "frames come from open connections");
+  context.out.cold(connection.id, OP.STATS, frame.header.tag, 0, {
+    instance: instance.number,
+    leases: instance.leaseCount,
+    pinnedBytes: instance.pinnedBytes,
+    jobs: connection.jobs.size,
+    regions: connection.regions.size,
+    node: context.nodeStats(),
+  });
+}
+
+/** END_REQUEST: count of the reply = 1 if the request was known. */
+export function endRequest(context: EngineContext, frame: InboundFrame): void {
+  const known = context.leases.endRequest(frame.instance, frame.id);
+  if (frame.noReply) return;
+  const { tag } = frame.header;
+  context.out.begin(OP.END_REQUEST, FLAG.REPLY, tag, frame.id, known ? 1 : 0);
+  context.out.end(frame.connection.id, 0);
+}

@@ -1,0 +1,409 @@
+/**
+ * The engine API: the only door for engines. Drains the addon's event queue on the JS thread, dispatches
+ * frames to operations, turns everything an operation throws into one typed error reply, and cleans up
+ * after connections. Nothing here waits: an operation answers at once or leaves a job behind.
+ */
+import { type Addon, CLOSE_REASON, EVENT, EVENT_WORDS } from "../../addon/binding.ts";
+import { assert } from "../assert.ts";
+import { CairnError, ERRORS, type ErrorName } from "../errors.ts";
+import { LIMITS } from "../limits.ts";
+import type { LedgerApi } from "../ledger/types.ts";
+import { type Feed, METRIC } from "../observe/feed.ts";
+import { FRAME_ERROR_LABELS } from "../observe/metrics.ts";
+import { Copies, type CopyOwner, type CopyTicket } from "../transfer/copies.ts";
+import { closeIfDone, drainFinished, removeRegion } from "./completion.ts";
+import { type EngineContext, type EngineSettings, InboundFrame, NO_DESCRIPTOR } from "./context.ts";
+import { type Job, JOB_KIND, Jobs } from "./jobs.ts";
+import { Leases } from "./leases.ts";
+import type { Namespaces } from "./namespaces.ts";
+import { hint, prefetch, prove, touch } from "./op-advice.ts";
+import { load, loadCopied } from "./op-load.ts";
+import { lookup } from "./op-lookup.ts";
+import {
+  endRequest,
+  heartbeat,
+  hello,
+  proveLayout,
+  register,
+  stats,
+  unregister,
+} from "./op-session.ts";
+import {
+  abandonWaiting,
+  abortUnfilled,
+  expireStore,
+  fill,
+  settlePosition,
+  store,
+  storeCopied,
+} from "./op-store.ts";
+import { asCairnError, Outbound } from "./outbound.ts";
+import { OP } from "./protocol.ts";
+import { type Instance, Sessions, type Tenant } from "./sessions.ts";
+import { Waiters } from "./waiters.ts";
+
+export interface EngineServerOptions {
+  readonly addon: Addon;
+  readonly ledger: LedgerApi;
+  readonly feed: Feed;
+  readonly namespaces: Namespaces;
+  readonly settings: EngineSettings;
+  readonly tenants: readonly Tenant[];
+  readonly arena: number;
+  readonly epoch: string;
+  readonly nodeName: string;
+  readonly inbox: ArrayBuffer;
+  readonly events: Uint32Array;
+  readonly statuses: Uint8Array;
+  readonly nodeStats: () => object;
+  /** PROGRESS events (pre-touch, scan): task, done, total, outcome (0 running, 1 ended, 2 failed). */
+  readonly onProgress: (task: number, done: number, total: number, outcome: number) => void;
+  /** A fault in cairn was answered as `internal`. */
+  readonly onInternalError: (error: unknown) => void;
+}
+
+/** Polls per turn; beyond it the loop gets a turn first. */
+const POLLS_PER_TURN_MAX = 16;
+const DRAIN_ALLOWED = new Set<number>([
+  OP.FILL,
+  OP.CANCEL,
+  OP.FLUSH,
+  OP.UNREGISTER,
+  OP.END_REQUEST,
+  OP.HEARTBEAT,
+  OP.STATS,
+  OP.TOUCH,
+]);
+
+export class EngineServer implements CopyOwner {
+  readonly context: EngineContext;
+  readonly #options: EngineServerOptions;
+  readonly #operations: readonly (((frame: InboundFrame) => void) | undefined)[];
+  readonly #settled = (job: Job, position: number, visible: boolean): void =>
+    settlePosition(this.context, job, position, visible);
+  #pumping = false;
+  #stopped = false;
+
+  constructor(options: EngineServerOptions) {
+    const { addon, ledger, feed } = options;
+    this.#options = options;
+    this.context = {
+      addon,
+      ledger,
+      feed,
+      out: new Outbound(addon),
+      copies: new Copies(addon),
+      sessions: new Sessions(options.tenants),
+      leases: new Leases(ledger),
+      namespaces: options.namespaces,
+      jobs: new Jobs(),
+      waiters: new Waiters(),
+      settings: options.settings,
+      frame: new InboundFrame(options.inbox),
+      epoch: options.epoch,
+      epochNumber: Number.parseInt(options.epoch.replaceAll("-", "").slice(0, 13), 16),
+      nodeName: options.nodeName,
+      arena: options.arena,
+      finished: [],
+      statuses: new Uint8Array(LIMITS.keysPerFrameMax),
+      loadBytesPerMicrosecond: 5_000,
+      draining: false,
+      nodeStats: options.nodeStats,
+    };
+    assert(Number.isSafeInteger(this.context.epochNumber), "the epoch starts with 52 bits of hex");
+    this.#operations = this.#table();
+  }
+
+  #table(): (((frame: InboundFrame) => void) | undefined)[] {
+    const { context } = this;
+    const table: (((frame: InboundFrame) => void) | undefined)[] = [];
+    table[OP.HELLO] = (frame) => hello(context, frame);
+    table[OP.REGISTER] = (frame) => register(context, frame);
+    table[OP.PROVE_LAYOUT] = (frame) => proveLayout(context, frame);
+    table[OP.UNREGISTER] = (frame) => unregister(context, frame, (job) => this.#cancelJob(job));
+    table[OP.LOOKUP] = (frame) => this.#lookup(frame);
+    table[OP.LOAD] = (frame) => load(context, frame, this);
+    table[OP.STORE] = (frame) => store(context, frame, this);
+    table[OP.FILL] = (frame) => fill(context, frame, this);
+    table[OP.CANCEL] = (frame) => this.#cancel(frame);
+    table[OP.FLUSH] = (frame) => this.#flush(frame);
+    table[OP.END_REQUEST] = (frame) => endRequest(context, frame);
+    table[OP.TOUCH] = (frame) => touch(context, frame);
+    table[OP.HINT] = (frame) => hint(context, frame);
+    table[OP.PREFETCH] = (frame) => prefetch(context, frame);
+    table[OP.PROVE] = (frame) => prove(context, frame);
+    table[OP.HEARTBEAT] = (frame) => heartbeat(context, frame);
+    table[OP.STATS] = (frame) => stats(context, frame);
+    return table;
+  }
+
+  /** Ledger callbacks; bound by the composition root before the ledger is used. */
+  settled(block: number, visible: boolean): void {
+    this.context.waiters.settle(block, visible, this.#settled);
+  }
+
+  leaseReduced(lease: number, depth: number): void {
+    this.context.leases.reduced(lease, depth);
+    this.context.feed.add(METRIC.leasesReduced, 1);
+  }
+
+  /** Drains the addon's events; its onReady. */
+  pump(): void {
+    if (this.#pumping || this.#stopped) return;
+    this.#pumping = true;
+    try {
+      for (let turn = 0; turn < POLLS_PER_TURN_MAX; turn++) {
+        const events = this.#options.addon.poll();
+        if (events === 0) return;
+        for (let index = 0; index < events; index++) this.#event(index * EVENT_WORDS);
+      }
+      setImmediate(() => this.pump());
+    } finally {
+      this.#pumping = false;
+    }
+  }
+
+  #event(at: number): void {
+    const { events } = this.#options;
+    const id = events[at + 1]!;
+    switch (events[at]) {
+      case EVENT.ACCEPT:
+        this.#accept(id, events[at + 4]!, events[at + 5]!, events[at + 7]!);
+        break;
+      case EVENT.FRAME:
+        this.#frame(id, events[at + 2]!, events[at + 3]!, events[at + 4]!);
+        break;
+      case EVENT.CLOSE:
+        this.#close(id, events[at + 4]!);
+        break;
+      case EVENT.COPIED:
+        this.context.copies.ended(id, this.#options.statuses, events[at + 2]!);
+        break;
+      case EVENT.PROGRESS:
+        this.#options.onProgress(id, events[at + 4]!, events[at + 5]!, events[at + 6]!);
+        break;
+      default:
+        assert(false, "the addon sends only events of its table");
+    }
+    drainFinished(this.context);
+  }
+
+  #accept(id: number, pid: number, uid: number, listener: number): void {
+    const { sessions, feed, out, addon } = this.context;
+    feed.add(METRIC.connectionsAccepted, 1);
+    try {
+      sessions.accept(id, pid, uid, sessions.tenantOf(listener, uid));
+    } catch (error) {
+      const { errorName, message, detail } = asCairnError(error);
+      this.#countError(errorName);
+      out.error(id, 0, 0, 0, errorName, message, detail);
+      addon.closeConnection(id, CLOSE_REASON.LOCAL);
+    }
+  }
+
+  #frame(id: number, offset: number, length: number, descriptor: number): void {
+    const { frame, sessions, feed } = this.context;
+    const connection = sessions.connections.get(id);
+    if (connection === undefined) {
+      // Refused at accept; what it sent meanwhile is not looked at.
+      if (descriptor !== NO_DESCRIPTOR) this.context.addon.closeDescriptor(descriptor);
+      return;
+    }
+    frame.load(connection, offset, length, descriptor, performance.now());
+    feed.add(METRIC.framesReceived, 1);
+    try {
+      this.#dispatch(frame);
+    } catch (error) {
+      this.#refuse(frame, error);
+    }
+    if (frame.descriptor !== NO_DESCRIPTOR) this.context.addon.closeDescriptor(frame.descriptor);
+  }
+
+  #dispatch(frame: InboundFrame): void {
+    const { op } = frame.header;
+    const operation = this.#operations[op];
+    if (operation === undefined) throw new CairnError("unknownOp", `operation ${op}`, op);
+    if (op !== OP.HELLO && frame.connection.instance === undefined) {
+      throw new CairnError("helloRequired", "send HELLO first");
+    }
+    if (this.context.draining && !DRAIN_ALLOWED.has(op)) {
+      throw new CairnError("shuttingDown", "the daemon is draining");
+    }
+    operation(frame);
+  }
+
+  #refuse(frame: InboundFrame, error: unknown): void {
+    const { errorName, message, detail } = asCairnError(error);
+    if (errorName === "internal") this.#options.onInternalError(error);
+    this.#countError(errorName);
+    const { op, tag, id } = frame.header;
+    const { connection } = frame;
+    if (!frame.noReply) {
+      this.context.out.error(connection.id, op, tag, Math.max(0, id), errorName, message, detail);
+    }
+    if (errorName !== "versionUnsupported") return;
+    this.context.addon.closeConnection(connection.id, CLOSE_REASON.VERSION);
+  }
+
+  #countError(name: ErrorName): void {
+    const { feed } = this.context;
+    const row = REFUSAL_ROWS[name];
+    if (row !== undefined) feed.add(row, 1);
+    feed.addAt(METRIC.frameErrors, FRAME_ERROR_INDEX[name] ?? FRAME_ERROR_OTHER, 1);
+  }
+
+  #lookup(frame: InboundFrame): void {
+    lookup(this.context, frame);
+    this.context.feed.observe(METRIC.lookupSeconds, (performance.now() - frame.at) / 1_000);
+  }
+
+  /** CopyOwner: a batch of one of our jobs ended. */
+  copied(ticket: CopyTicket, statuses: Uint8Array, at: number): void {
+    const job = ticket.subject as Job;
+    const index = job.batches.indexOf(ticket.number);
+    assert(index >= 0, "the batch belongs to its job");
+    job.batches.splice(index, 1);
+    if (job.kind === JOB_KIND.LOAD) loadCopied(this.context, job, ticket, statuses, at);
+    else storeCopied(this.context, job, ticket, statuses, at);
+    closeIfDone(this.context, job);
+  }
+
+  #cancel(frame: InboundFrame): void {
+    const { connection, header } = frame;
+    const job = connection.jobs.get(frame.id);
+    if (job === undefined) {
+      this.context.out.acknowledge(connection.id, OP.CANCEL, header.tag, frame.id, 0);
+      return;
+    }
+    job.cancelTags.push(header.tag);
+    this.#cancelJob(job);
+  }
+
+  /** Gives up everything of a job that has not begun; it completes when its running copies end. */
+  #cancelJob(job: Job): void {
+    job.cancelled = true;
+    for (const batch of job.batches) this.context.copies.cancel(batch);
+    if (job.kind === JOB_KIND.STORE) {
+      abortUnfilled(this.context, job, ERRORS.cancelled.code);
+      abandonWaiting(this.context, job, ERRORS.cancelled.code);
+    }
+    closeIfDone(this.context, job);
+  }
+
+  #flush(frame: InboundFrame): void {
+    const { connection, header } = frame;
+    if (connection.jobs.size === 0) {
+      this.context.out.acknowledge(connection.id, OP.FLUSH, header.tag, 0, 0);
+    } else {
+      connection.flushTags.push(header.tag);
+    }
+  }
+
+  /** The peer is gone: everything it took goes back, jobs as soon as their copies end. */
+  #close(id: number, reason: number): void {
+    const { sessions, leases, feed } = this.context;
+    feed.addAt(METRIC.connectionsClosed, reason, 1);
+    const connection = sessions.connections.get(id);
+    if (connection === undefined) return;
+    connection.closed = true;
+    for (const job of connection.jobs.values()) this.#cancelJob(job);
+    const { instance } = connection;
+    if (instance !== undefined) {
+      leases.endAll(instance, connection);
+      for (const region of connection.regions.values()) {
+        removeRegion(this.context, connection, region);
+      }
+    }
+    if (sessions.leave(connection) && instance !== undefined) leases.endAll(instance, undefined);
+  }
+
+  /** The coarse timer: lease expiry and STORE deadlines. Events are drained first, so that a late turn of ours expires nobody. */
+  tick(): void {
+    this.pump();
+    const { context } = this;
+    const now = performance.now();
+    for (const job of context.jobs.stores) {
+      if (now >= job.fillAt || now >= job.deadlineAt) expireStore(context, job, now);
+    }
+    const leaseMs = context.settings.heartbeatMs * context.settings.heartbeatMisses;
+    for (const instance of context.sessions.instances.values()) {
+      if (instance.leaseCount > 0 && now - instance.aliveAt > leaseMs) this.#expire(instance);
+    }
+    drainFinished(context);
+    this.#publish();
+  }
+
+  #expire(instance: Instance): void {
+    const freed = this.context.leases.endAll(instance, undefined);
+    this.context.feed.add(METRIC.leasesExpired, freed);
+    for (const connection of instance.connections) {
+      for (const job of connection.jobs.values()) {
+        if (job.kind === JOB_KIND.LOAD) this.#cancelJob(job);
+      }
+    }
+  }
+
+  /** New work is refused from here on; what is in flight may end. */
+  drain(): void {
+    this.context.draining = true;
+  }
+
+  /** Cancels whatever is still in flight. */
+  cancelAll(): void {
+    for (const connection of this.context.sessions.connections.values()) {
+      for (const job of connection.jobs.values()) this.#cancelJob(job);
+    }
+    drainFinished(this.context);
+  }
+
+  get jobsInFlight(): number {
+    return this.context.jobs.inFlight;
+  }
+
+  /** No event is handled after this. */
+  stop(): void {
+    this.#stopped = true;
+  }
+
+  #publish(): void {
+    const { feed, leases, sessions, jobs, namespaces, copies } = this.context;
+    feed.set(METRIC.leases, leases.size);
+    feed.set(METRIC.pinnedBytes, leases.pinnedBytes);
+    feed.set(METRIC.instances, sessions.instances.size);
+    feed.set(METRIC.connections, sessions.connections.size);
+    feed.set(METRIC.jobs, jobs.inFlight);
+    feed.set(METRIC.namespaces, namespaces.size);
+    feed.set(METRIC.copyQueueItems, copies.itemsInFlight);
+    feed.set(METRIC.namespacesUnproven, unprovenNamespaces(sessions));
+  }
+}
+
+/** Namespaces in which some live instance was asked for a proof and has not given it. */
+function unprovenNamespaces(sessions: Sessions): number {
+  const unproven = new Set<number>();
+  for (const instance of sessions.instances.values()) {
+    for (const view of instance.views) {
+      if (view.asked && !view.proven && view.namespace === view.declared) {
+        unproven.add(view.namespace.index);
+      }
+    }
+  }
+  return unproven.size;
+}
+
+const FRAME_ERROR_OTHER = FRAME_ERROR_LABELS.indexOf("other");
+/** Error name → index of its label; names without a label count as `other`. */
+const FRAME_ERROR_INDEX: Partial<Record<ErrorName, number>> = {};
+for (const name of Object.keys(ERRORS) as ErrorName[]) {
+  const label = name.replaceAll(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+  const index = (FRAME_ERROR_LABELS as readonly string[]).indexOf(label);
+  if (index >= 0) FRAME_ERROR_INDEX[name] = index;
+}
+
+/** Refusals that have a metric of their own. */
+const REFUSAL_ROWS: Partial<Record<ErrorName, number>> = {
+  overloaded: METRIC.overloads,
+  jobsInFlight: METRIC.jobsRefused,
+  ledgerFull: METRIC.ledgerFullRefusals,
+  chainMismatch: METRIC.chainMismatches,
+};

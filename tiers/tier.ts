@@ -1,0 +1,55 @@
+/**
+ * What the core asks of a tier. A tier owns bytes in slots and what survives with them; which block is in
+ * which slot is the ledger's business. Each tier's README states its failure model as a table.
+ */
+import type { NamespaceInfo } from "../addon/binding.ts";
+import type { SlabTierOptions, TierIndex } from "../src/ledger/types.ts";
+
+/** Called as work proceeds: header scans and pre-touching. */
+export type TierProgress = (stage: "scan" | "populate", done: number, total: number) => void;
+
+/** What a start found of the life before. */
+export interface RecoveryReport {
+  /** The backing store existed and was readable. */
+  readonly reopened: boolean;
+  /** The last owner closed it in order. */
+  readonly clean: boolean;
+  /** Valid headers scanned. */
+  readonly headers: number;
+  /** Blocks (shard copies) taken back into the ledger. */
+  readonly recovered: number;
+  readonly dropped: number;
+  readonly milliseconds: number;
+}
+
+export interface Tier {
+  readonly index: TierIndex;
+  readonly name: string;
+  readonly slabs: number;
+  readonly slabBytes: number;
+  readonly capacityBytes: number;
+  /** Arena number by which copies name this tier's slots. */
+  readonly arena: number;
+
+  /** Slots that one slab holds for rows of this length; 0 = none. */
+  slotsPerSlab(payloadBytes: number): number;
+  /** How the ledger drives slabs and slots of this tier. */
+  ledgerOptions(limits: TierLimits): SlabTierOptions;
+
+  /** The persisted namespace table. */
+  namespaces(): readonly NamespaceInfo[];
+  putNamespace(index: number, digest: Uint8Array, descriptor: Uint8Array): void;
+
+  /** Pre-touches fresh slabs in the background; the tier serves meanwhile. */
+  populate(): void;
+  /** PROGRESS event of the addon; true when the task is one of this tier. */
+  onProgress(task: number, done: number, total: number, outcome: number): boolean;
+  /** Closes the backing store; `keep` leaves it for the next start. */
+  close(keep: boolean): void;
+}
+
+export interface TierLimits {
+  readonly blocksMax: number;
+  readonly highWatermark: number;
+  readonly lowWatermark: number;
+}
