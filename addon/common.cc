@@ -1,0 +1,55 @@
+#include "common.h"
+
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <utility>
+
+namespace cairn {
+
+void fail(std::string code, std::string message) {
+  throw Failure{std::move(code), std::move(message)};
+}
+
+void failErrno(const std::string& what, int error) {
+  const char* name = strerrorname_np(error);
+  throw Failure{name == nullptr ? "EUNKNOWN" : name, what + ": " + strerrordesc_np(error)};
+}
+
+void assertionFailed(const char* condition, const char* message, const char* file, int line) {
+  fprintf(stderr, "cairn: assertion failed: %s (%s) at %s:%d\n", message, condition, file, line);
+  fflush(stderr);
+  _exit(70);
+}
+
+int64_t steadyMicroseconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return int64_t{now.tv_sec} * 1'000'000 + now.tv_nsec / 1000;
+}
+
+uint64_t unixMilliseconds() {
+  timespec now;
+  clock_gettime(CLOCK_REALTIME_COARSE, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1000 + static_cast<uint64_t>(now.tv_nsec) / 1'000'000;
+}
+
+Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
+  if (this != &other) {
+    reset();
+    fd_ = other.release();
+  }
+  return *this;
+}
+
+int Descriptor::release() { return std::exchange(fd_, -1); }
+
+void Descriptor::reset() {
+  if (fd_ >= 0) ::close(fd_);
+  fd_ = -1;
+}
+
+}  // namespace cairn

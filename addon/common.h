@@ -1,0 +1,54 @@
+// Shared small things of the addon: typed failures, assertions that stay on, clocks.
+//
+// The core throws Failure on its set-up paths only; addon/js.cc turns it into a JS error with `code`.
+// Worker threads never throw. A failed assertion is a bug in cairn: it is printed and the process ends
+// with exit code 70, so that not even a bug ends it by a signal.
+#pragma once
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace cairn {
+
+/// What an operation could not do. `code` is a word of AddonErrorCode (binding.ts) or an errno name.
+struct Failure {
+  std::string code;
+  std::string message;
+};
+
+[[noreturn]] void fail(std::string code, std::string message);
+/// Throws Failure with the errno's name as code; `what` says which step failed.
+[[noreturn]] void failErrno(const std::string& what, int error = errno);
+[[noreturn]] void assertionFailed(const char* condition, const char* message, const char* file, int line);
+
+/// Monotonic clock.
+int64_t steadyMicroseconds();
+inline int64_t steadyMilliseconds() { return steadyMicroseconds() / 1000; }
+/// Milliseconds of Unix time, coarse (a few milliseconds), for last-access stamps.
+uint64_t unixMilliseconds();
+
+constexpr size_t roundUp(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
+
+/// An open descriptor, closed when it goes out of scope.
+class Descriptor {
+ public:
+  Descriptor() = default;
+  explicit Descriptor(int fd) : fd_(fd) {}
+  Descriptor(Descriptor&& other) noexcept : fd_(other.release()) {}
+  Descriptor& operator=(Descriptor&& other) noexcept;
+  ~Descriptor() { reset(); }
+  int get() const { return fd_; }
+  explicit operator bool() const { return fd_ >= 0; }
+  int release();
+  void reset();
+
+ private:
+  int fd_ = -1;
+};
+
+}  // namespace cairn
+
+#define CAIRN_ASSERT(condition, message) \
+  ((condition) ? static_cast<void>(0) : ::cairn::assertionFailed(#condition, message, __FILE__, __LINE__))

@@ -1,0 +1,59 @@
+#include "events.h"
+
+#include <cstring>
+
+#include "common.h"
+
+namespace cairn {
+
+void EventHub::ring() {
+  if (!rung_.exchange(true, std::memory_order_seq_cst)) doorbell_();
+}
+
+void EventHub::push(Event&& event) {
+  {
+    std::lock_guard lock(mutex_);
+    queue_.push_back(std::move(event));
+    pending_.fetch_add(1, std::memory_order_relaxed);
+  }
+  ring();
+}
+
+size_t EventHub::poll(uint32_t* words, size_t eventsMax, uint8_t* statuses, size_t statusBytes,
+                      InboxRing& ringBuffer) {
+  ringBuffer.release(handedOutEnd_);
+  if (taken_.empty()) {
+    std::lock_guard lock(mutex_);
+    taken_.swap(queue_);
+  }
+  size_t count = 0;
+  size_t statusAt = 0;
+  while (!taken_.empty() && count < eventsMax) {
+    Event& event = taken_.front();
+    if (event.type == kCopied) {
+      CAIRN_ASSERT(event.statuses.size() <= statusBytes, "one batch's statuses fit");
+      if (statusAt + event.statuses.size() > statusBytes) break;
+      event.offset = static_cast<uint32_t>(statusAt);
+      event.length = static_cast<uint32_t>(event.statuses.size());
+      memcpy(statuses + statusAt, event.statuses.data(), event.statuses.size());
+      statusAt += event.statuses.size();
+    } else if (event.type == kFrame) {
+      handedOutEnd_ = event.ringEnd;
+    }
+    const uint32_t out[kEventWords] = {event.type, event.id, event.offset, event.length,
+                                       event.a,    event.b,  event.c,      event.d};
+    memcpy(words + count * kEventWords, out, sizeof out);
+    count++;
+    taken_.pop_front();
+  }
+  pending_.fetch_sub(count, std::memory_order_relaxed);
+  bool more = !taken_.empty();
+  if (!more) {
+    std::lock_guard lock(mutex_);
+    more = !queue_.empty();
+  }
+  if (more) ring();
+  return count;
+}
+
+}  // namespace cairn

@@ -1,0 +1,61 @@
+// The one queue between native threads and JS. Any thread pushes; JS drains by poll() at most once per
+// event-loop turn. The doorbell is coalesced: it rings once until JS has come for the events.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <vector>
+
+#include "ring.h"
+
+namespace cairn {
+
+constexpr size_t kEventWords = 8;
+enum EventType : uint32_t { kAccept = 1, kFrame = 2, kClose = 3, kCopied = 4, kProgress = 5 };
+
+struct Event {
+  uint32_t type;
+  uint32_t id;
+  uint32_t offset;
+  uint32_t length;
+  uint32_t a;
+  uint32_t b;
+  uint32_t c;
+  uint32_t d;
+  /// FRAME: ring position after the frame.
+  uint64_t ringEnd;
+  /// COPIED: item statuses, copied out by poll().
+  std::vector<uint8_t> statuses;
+};
+
+class EventHub {
+ public:
+  explicit EventHub(std::function<void()> doorbell) : doorbell_(std::move(doorbell)) {}
+
+  void push(Event&& event);
+  /// JS thread, when it answers the doorbell: the next push rings again.
+  void answered() { rung_.store(false, std::memory_order_seq_cst); }
+  /// Events not yet polled; a bound for producers that can wait.
+  size_t pending() const { return pending_.load(std::memory_order_relaxed); }
+
+  /// Fills `words` with up to `eventsMax` events, and `statuses`; releases the frames of the last poll in
+  /// `ring`. Rings again when something is left.
+  size_t poll(uint32_t* words, size_t eventsMax, uint8_t* statuses, size_t statusBytes, InboxRing& ring);
+
+ private:
+  void ring();
+
+  std::function<void()> doorbell_;
+  std::atomic<bool> rung_{false};
+  std::atomic<size_t> pending_{0};
+  std::mutex mutex_;
+  std::deque<Event> queue_;   // guarded by mutex_
+  std::deque<Event> taken_;   // JS thread
+  uint64_t handedOutEnd_ = 0; // JS thread
+};
+
+}  // namespace cairn

@@ -1,0 +1,44 @@
+{
+  "targets": [
+    {
+      "target_name": "cairn",
+      "sources": [
+        "addon/arena.cc",
+        "addon/bench.cc",
+        "addon/client.cc",
+        "addon/common.cc",
+        "addon/copy.cc",
+        "addon/events.cc",
+        "addon/hash.cc",
+        "addon/header.cc",
+        "addon/js.cc",
+        "addon/js_arena.cc",
+        "addon/js_client.cc",
+        "addon/populate.cc",
+        "addon/region.cc",
+        "addon/ring.cc",
+        "addon/scan.cc",
+        "addon/socket.cc",
+        "addon/table.cc",
+        "addon/transport.cc"
+      ],
+      "include_dirs": [
+        "<!(node -p \"require('path').join(require('path').dirname(require.resolve('xxhash-addon/package.json')), 'xxHash')\")"
+      ],
+      "defines": ["NAPI_VERSION=9", "XXH_INLINE_ALL"],
+      "cflags!": ["-O2"],
+      "cflags_cc!": ["-fno-exceptions", "-fno-rtti", "-std=gnu++17", "-O2"],
+      "cflags_cc": [
+        "-std=c++20",
+        "-O3",
+        "-fexceptions",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unused-function"
+      ],
+      "libraries": ["-lpthread"]
+    }
+  ]
+}
