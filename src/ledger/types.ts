@@ -118,7 +118,12 @@ export interface LedgerApi {
   /** Gallop + bisection on a chained namespace, linear walk otherwise or while the hole list overflows. Touches nothing. */
   lookup(namespace: NamespaceIndex, words: Uint32Array, at: number, count: number): LookupResult;
   /** The oracle: probes every key in order. */
-  lookupLinear(namespace: NamespaceIndex, words: Uint32Array, at: number, count: number): LookupResult;
+  lookupLinear(
+    namespace: NamespaceIndex,
+    words: Uint32Array,
+    at: number,
+    count: number,
+  ): LookupResult;
   /** One key to its record, NO_BLOCK if none. */
   find(namespace: NamespaceIndex, words: Uint32Array, at: number): Block;
   isVisible(block: Block): boolean;
@@ -182,7 +187,13 @@ export interface LedgerApi {
   evictToWatermark(tier: TierIndex): number;
 
   /** Start-up: offer scanned headers in order of depth (keys at `at`, parent at `parentAt`), then finish. False = dropped (its slot is freed). */
-  recover(block: RecoveredBlock, tier: TierIndex, words: Uint32Array, at: number, parentAt: number): boolean;
+  recover(
+    block: RecoveredBlock,
+    tier: TierIndex,
+    words: Uint32Array,
+    at: number,
+    parentAt: number,
+  ): boolean;
   recoverEnd(): void;
 
   /** Live growth and shrinking. vacate returns moves {from slot, to slot, block} for the caller to copy, then moved() each. */

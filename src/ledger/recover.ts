@@ -1,0 +1,142 @@
+/**
+ * Start-up from headers (rule 10). The caller adopts the assigned slabs, offers every valid header (over all tiers:
+ * ordered by depth, then generation descending), and ends. Of duplicates the first offered, that is the highest
+ * generation, wins; a block without all its shards is dropped; a block whose parent has no record is dropped; one whose
+ * parent is not visible is an orphan. Times of last access become ages in the same order.
+ */
+import { assert } from "../assert.ts";
+import { offerBlock } from "./ages.ts";
+import type { Core, Namespace, Tier } from "./core.ts";
+import { EVENT, isPending } from "./states.ts";
+import * as R from "./table.ts";
+import { allLanded } from "./fill.ts";
+import { abortCopy, hide, makeVisible, releaseRecord, transition } from "./tree.ts";
+import { NO_BLOCK, NO_SLOT, STATE, type Block, type RecoveredBlock } from "./types.ts";
+
+/** Recovered ages take the first part of logical time. */
+const AGES_RECOVERED = 2 ** 30;
+
+export class Recovery {
+  readonly #core: Core;
+  readonly #lastAccess: Float64Array;
+
+  constructor(core: Core) {
+    assert(core.table.used === 0, "recovery starts with an empty ledger");
+    this.#core = core;
+    this.#lastAccess = new Float64Array(core.table.blocksMax);
+    core.recovering = true;
+  }
+
+  /** False: the header leads nowhere; its slot will be free and its header invalidated. */
+  offer(
+    from: RecoveredBlock,
+    tier: Tier,
+    words: Uint32Array,
+    at: number,
+    parentAt: number,
+  ): boolean {
+    const block = this.#take(from, tier, words, at, parentAt);
+    if (block === NO_BLOCK) {
+      tier.slots.discard(from.slot);
+      return false;
+    }
+    if (this.#lastAccess[block]! < from.lastAccess) this.#lastAccess[block] = from.lastAccess;
+    return true;
+  }
+
+  #take(from: RecoveredBlock, tier: Tier, words: Uint32Array, at: number, parentAt: number): Block {
+    const core = this.#core;
+    const namespace = core.namespaces[from.namespace];
+    if (namespace === undefined || from.shard >= namespace.shards || from.depth < 1) {
+      return NO_BLOCK;
+    }
+    const parent = this.#parent(from, namespace, words, parentAt);
+    if (parent === NO_BLOCK && namespace.chained && from.depth > 1) return NO_BLOCK;
+    if (!namespace.chained && from.depth !== 1) return NO_BLOCK;
+    let block = core.table.find(namespace.index, namespace.keyWords, words, at);
+    if (block === NO_BLOCK) {
+      const cap = tier.options.blocksMax;
+      if (!core.table.ready || (cap > 0 && tier.blocks >= cap)) return NO_BLOCK;
+      const { index, keyWords } = namespace;
+      block = core.table.insert(index, keyWords, words, at, parent, from.depth);
+      core.linkWaiting(block);
+    } else if (core.depthOf(block) !== from.depth || core.parentOf(block) !== parent) {
+      return NO_BLOCK;
+    }
+    if (!this.#takeSlot(from, tier, namespace, block)) {
+      releaseRecord(core, block);
+      return NO_BLOCK;
+    }
+    return block;
+  }
+
+  #parent(from: RecoveredBlock, namespace: Namespace, words: Uint32Array, parentAt: number): Block {
+    if (!namespace.chained || from.depth === 1) return NO_BLOCK;
+    const core = this.#core;
+    const parent = core.table.find(namespace.index, namespace.keyWords, words, parentAt);
+    return parent !== NO_BLOCK && core.depthOf(parent) === from.depth - 1 ? parent : NO_BLOCK;
+  }
+
+  #takeSlot(from: RecoveredBlock, tier: Tier, namespace: Namespace, block: Block): boolean {
+    const core = this.#core;
+    const t = tier.index;
+    const first = core.stateOf(block, t) === STATE.ABSENT;
+    if (core.stateOf(block, t) > STATE.FILLING) return false;
+    if (!first && core.slotOf(block, t, from.shard) !== NO_SLOT) return false;
+    if (!tier.slots.take(from.slot, namespace.classOfTier[t]!, block)) return false;
+    if (first) {
+      core.openSlots(block, tier);
+      transition(core, block, t, EVENT.RESERVE);
+    }
+    core.setSlot(block, tier, from.shard, from.slot);
+    transition(core, block, t, EVENT.START);
+    if (!allLanded(core, block, tier)) return true;
+    transition(core, block, t, EVENT.LAND);
+    makeVisible(core, block);
+    if (!core.isVisible(block)) hide(core, block);
+    return true;
+  }
+
+  /** Drops what is incomplete, builds free lists, ages and age indexes. */
+  end(): void {
+    const core = this.#core;
+    for (let block = 0; block < core.table.touched; block += 1) {
+      for (const tier of core.tiers) {
+        if (tier === undefined || !core.inUse(block)) continue;
+        if (!isPending(core.stateOf(block, tier.index))) continue;
+        abortCopy(core, block, tier);
+      }
+    }
+    for (let block = 0; block < core.table.touched; block += 1) releaseRecord(core, block);
+    this.#mapAges();
+    core.recovering = false;
+    for (const tier of core.tiers) tier?.slots.takeEnd();
+    for (let block = 0; block < core.table.touched; block += 1) {
+      if (core.inUse(block)) offerBlock(core, block);
+    }
+    core.flush();
+  }
+
+  /** Times (milliseconds) to ticks, keeping their order; equal or nearly equal ones may become equal. */
+  #mapAges(): void {
+    const core = this.#core;
+    const times = this.#lastAccess;
+    let least = Number.POSITIVE_INFINITY;
+    let most = 0;
+    for (let block = 0; block < core.table.touched; block += 1) {
+      if (!core.inUse(block)) continue;
+      least = Math.min(least, times[block]!);
+      most = Math.max(most, times[block]!);
+    }
+    const scale = most > least ? Math.min(1, (AGES_RECOVERED - 1) / (most - least)) : 1;
+    for (let block = 0; block < core.table.touched; block += 1) {
+      const age = 1 + Math.floor((times[block]! - least) * scale);
+      for (const tier of core.tiers) {
+        if (tier === undefined || !core.inUse(block)) continue;
+        const word = block * R.RECORD_WORDS + R.tierWord(tier.index) + R.AGE;
+        core.records[word] = core.stateOf(block, tier.index) === STATE.ABSENT ? 0 : age;
+      }
+    }
+    core.tick = AGES_RECOVERED + 1;
+  }
+}
