@@ -88,7 +88,14 @@ export function readYaml(text: string, name: string): Layer {
     const node = document.getIn(path, true) as { readonly range?: readonly number[] } | undefined;
     return node?.range === undefined ? name : lineAt(node.range[0]!);
   };
-  const raw: unknown = document.toJS({ maxAliasCount: 16 });
+  let raw: unknown;
+  try {
+    raw = document.toJS({ maxAliasCount: 16 });
+  } catch (error) {
+    // Aliases without an anchor, or too many of them, show only here.
+    problems.push({ path: "", source: name, message: String(error).split("\n")[0]! });
+    return { tree: {}, sources, problems };
+  }
   const tree = raw === null ? {} : readTree(ROOT, raw, [], locate, problems, sources);
   return { tree, sources, problems };
 }

@@ -6,6 +6,7 @@
 import type { Config } from "../config/schema.ts";
 import type { Problem } from "../config/fields.ts";
 import type { ErrorName } from "../errors.ts";
+import type { SharedLedger } from "../ledger/view.ts";
 
 /** Fixed facts of this daemon life. */
 export interface NodeInfo {
@@ -154,11 +155,18 @@ export interface EdgeSecrets {
   readonly tls?: { readonly cert: string; readonly key: string; readonly clientCa?: string };
 }
 
+/** Structured-cloneable; every buffer is shared. */
+export interface EdgeLedger {
+  readonly view: SharedLedger;
+  /** [namespace index] = key words; 0 = no such namespace. Namespaces are numbered densely from 0. */
+  readonly keyWords: Uint8Array;
+}
+
 /** workerData of the edge. */
 export interface EdgeWorkerData {
   readonly feed: SharedArrayBuffer;
-  /** Shared state of the ledger (src/ledger/view.ts); null: locate and block events are not offered. */
-  readonly ledger: unknown;
+  /** null: locate and block events are not offered. */
+  readonly ledger: EdgeLedger | null;
   readonly info: NodeInfo;
   readonly listen: string;
   readonly secrets: EdgeSecrets;

@@ -10,6 +10,7 @@ import type {
   EdgeAnswers,
   EdgeHandler,
   EdgeKind,
+  EdgeLedger,
   EdgeRequest,
   EdgeSecrets,
   EdgeWorkerData,
@@ -29,8 +30,8 @@ const NOTICES_PER_SECOND = 20;
 export interface EdgeOptions {
   readonly config: Config["edge"];
   readonly feed: SharedArrayBuffer;
-  /** Shared state of the ledger (LedgerView of src/ledger/view.ts), or null. */
-  readonly ledger: unknown;
+  /** `{ view: ledger.share(), keyWords: namespaceTable(…) }`; null: no locate, no block events. */
+  readonly ledger: EdgeLedger | null;
   readonly info: NodeInfo;
   readonly handler: EdgeHandler;
   /** Called when the worker dies by itself; the daemon decides (serving engines goes on). */

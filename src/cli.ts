@@ -1,0 +1,5 @@
+#!/usr/bin/env -S node --import tsx
+/** The one executable. A thin dispatcher: each command's modules are loaded only when it runs. */
+import { runCli } from "./cli/run.ts";
+
+process.exitCode = await runCli(process.argv.slice(2));

@@ -1,0 +1,112 @@
+/** The table of commands: one row each, with its help text and the module that is loaded when it runs. */
+
+export interface Command {
+  readonly name: string;
+  readonly summary: string;
+  readonly usage: string;
+  /** The command prints its own --help. */
+  readonly ownHelp?: boolean;
+  /** Returns the exit code. */
+  readonly run: (words: readonly string[]) => Promise<number>;
+}
+
+const CONFIG_NOTE = `
+  --config FILE          read this cairn.yaml (else CAIRN_CONFIG, ./cairn.yaml, /etc/cairn/cairn.yaml)
+  --SECTION.FIELD VALUE  any setting of docs/config.md, such as --dram.capacityBytes 64GiB
+  --json                 one JSON object on the last line`;
+
+const EDGE_NOTE = `
+  --edge ADDRESS         host:port or unix:/path of the daemon's HTTP side (default: edge.listen)
+  --token-file FILE      bearer token (default: edge.tokenFile)
+  --ca, --cert, --key    PEM files, when the daemon speaks TLS${CONFIG_NOTE}`;
+
+export const COMMANDS: readonly Command[] = [
+  {
+    name: "daemon",
+    summary: "run the node daemon in the foreground",
+    usage: `usage: cairn daemon [options]
+
+Owns the KV-cache blocks of this node and serves engines on a Unix socket. SIGTERM drains and stops,
+SIGHUP reads the configuration again.
+${CONFIG_NOTE}`,
+    run: async (words) => (await import("./daemon.ts")).daemonCommand(words),
+  },
+  {
+    name: "status",
+    summary: "tiers, hit rate, engines, unproven namespaces, orphans, pins",
+    usage: `usage: cairn status [options]\n${EDGE_NOTE}`,
+    run: async (words) => (await import("./status.ts")).statusCommand(words),
+  },
+  {
+    name: "top",
+    summary: "live view of tiers, hit rate and bandwidth",
+    usage: `usage: cairn top [--interval SECONDS] [--count N] [options]
+
+Redraws each interval on a terminal (q ends it); prints one line each where the output is no terminal
+or TERM is dumb. With --json, one object a line.
+
+  --interval SECONDS     0.2 to 60 (default 1)
+  --count N              end after N readings (default: never)${EDGE_NOTE}`,
+    run: async (words) => (await import("./top.ts")).topCommand(words),
+  },
+  {
+    name: "doctor",
+    summary: "what this host has for cairn, and how to fix what it lacks",
+    usage: `usage: cairn doctor [--verbose] [options]
+
+Checks Node, the addon, free DRAM, tmpfs, huge pages, memlock, io_uring, NUMA, CUDA, NVML and NIXL.
+Libraries are called through ffi-napi in a child process where that package built; else doctor looks at
+/proc, /sys and library paths, and says so. Exit code 1 when something the daemon needs is missing.
+
+  --verbose              print each finding's source${CONFIG_NOTE}`,
+    run: async (words) => (await import("./doctor.ts")).doctorCommand(words),
+  },
+  {
+    name: "config",
+    summary: "check, show or document the configuration",
+    usage: `usage: cairn config check|show|reference [options]
+
+  check                  load and prove it; print every problem with its source (exit code 2)
+  show                   print what is in force as cairn.yaml would say it; --json with sources
+  reference              print docs/config.md; --write refreshes docs/config.md and docs/errors.md
+${CONFIG_NOTE}`,
+    run: async (words) => (await import("./config.ts")).configCommand(words),
+  },
+  {
+    name: "purge",
+    summary: "delete the DRAM pool, so that the next start is cold",
+    usage: `usage: cairn purge --yes [options]
+
+Removes the pool files in dram.directory. Refused while a daemon holds them.
+
+  --yes                  really delete; without it the files are only listed${CONFIG_NOTE}`,
+    run: async (words) => (await import("./purge.ts")).purgeCommand(words),
+  },
+  {
+    name: "demo",
+    summary: "two llama.cpp engines share one daemon; every probability is compared",
+    usage: "usage: cairn demo [--json] [options]",
+    ownHelp: true,
+    run: async (words) => (await import("./siblings.ts")).demoCommand(words),
+  },
+  {
+    name: "bench",
+    summary: "measure one scenario against its bar and its reference",
+    usage: "usage: cairn bench NAME [--json] [options]",
+    ownHelp: true,
+    run: async (words) => (await import("./siblings.ts")).benchCommand(words),
+  },
+  {
+    name: "replay",
+    summary: "replay a trace of requests, in the pure ledger or through a daemon",
+    usage: "usage: cairn replay TRACE [--daemon] [--capacity-blocks N] [--policy lru] [--json]",
+    ownHelp: true,
+    run: async (words) => (await import("./siblings.ts")).replayCommand(words),
+  },
+  {
+    name: "version",
+    summary: "print the version",
+    usage: "usage: cairn version [--json]",
+    run: async (words) => (await import("./version.ts")).versionCommand(words),
+  },
+];

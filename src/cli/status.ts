@@ -1,0 +1,142 @@
+/** `cairn status`: one reading of the daemon, for people or as JSON. */
+import { formatBytes, formatSeconds } from "../config/units.ts";
+import type {
+  InstanceSnapshot,
+  NamespaceSnapshot,
+  NodeInfo,
+  TierSnapshot,
+} from "../edge/contract.ts";
+import type { Digest } from "../edge/digest.ts";
+import { readArguments } from "./arguments.ts";
+import { EDGE_OPTIONS, type EdgeClient, edgeClient } from "./client.ts";
+import { EXIT } from "./exit.ts";
+import { bar, duration, percent, printJson, printLine, rate, table } from "./output.ts";
+
+export interface Stats extends NodeInfo, Digest {
+  readonly uptimeSeconds: number;
+  readonly instances: readonly InstanceSnapshot[];
+}
+
+export interface Status {
+  readonly address: string;
+  readonly stats: Stats;
+  readonly tiers: readonly TierSnapshot[];
+  readonly namespaces: readonly NamespaceSnapshot[];
+}
+
+export async function readStatus(client: EdgeClient): Promise<Status> {
+  const [stats, { tiers }, { namespaces }] = await Promise.all([
+    client.get<Stats>("/v1/stats"),
+    client.get<{ readonly tiers: readonly TierSnapshot[] }>("/v1/tiers"),
+    client.get<{ readonly namespaces: readonly NamespaceSnapshot[] }>("/v1/namespaces"),
+  ]);
+  return { address: client.address, stats, tiers, namespaces };
+}
+
+function tierLines(tiers: readonly TierSnapshot[]): string {
+  const rows = tiers.map((tier) => {
+    const share = tier.capacityBytes > 0 ? tier.usedBytes / tier.capacityBytes : 0;
+    const used = `${formatBytes(tier.usedBytes)} of ${formatBytes(tier.capacityBytes)}`;
+    const slots = `${tier.slotsUsed} of ${tier.slots}`;
+    return [
+      tier.tier,
+      tier.state,
+      bar(share, 20),
+      percent(share),
+      used,
+      `${tier.visibleBlocks}`,
+      slots,
+    ];
+  });
+  return table(["tier", "state", "", "", "used", "readable blocks", "slots"], rows, [3, 5, 6]);
+}
+
+function latency(reading: { readonly p50: number; readonly p99: number } | null): string {
+  if (reading === null) return "idle";
+  return `p50 ${formatSeconds(reading.p50)}, p99 ${formatSeconds(reading.p99)}`;
+}
+
+function flowLines({ recent, hitRate }: Digest): string {
+  const { latencySeconds: seconds } = recent;
+  const hits = `${percent(recent.hitRate)} now, ${percent(hitRate)} since start`;
+  return table(
+    ["hit rate", hits, ""],
+    [
+      ["look-ups", `${recent.lookupsPerSecond.toFixed(1)}/s`, latency(seconds.lookupSeconds)],
+      ["onboarded", rate(recent.loadBytesPerSecond), latency(seconds.loadSeconds)],
+      ["offloaded", rate(recent.storeBytesPerSecond), latency(seconds.storeSeconds)],
+    ],
+  );
+}
+
+function instanceLines(instances: readonly InstanceSnapshot[]): string {
+  if (instances.length === 0) return "no engine is connected";
+  const rows = instances.map((one) => [
+    one.engineId,
+    one.engine,
+    one.tenant,
+    `${one.connections}`,
+    `${one.leases}`,
+    formatBytes(one.pinnedBytes),
+    formatBytes(one.windowBytes),
+    `${one.jobs}`,
+    `${(one.heartbeatAgeMs / 1_000).toFixed(1)} s`,
+  ]);
+  const head = ["engine id", "engine", "tenant", "connections", "leases", "pinned", "windows"];
+  return table([...head, "jobs", "heartbeat"], rows, [3, 4, 5, 6, 7, 8]);
+}
+
+function unprovenLines(namespaces: readonly NamespaceSnapshot[]): string[] {
+  return namespaces
+    .filter(({ unprovenBy }) => unprovenBy.length > 0)
+    .map(({ digest, descriptor, unprovenBy }) => {
+      const model = typeof descriptor["model"] === "string" ? descriptor["model"] : "unknown model";
+      return `  ${digest} (${model}) must be proven by ${unprovenBy.join(", ")}`;
+    });
+}
+
+/** The faults an operator should know of: counts above zero. */
+export function faultWords({ totals }: Digest): string[] {
+  const rows: readonly (readonly [keyof Digest["totals"], string])[] = [
+    ["corruptBlocks", "corrupt blocks dropped"],
+    ["identityFailures", "slot identity failures"],
+    ["proofFailures", "incarnation proofs failed"],
+    ["leasesExpired", "leases expired"],
+    ["deadlineMisses", "deadlines missed"],
+    ["fillTimeouts", "fills that never came"],
+    ["fullRefusals", "blocks refused, tier full"],
+    ["chainMismatches", "chain mismatches"],
+  ];
+  return rows.flatMap(([name, words]) => (totals[name] > 0 ? [`${totals[name]} ${words}`] : []));
+}
+
+/** The whole page as text. */
+export function statusText({ address, stats, tiers, namespaces }: Status): string {
+  const state = stats.gauges.ready === 1 ? "serving" : "not serving";
+  const unproven = unprovenLines(namespaces);
+  const faults = faultWords(stats);
+  return [
+    `${stats.node}  cairn ${stats.version}  ${state}  up ${duration(stats.uptimeSeconds)}  pid ${stats.pid}`,
+    `engines: ${stats.engineSocket}  edge: ${address}`,
+    "",
+    tierLines(tiers),
+    "",
+    flowLines(stats),
+    "",
+    `orphans ${stats.gauges.orphans}  holes ${stats.gauges.holes}  leases ${stats.gauges.leases}  ` +
+      `pinned ${formatBytes(stats.gauges.pinnedBytes)}  namespaces ${namespaces.length}`,
+    unproven.length === 0 ? "unproven namespaces: none" : "unproven namespaces:",
+    ...unproven,
+    faults.length === 0 ? "faults since start: none" : `faults since start: ${faults.join(", ")}`,
+    "",
+    instanceLines(stats.instances),
+  ].join("\n");
+}
+
+export async function statusCommand(words: readonly string[]): Promise<number> {
+  const parsed = readArguments(words, EDGE_OPTIONS);
+  const status = await readStatus(edgeClient(parsed));
+  if (parsed.json) printJson(status);
+  else printLine(statusText(status));
+  return EXIT.OK;
+}

@@ -1,0 +1,367 @@
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import fc from "fast-check";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { stringify } from "yaml";
+import { defaultConfig, defaultEngineSocket } from "../../src/config/defaults.ts";
+import { FIELDS } from "../../src/config/fields.ts";
+import { parseListen } from "../../src/config/listen.ts";
+import {
+  ConfigError,
+  type ConfigSources,
+  loadConfig,
+  readEnvironment,
+  readYaml,
+} from "../../src/config/load.ts";
+import { editDistance, nearest } from "../../src/config/nearest.ts";
+import { PROOFS } from "../../src/config/proofs.ts";
+import { configReference, errorReference } from "../../src/config/reference.ts";
+import { diffConfig, liveOnly, overlayConfig } from "../../src/config/reload.ts";
+import { parseBytes, parseMilliseconds, parseMode } from "../../src/config/units.ts";
+
+const directory = mkdtempSync(join(tmpdir(), "cairn-config-"));
+const file = join(directory, "cairn.yaml");
+
+beforeAll(() => writeFileSync(file, ""));
+afterAll(() => rmSync(directory, { recursive: true }));
+
+function load(from: ConfigSources = {}) {
+  return loadConfig({ file, env: {}, ...from });
+}
+
+function problemsOf(from: ConfigSources) {
+  try {
+    load(from);
+  } catch (error) {
+    if (error instanceof ConfigError) return error.problems;
+    throw error;
+  }
+  return [];
+}
+
+function withFile(text: string, from: ConfigSources = {}): ConfigSources {
+  writeFileSync(file, text);
+  return from;
+}
+
+describe("units", () => {
+  test("sizes, durations and modes are read as people write them", () => {
+    expect(parseBytes("64GiB")).toBe(64 * 2 ** 30);
+    expect(parseBytes("1.5 TB")).toBe(1.5e12);
+    expect(parseBytes("4096")).toBe(4_096);
+    expect(parseMilliseconds("2s")).toBe(2_000);
+    expect(parseMilliseconds("1.5m")).toBe(90_000);
+    expect(parseMilliseconds("500ms")).toBe(500);
+    expect(parseMode("0660")).toBe(0o660);
+    expect(parseMode("0o660")).toBe(0o660);
+  });
+
+  test("what is no size, duration or mode is not guessed at", () => {
+    for (const text of ["", "GiB", "64 gigs", "-1", "1e9", "0.3B", "64GiB!", "NaN"])
+      expect(parseBytes(text), text).toBeUndefined();
+    for (const text of ["2 weeks", "1.0001ms", "s"])
+      expect(parseMilliseconds(text), text).toBeUndefined();
+    for (const text of ["0o888", "8", "rw"]) expect(parseMode(text), text).toBeUndefined();
+  });
+
+  test("the edit distance is that of its definition, within the limit", () => {
+    const distance = (left: string, right: string): number => {
+      if (left === "" || right === "") return Math.max(left.length, right.length);
+      const swap =
+        left.length > 1 &&
+        right.length > 1 &&
+        left.at(-1) === right.at(-2) &&
+        left.at(-2) === right.at(-1)
+          ? distance(left.slice(0, -2), right.slice(0, -2)) + 1
+          : Number.POSITIVE_INFINITY;
+      return Math.min(
+        swap,
+        distance(left.slice(0, -1), right) + 1,
+        distance(left, right.slice(0, -1)) + 1,
+        distance(left.slice(0, -1), right.slice(0, -1)) + (left.at(-1) === right.at(-1) ? 0 : 1),
+      );
+    };
+    const word = fc.string({ unit: fc.constantFrom("a", "b", "c"), maxLength: 5 });
+    fc.assert(
+      fc.property(word, word, (left, right) => {
+        expect(editDistance(left, right, 2)).toBe(Math.min(3, distance(left, right)));
+      }),
+      { numRuns: 300 },
+    );
+  });
+
+  test("a word far from every name suggests nothing", () => {
+    expect(nearest("zzzzzz", ["dram", "edge"])).toBeUndefined();
+    expect(nearest("capcityBytes", ["directory", "capacityBytes"])).toBe("capacityBytes");
+  });
+});
+
+describe("loading", () => {
+  test("an empty file gives the defaults, with the host's values filled in", () => {
+    withFile("");
+    const { config } = load();
+    expect(config.engineApi.heartbeatMs).toBe(2_000);
+    expect(config.dram.capacityBytes).toBe("auto");
+    expect(config.node.name).not.toBe("");
+    expect(config.engineApi.socket).toMatch(/^\/tmp\/cairn-\d+\/engine\.sock$/);
+    expect(config.dram.directory).toMatch(/^\/dev\/shm\/cairn-\d+$/);
+  });
+
+  test("the engine socket stands in XDG_RUNTIME_DIR where there is one", () => {
+    const host = { hostname: "h", uid: 7, runtimeDirectory: "/run/user/7" };
+    expect(defaultEngineSocket(host)).toBe("/run/user/7/cairn/engine.sock");
+    expect(defaultEngineSocket({ ...host, runtimeDirectory: "" })).toBe("/tmp/cairn-7/engine.sock");
+  });
+
+  test("flags win over the environment, the environment over the file, the file over the default", () => {
+    withFile(
+      "dram: {capacityBytes: 1GiB, copyThreads: 3, populateThreads: 2}\nlog: {level: warn}\n",
+    );
+    const env = { CAIRN_DRAM_CAPACITY_BYTES: "2GiB", CAIRN_DRAM_COPY_THREADS: "4" };
+    const flags = { "dram.capacityBytes": "3GiB" };
+    const { config, sources } = load({ env, flags });
+    expect(config.dram.capacityBytes).toBe(3 * 2 ** 30);
+    expect(config.dram.copyThreads).toBe(4);
+    expect(config.dram.populateThreads).toBe(2);
+    expect(config.dram.slabBytes).toBe(64 * 2 ** 20);
+    expect(sources.get("dram.capacityBytes")).toBe("--dram.capacityBytes");
+    expect(sources.get("dram.copyThreads")).toBe("CAIRN_DRAM_COPY_THREADS");
+    expect(sources.get("log.level")).toBe(`${file}:2`);
+    expect(sources.has("dram.slabBytes")).toBe(false);
+  });
+
+  test("every field can be set in the file, by environment and by flag, to the same value", () => {
+    withFile("");
+    const base = load().config;
+    for (const { path, environment, schema, optional } of FIELDS) {
+      if (optional || path === "nvme.enabled" || path === "remote.enabled") continue;
+      const value = path
+        .split(".")
+        .reduce<unknown>((at, key) => (at as Record<string, unknown>)[key], base);
+      const text = typeof value === "string" ? value : JSON.stringify(value);
+      const wide = schema.unit === "mode" ? "0660" : text;
+      expect(load({ env: { [environment]: wide } }).config, environment).toEqual(base);
+      expect(load({ flags: { [path]: wide } }).config, path).toEqual(base);
+    }
+    writeFileSync(file, stringify(base));
+    expect(load().config).toEqual(base);
+  });
+
+  test("unknown keys, variables and flags are refused with the nearest valid name, all at once", () => {
+    withFile("dram:\n  capacityByte: 1\ntenants: [{nam: x}]\nedgee: {}\n");
+    const env = { CAIRN_DRAM_CAPACITY: "1GiB" };
+    const found = problemsOf({ env, flags: { "dram.capacity": "1" } });
+    const words = found.map(({ path, source, message }) => `${path}|${source}|${message}`);
+    expect(words).toContain(
+      `dram.capacityByte|${file}:2|unknown key; did you mean "capacityBytes"?`,
+    );
+    expect(words).toContain(`tenants.0.nam|${file}:3|unknown key; did you mean "name"?`);
+    expect(words).toContain(`edgee|${file}:4|unknown key; did you mean "edge"?`);
+    expect(words).toContain(
+      'CAIRN_DRAM_CAPACITY|environment|unknown variable; did you mean "CAIRN_DRAM_CAPACITY_BYTES"?',
+    );
+    expect(words).toContain(
+      'dram.capacity|--dram.capacity|unknown flag; did you mean "dram.capacityBytes"?',
+    );
+    expect(found).toHaveLength(5);
+  });
+
+  test("the variables that Kubernetes makes of a service called cairn are not ours", () => {
+    const env = {
+      CAIRN_SERVICE_HOST: "10.0.0.1",
+      CAIRN_EDGE_SERVICE_PORT_HTTP: "7411",
+      CAIRN_PORT: "tcp://10.0.0.1:7411",
+      CAIRN_EDGE_PORT_7411_TCP_ADDR: "10.0.0.1",
+      CAIRN_ADDON: "/x.node",
+    };
+    expect(readEnvironment(env).problems).toEqual([]);
+  });
+
+  test("values of a wrong type or out of range name the field, its source and what was expected", () => {
+    withFile(
+      "dram:\n  slabBytes: 64 gigs\n  keepOnStop: yes please\n  copyThreads: 1.5\n  highWatermark: 2\n",
+    );
+    const words = problemsOf({}).map(({ path, source, message }) => `${path} ${source} ${message}`);
+    expect(words).toEqual([
+      `dram.slabBytes ${file}:2 expected a size such as 64GiB, got "64 gigs"`,
+      `dram.keepOnStop ${file}:3 expected a value of type boolean, got "yes please"`,
+      `dram.copyThreads ${file}:4 expected a whole number, got 1.5`,
+      `dram.highWatermark ${file}:5 expected at most 1, got 2`,
+    ]);
+  });
+
+  test("broken YAML, duplicate keys, a list for a section and a missing file are one-line problems", () => {
+    for (const text of [
+      "dram: [",
+      "log: {level: info}\nlog: {level: warn}\n",
+      "- a\n",
+      "dram: 3\n",
+    ]) {
+      const { problems } = readYaml(text, "c.yaml");
+      expect(problems.length, text).toBeGreaterThan(0);
+      for (const { message } of problems) expect(message).not.toContain("\n");
+    }
+    expect(problemsOf({ file: join(directory, "none.yaml") })[0]?.message).toMatch(
+      /cannot be read/,
+    );
+    expect(readYaml("x".repeat(1_048_577), "c").problems[0]?.message).toBe("longer than 1 MiB");
+  });
+
+  test("no YAML text whatever makes the reader throw or reach a prototype", () => {
+    const keys = fc.constantFrom("dram", "edge", "tenants", "__proto__", "constructor", "a.b", "");
+    const tree = fc.letrec((tie) => ({
+      node: fc.oneof(
+        { maxDepth: 3 },
+        fc.string({ maxLength: 8 }),
+        fc.double(),
+        fc.constant(null),
+        fc.array(tie("node"), { maxLength: 3 }),
+        fc.dictionary(keys, tie("node"), { maxKeys: 4 }),
+      ),
+    })).node;
+    fc.assert(
+      fc.property(
+        fc.oneof(
+          tree.map((value) => stringify(value)),
+          fc.string(),
+        ),
+        (text) => {
+          readYaml(text, "c.yaml");
+          expect(Object.keys(Object.prototype)).toEqual([]);
+        },
+      ),
+      { numRuns: 500 },
+    );
+  });
+});
+
+describe("proofs between fields", () => {
+  const broken: Readonly<Record<string, Readonly<Record<string, string>>>> = {
+    "dram.lowWatermark": { "dram.lowWatermark": "0.99", "dram.highWatermark": "0.9" },
+    "dram.capacityBytes": { "dram.capacityBytes": "1MiB" },
+    "dram.slabBytes": { "dram.slabBytes": "1000001" },
+    "dram.directory": { "dram.directory": "pool" },
+    "ledger.blocksMax": { "ledger.blocksMax": "10", "dram.blocksMax": "20" },
+    "engineApi.heartbeatMisses": { "engineApi.heartbeatMisses": "1" },
+    "engineApi.heartbeatMs": { "engineApi.heartbeatMs": "1h" },
+    "engineApi.pinnedBytesMax": {
+      "engineApi.pinnedBytesMax": "2GiB",
+      "dram.capacityBytes": "1GiB",
+    },
+    "edge.listen": { "edge.listen": "0.0.0.0:7411" },
+    "engineApi.socket": {
+      "engineApi.socket": "/a/e.sock",
+      tenants: "[{name: t, socket: /a/e.sock}]",
+    },
+    tenants: { tenants: "[{name: t, uids: [1]}, {name: u, uids: [1]}]" },
+    "nvme.enabled": { "nvme.enabled": "true" },
+    "remote.enabled": { "remote.enabled": "true" },
+  };
+
+  test.each(PROOFS.map(({ path }) => path))(
+    "%s: its proof refuses a configuration that breaks it",
+    (path) => {
+      withFile("");
+      const flags = broken[path];
+      expect(flags, `no broken example for ${path}`).toBeDefined();
+      const found = problemsOf({ flags: flags ?? {} });
+      expect(found.map((problem) => problem.path)).toEqual([path]);
+      expect(found[0]?.message).not.toContain("\n");
+      expect(found[0]?.source).toMatch(/^--/);
+    },
+  );
+
+  test("an address off the host is accepted with a token or with client certificates", () => {
+    withFile("");
+    const off = { "edge.listen": "0.0.0.0:7411" };
+    const tls = { "edge.tls.certFile": "/c", "edge.tls.keyFile": "/k" };
+    expect(load({ flags: { ...off, "edge.tokenFile": "/t" } }).config.edge.tokenFile).toBe("/t");
+    expect(
+      load({ flags: { ...off, ...tls, "edge.tls.clientCaFile": "/ca" } }).config.edge.tls,
+    ).toBeDefined();
+    expect(problemsOf({ flags: { ...off, ...tls } }).map(({ path }) => path)).toEqual([
+      "edge.listen",
+    ]);
+  });
+
+  test("more tenants' mistakes: taken names, nobody to be, relative and over-long sockets", () => {
+    withFile("");
+    for (const tenants of [
+      "[{name: default, uids: [1]}]",
+      "[{name: a}]",
+      "[{name: a, uids: [1]}, {name: a, uids: [2]}]",
+    ])
+      expect(problemsOf({ flags: { tenants } }).map(({ path }) => path)).toEqual(["tenants"]);
+    for (const socket of ["rel.sock", `/${"x".repeat(120)}`])
+      expect(problemsOf({ flags: { "engineApi.socket": socket } }).map(({ path }) => path)).toEqual(
+        ["engineApi.socket"],
+      );
+  });
+
+  test("listen addresses are read, and only loopback ones count as such", () => {
+    expect(parseListen("127.0.0.1:0")).toMatchObject({ kind: "tcp", loopback: true });
+    expect(parseListen("[::1]:80")).toMatchObject({ host: "::1", loopback: true });
+    expect(parseListen("localhost:80")).toMatchObject({ loopback: true });
+    expect(parseListen("127.0.0.1.evil.example:80")).toMatchObject({ loopback: false });
+    expect(parseListen("10.0.0.1:80")).toMatchObject({ loopback: false });
+    expect(parseListen("unix:/a/b")).toEqual({ kind: "unix", path: "/a/b" });
+    for (const text of ["", "127.0.0.1", "::1:80", "unix:rel", "a:99999", "http://a:1"])
+      expect(parseListen(text), text).toBeUndefined();
+  });
+});
+
+describe("reload", () => {
+  test("a diff tells live fields from those that need a restart", () => {
+    withFile("");
+    const before = load().config;
+    const after = load({
+      flags: { "dram.capacityBytes": "1GiB", "log.level": "debug", "dram.slabBytes": "1MiB" },
+    }).config;
+    const diff = diffConfig(before, after);
+    expect(diff.live.map(({ path }) => path)).toEqual(["dram.capacityBytes", "log.level"]);
+    expect(diff.restartNeeded).toEqual([
+      { path: "dram.slabBytes", before: 64 * 2 ** 20, after: 2 ** 20 },
+    ]);
+    const applied = liveOnly(before, after);
+    expect(applied.dram.slabBytes).toBe(before.dram.slabBytes);
+    expect(applied.log.level).toBe("debug");
+    expect(diffConfig(before, before)).toEqual({ live: [], restartNeeded: [] });
+  });
+
+  test("a rejected overlay leaves the running configuration as it was", () => {
+    withFile("");
+    const running = load().config;
+    const copy = structuredClone(running);
+    for (const document of [
+      { dram: { lowWatermark: 1 } },
+      { dram: { nope: 1 } },
+      { dram: { slabBytes: "x" } },
+      3,
+    ])
+      expect(() => overlayConfig(running, document, "test")).toThrow(ConfigError);
+    expect(running).toEqual(copy);
+    const next = overlayConfig(running, { dram: { capacityBytes: "2GiB" } }, "test");
+    expect(next).toEqual({ ...copy, dram: { ...copy.dram, capacityBytes: 2 ** 31 } });
+  });
+
+  test("defaults are a fresh copy each time", () => {
+    expect(defaultConfig().nvme.directories).not.toBe(defaultConfig().nvme.directories);
+  });
+});
+
+describe("generated pages", () => {
+  test("docs/config.md is what `cairn config reference --write` makes of the schema", () => {
+    const page = readFileSync(new URL("../../docs/config.md", import.meta.url), "utf8");
+    expect(page).toBe(configReference());
+    for (const { path, environment } of FIELDS) {
+      expect(page).toContain(`\`${path}\``);
+      expect(page).toContain(`\`${environment}\``);
+    }
+  });
+
+  test("docs/errors.md is what the error table says", () => {
+    const page = readFileSync(new URL("../../docs/errors.md", import.meta.url), "utf8");
+    expect(page).toBe(errorReference());
+  });
+});
