@@ -1,6 +1,6 @@
 /**
- * What an engine needs of a block cache, and nothing about sockets. The engine treats every rejection as a miss, so an
- * implementation may simply reject when its daemon is gone.
+ * What an engine needs of a block cache, and nothing about sockets. The engine treats every rejection as a
+ * miss, so an implementation may simply reject when its daemon is gone.
  */
 
 /** Answer to a look-up. */
@@ -19,6 +19,8 @@ export interface StoreAnswer {
   readonly present: number;
   /** Neither: no room, no parent, a failed copy. */
   readonly refused: number;
+  /** Set when the chain ends above the first block offered: offer again from this depth. */
+  readonly offerFrom?: number;
 }
 
 export interface BlockStore {
@@ -34,7 +36,10 @@ export interface BlockStore {
     keys: readonly Uint8Array[],
     rows: Uint8Array,
   ): Promise<boolean[]>;
-  /** Offers whole blocks; `parentKey` is the key of depth `startDepth`, undefined at 0. Resolves once they are visible. */
+  /**
+   * Offers whole blocks; `parentKey` is the key of depth `startDepth`, undefined at 0. Resolves once they are
+   * visible.
+   */
   store(
     requestId: number,
     startDepth: number,

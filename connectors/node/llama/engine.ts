@@ -5,9 +5,10 @@
  * what is new. The cache can only ever make it faster: whatever the store does (reject, stall, fail single blocks,
  * vanish), the request is answered from recomputation.
  *
- * **Canonical blocks.** Only blocks evaluated as one batch of 16 tokens are stored. A block that decoding filled token by
- * token has slightly other bits, so before it is stored its tokens are evaluated again as one batch (1 batch per 16
- * generated tokens, after the answer is out). Hence equal keys mean equal bytes, whoever computed them.
+ * **Canonical blocks.** Only blocks evaluated as one batch of 16 tokens are stored. A block that decoding
+ * filled token by token has slightly other bits, so before it is stored its tokens are evaluated again as one
+ * batch (1 batch per 16 generated tokens, after the answer is out). Hence equal keys mean equal bytes, whoever
+ * computed them.
  */
 import { performance } from "node:perf_hooks";
 import { assert } from "../../../src/assert.ts";
@@ -239,7 +240,10 @@ export class LlamaEngine {
     return proof;
   }
 
-  /** State whose first `blocks` blocks are canonical; undefined if the engine cannot give one (nothing is stored then). */
+  /**
+   * State whose first `blocks` blocks are canonical; undefined if the engine cannot give one (nothing is
+   * stored then).
+   */
   async #canonicalState(
     promptTokens: number,
     tokens: readonly number[],
@@ -261,6 +265,7 @@ export class LlamaEngine {
     }
   }
 
+  /** Offers the blocks from `startBlock` on; once more from further up if their parent has gone meanwhile. */
   async #store(
     id: number,
     store: BlockStore,
@@ -279,6 +284,11 @@ export class LlamaEngine {
     const outcome = await attempt("store", tally, () =>
       store.store(id, startBlock, parentKey, keys.slice(startBlock), rows),
     );
+    const offerFrom = outcome?.offerFrom;
+    if (offerFrom !== undefined && offerFrom < startBlock) {
+      await this.#store(id, store, state, keys, offerFrom, tally);
+      return;
+    }
     tally.blocksStored += outcome?.stored ?? 0;
     tally.blocksPresent += outcome?.present ?? 0;
     tally.blocksRefused += outcome?.refused ?? keys.length - startBlock;

@@ -1,10 +1,11 @@
 /**
  * Writes a llama-architecture GGUF file with random weights: a real model for a real engine, without a download.
  *
- * What such a model says is noise; what it *computes* is exactly what a trained one of the same shape computes, so its
- * KV cache, its prefill time and its next-token probabilities exercise a cache as honestly as any. Equal specs give
- * byte-identical files on every machine: weights come from a seeded generator that draws from a table of 8,192
- * normally distributed values (a table of halves is ~20x faster to draw from than Box-Muller per weight).
+ * What such a model says is noise; what it *computes* is exactly what a trained one of the same shape
+ * computes, so its KV cache, its prefill time and its next-token probabilities exercise a cache as honestly as
+ * any. Equal specs give byte-identical files on every machine: weights come from a seeded generator that draws
+ * from a table of 8,192 normally distributed values (a table of halves is ~20x faster to draw from than Box-
+ * Muller per weight).
  *
  * The tokenizer is byte-level: three specials, 256 byte tokens, "▁" (a space), then unused padding.
  */
@@ -24,7 +25,7 @@ import path from "node:path";
 import { assert } from "../../../src/assert.ts";
 import { halfOfNumber } from "./half.ts";
 
-/** Shape of the model. Parameters ≈ layers · (embedding · (2 · heads + 2 · kvHeads) · headDimension + 3 · embedding · feedForward). */
+/** Shape of the model. Weights of a layer: embedding · (2 · (heads + kvHeads) · headDimension + 3 · feedForward). */
 export interface GgufSpec {
   readonly name: string;
   readonly seed: number;
@@ -341,8 +342,9 @@ export function fileSha256(filePath: string): { readonly sha256: string; readonl
 }
 
 /**
- * The model file of `spec` in `directory`, written on first use. The name carries the spec's and the content's digest;
- * a file whose content no longer matches its name is written anew. Safe when several processes ask at once.
+ * The model file of `spec` in `directory`, written on first use. The name carries the spec's and the content's
+ * digest; a file whose content no longer matches its name is written anew. Safe when several processes ask at
+ * once.
  */
 export function ensureGguf(spec: GgufSpec, directory: string): GgufFile {
   mkdirSync(directory, { recursive: true, mode: 0o700 });

@@ -1,10 +1,10 @@
 /**
  * One llama.cpp context with one sequence, through node-llama-cpp's prebuilt CPU library.
  *
- * **Partition.** Tokens are always evaluated in batches that end at multiples of 16 positions (the block size). llama.cpp
- * is deterministic for equal batches, not across batch sizes: a one-shot prefill and a two-part one differ in the last
- * bits. With a fixed partition a block's bytes are a function of its tokens alone, so a restored prefix continues
- * bit-exactly as a recomputed one would.
+ * **Partition.** Tokens are always evaluated in batches that end at multiples of 16 positions (the block
+ * size). llama.cpp is deterministic for equal batches, not across batch sizes: a one-shot prefill and a two-
+ * part one differ in the last bits. With a fixed partition a block's bytes are a function of its tokens alone,
+ * so a restored prefix continues bit-exactly as a recomputed one would.
  */
 import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -37,6 +37,11 @@ export interface RuntimeOptions {
   readonly contextTokens: number;
   /** CPU threads; part of what makes two runs bit-equal. */
   readonly threads: number;
+  /**
+   * Where state files live for milliseconds each; best on tmpfs. Default: shared memory, else the temporary
+   * directory.
+   */
+  readonly stateDirectory?: string | undefined;
 }
 
 /** What identifies the bytes that this runtime computes. */
@@ -53,13 +58,11 @@ export interface NextToken {
   readonly probabilities: Float32Array;
 }
 
-/** A directory in memory (tmpfs) where there is one: state files live for milliseconds. */
-function stateDirectory(): string {
+/** A directory of our own in memory (tmpfs) where there is one: state files live for milliseconds. */
+function makeStateDirectory(wanted: string | undefined): string {
   const sharedMemory = "/dev/shm";
-  const parent =
-    statSync(sharedMemory, { throwIfNoEntry: false })?.isDirectory() === true
-      ? sharedMemory
-      : tmpdir();
+  const isThere = statSync(sharedMemory, { throwIfNoEntry: false })?.isDirectory() === true;
+  const parent = wanted ?? (isThere ? sharedMemory : tmpdir());
   return mkdtempSync(path.join(parent, "cairn-llama-"));
 }
 
@@ -96,8 +99,8 @@ export class LlamaRuntime {
   }
 
   /**
-   * Loads the model and proves that this build's state has the layout of state.ts: a probe state is taken apart and put
-   * together again, and must come out byte for byte.
+   * Loads the model and proves that this build's state has the layout of state.ts: a probe state is taken
+   * apart and put together again, and must come out byte for byte.
    * @throws CairnError engineStateMalformed if not; whatever node-llama-cpp throws if the model cannot be loaded.
    */
   static async open(options: RuntimeOptions): Promise<LlamaRuntime> {
@@ -112,7 +115,7 @@ export class LlamaRuntime {
       logLevel: LlamaLogLevel.error,
       maxThreads: options.threads,
     });
-    const directory = stateDirectory();
+    const directory = makeStateDirectory(options.stateDirectory);
     try {
       const model = await llama.loadModel({ modelPath: options.modelPath });
       const context = await model.createContext({

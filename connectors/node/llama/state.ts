@@ -10,13 +10,13 @@
  *     per layer { i32 type · u64 rowBytes · cells · rowBytes }     keys, then the same again for values
  *
  * A row is one token's K (or V) of one layer, so any run of tokens can be cut out. Only with flash attention are the
- * values stored in rows (transposedValues = 0). The canonical bytes of a block are, for its 16 tokens, the key rows of
- * layer 0, 1, … and then the value rows of layer 0, 1, ….
+ * values stored in rows (transposedValues = 0). The canonical bytes of a block are, for its 16 tokens, the key
+ * rows of layer 0, 1, … and then the value rows of layer 0, 1, ….
  *
  * The input is treated as hostile: every read is checked against the end of the buffer, every count against the bytes
  * that would have to follow it, and a state that differs from the layout above in any way is refused with
- * `engineStateMalformed`. llama.cpp itself may crash on a state of another model, so what is handed to it is only ever
- * rebuilt from a `StateShape` that this very engine produced.
+ * `engineStateMalformed`. llama.cpp itself may crash on a state of another model, so what is handed to it is
+ * only ever rebuilt from a `StateShape` that this very engine produced.
  */
 import { assert } from "../../../src/assert.ts";
 import { CairnError } from "../../../src/errors.ts";

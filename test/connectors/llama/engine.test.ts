@@ -146,6 +146,20 @@ describe("the llama.cpp engine over a block store", () => {
     expect(answer).toMatchObject({ cachedTokens: 0, computedTokens: 13, blocksStored: 1 });
   });
 
+  test("offers blocks again from where the chain still stands", async () => {
+    const store = new MemoryStore(writer.rowBytes);
+    const tokens = [...PREFIX, ...syntheticTokens(16, 20)];
+    await run(writer, tokens.slice(0, 70), store);
+    store.offerFrom = 2;
+    // Blocks 3 and 4 are offered again beside the three new ones.
+    expect(await run(reader, tokens, store)).toMatchObject({
+      cachedTokens: 64,
+      blocksStored: 3,
+      blocksPresent: 2,
+      blocksRefused: 0,
+    });
+  });
+
   test("ends every request it looked up for", async () => {
     const store = new MemoryStore(writer.rowBytes);
     await run(writer, syntheticTokens(11, 40), store);

@@ -16,6 +16,8 @@ export class MemoryStore implements BlockStore {
   readonly failing = new Set<string>();
   /** Set: every call rejects. */
   dead = false;
+  /** Set: a STORE below this depth finds its parent gone and is told to offer from here. */
+  offerFrom: number | undefined;
 
   constructor(rowBytes: number) {
     this.rowBytes = rowBytes;
@@ -53,12 +55,16 @@ export class MemoryStore implements BlockStore {
 
   async store(
     _requestId: number,
-    _startDepth: number,
+    startDepth: number,
     _parentKey: Uint8Array | undefined,
     keys: readonly Uint8Array[],
     rows: Uint8Array,
   ): Promise<StoreAnswer> {
     this.#check();
+    const { offerFrom } = this;
+    if (offerFrom !== undefined && startDepth > offerFrom) {
+      return { stored: 0, present: 0, refused: keys.length, offerFrom };
+    }
     let stored = 0;
     for (const [index, key] of keys.entries()) {
       if (this.blocks.has(hex(key))) continue;
