@@ -3,9 +3,8 @@
  *
  * What such a model says is noise; what it *computes* is exactly what a trained one of the same shape
  * computes, so its KV cache, its prefill time and its next-token probabilities exercise a cache as honestly as
- * any. Equal specs give byte-identical files on every machine: weights come from a seeded generator that draws
- * from a table of 8,192 normally distributed values (a table of halves is ~20x faster to draw from than Box-
- * Muller per weight).
+ * any. Equal specs give byte-identical files on every machine: a seeded generator draws the weights from a table
+ * of 8,192 normally distributed values, which is also what makes 25 million of them a matter of a second.
  *
  * The tokenizer is byte-level: three specials, 256 byte tokens, "▁" (a space), then unused padding.
  */

@@ -2,9 +2,9 @@
  * One llama.cpp context with one sequence, through node-llama-cpp's prebuilt CPU library.
  *
  * **Partition.** Tokens are always evaluated in batches that end at multiples of 16 positions (the block
- * size). llama.cpp is deterministic for equal batches, not across batch sizes: a one-shot prefill and a two-
- * part one differ in the last bits. With a fixed partition a block's bytes are a function of its tokens alone,
- * so a restored prefix continues bit-exactly as a recomputed one would.
+ * size). llama.cpp is deterministic for equal batches, not across batch sizes: a prefill in one shot and one in
+ * two parts differ in the last bits. With a fixed partition (and equal threads on one kind of CPU) a block's
+ * bytes are a function of its tokens alone, so a restored prefix continues bit-exactly as a recomputed one would.
  */
 import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
