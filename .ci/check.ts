@@ -1,0 +1,132 @@
+/**
+ * Reads what a suite printed and answers "PASSED FAILED" on one line. A suite that ended badly, printed nothing to
+ * count, or broke a promise that its output states, counts as failed.
+ *
+ * usage: check.ts KIND EXIT_CODE OUTPUT_FILE VITEST_JSON
+ */
+import { existsSync, readFileSync } from "node:fs";
+import { pathToFileURL } from "node:url";
+
+export type Fields = Readonly<Record<string, unknown>>;
+export type Counts = readonly [passed: number, failed: number];
+
+/** Leaf-first LRU on the conversation trace: hit rate in percent by capacity in 512-token blocks; 0 = infinite. */
+export const EXPECTED_PERCENT: Readonly<Record<number, number>> = {
+  5_000: 12.4,
+  10_000: 22.4,
+  20_000: 30.6,
+  0: 38.2,
+};
+const TOLERANCE_POINTS = 0.1;
+export const TRACE = { requests: 12_031, blocks: 276_491 } as const;
+const DEMO_REQUESTS_MIN = 20;
+
+/** The last line that is a JSON object, or undefined. */
+export function lastObject(text: string): Fields | undefined {
+  for (const line of text.trimEnd().split("\n").reverse()) {
+    try {
+      const value: unknown = JSON.parse(line);
+      if (typeof value === "object" && value !== null) return value as Fields;
+    } catch {
+      continue;
+    }
+  }
+  return undefined;
+}
+
+export interface VitestReport {
+  readonly numPassedTests: number;
+  readonly numFailedTests: number;
+  readonly numPendingTests: number;
+  readonly numTodoTests: number;
+  readonly testResults: readonly {
+    readonly status: string;
+    readonly assertionResults: readonly unknown[];
+  }[];
+}
+
+/** Cases of vitest's JSON report. A file that failed to load counts as one failure, and so does a skipped case. */
+export function vitestCounts(report: VitestReport): Counts {
+  const broken = report.testResults.filter(
+    (one) => one.status === "failed" && one.assertionResults.length === 0,
+  ).length;
+  const skipped = report.numPendingTests + report.numTodoTests;
+  return [report.numPassedTests, report.numFailedTests + broken + skipped];
+}
+
+export function replayProblems(result: Fields): string[] {
+  const problems: string[] = [];
+  for (const field of ["requests", "blocks"] as const) {
+    if (result[field] !== TRACE[field]) problems.push(`${field} ${String(result[field])}`);
+  }
+  const expected = EXPECTED_PERCENT[Number(result["capacityBlocks"])] ?? Number.NaN;
+  const distance = Math.abs(Number(result["hitRate"]) * 100 - expected);
+  if (!(distance <= TOLERANCE_POINTS)) problems.push(`hitRate ${String(result["hitRate"])}`);
+  return problems;
+}
+
+export function replayDaemonProblems(result: Fields): string[] {
+  const problems = replayProblems(result);
+  const pure = result["pure"] as Fields | undefined;
+  if (result["wrongBlocks"] !== 0) problems.push(`wrongBlocks ${String(result["wrongBlocks"])}`);
+  if (!(Number(result["comparedBlocks"]) > 0)) problems.push("nothing was compared");
+  if (pure === undefined || result["hits"] !== pure["hits"]) {
+    problems.push(`hits ${String(result["hits"])}, pure ${String(pure?.["hits"])}`);
+  }
+  return problems;
+}
+
+export function demoProblems(result: Fields): string[] {
+  const is = (field: string): number => Number(result[field] ?? Number.NaN);
+  const rules: readonly (readonly [string, boolean])[] = [
+    ["requests", is("requests") >= DEMO_REQUESTS_MIN],
+    ["tokensCached", is("tokensCached") > 0],
+    ["probabilitiesCompared", is("probabilitiesCompared") > 0],
+    ["probabilitiesDiffering", is("probabilitiesDiffering") === 0],
+    ["corruptionsInjected", is("corruptionsInjected") > 0],
+    ["corruptionsCaught", is("corruptionsCaught") === is("corruptionsInjected")],
+  ];
+  return rules.filter(([, holds]) => !holds).map(([field]) => `${field} ${String(result[field])}`);
+}
+
+const PROBLEMS: Readonly<Record<string, (result: Fields) => string[]>> = {
+  replay: replayProblems,
+  "replay-daemon": replayDaemonProblems,
+  demo: demoProblems,
+};
+
+/** Passed and failed cases of one suite. */
+export function count(
+  kind: string,
+  exitCode: number,
+  output: string,
+  report: VitestReport | undefined,
+): Counts {
+  // A suite that ends badly without a failed case (a crash at the end, a time-out) is one failure.
+  const settle = (passed: number, failed: number): Counts => [
+    passed,
+    exitCode !== 0 && failed === 0 ? 1 : failed,
+  ];
+  if (kind === "vitest") return report === undefined ? [0, 1] : settle(...vitestCounts(report));
+  if (kind === "native") {
+    const found = [...output.matchAll(/^(\d+) passed, (\d+) failed$/gm)].at(-1);
+    return found === undefined ? [0, 1] : settle(Number(found[1]), Number(found[2]));
+  }
+  const result = lastObject(output);
+  const problems = PROBLEMS[kind];
+  if (exitCode !== 0 || result === undefined || problems === undefined) return [0, 1];
+  const found = problems(result);
+  if (found.length > 0) process.stderr.write(`${kind}: ${found.join("; ")}\n`);
+  return found.length === 0 ? [1, 0] : [0, 1];
+}
+
+function main(args: readonly string[]): void {
+  const [kind = "", exitCode = "1", outputPath = "", reportPath = ""] = args;
+  const report = existsSync(reportPath)
+    ? (JSON.parse(readFileSync(reportPath, "utf8")) as VitestReport)
+    : undefined;
+  const counts = count(kind, Number(exitCode), readFileSync(outputPath, "utf8"), report);
+  process.stdout.write(`${counts.join(" ")}\n`);
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? "").href) main(process.argv.slice(2));

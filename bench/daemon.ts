@@ -1,0 +1,186 @@
+/**
+ * A private daemon for one bench: its own directory, socket, pool file and log, started as a child and ended by its
+ * process id. Nothing is shared with a daemon that may already run on this host.
+ */
+import { type ChildProcess, spawn } from "node:child_process";
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { connect } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { stringify } from "yaml";
+import { assert } from "../src/assert.ts";
+import { CairnError } from "../src/errors.ts";
+
+export const ROOT = new URL("..", import.meta.url).pathname;
+const START_MS_MAX = 60_000;
+const STOP_MS_MAX = 30_000;
+const POLL_MS = 5;
+const LOG_TAIL_BYTES = 2_000;
+
+export interface DaemonOptions {
+  readonly capacityBytes: number;
+  /** Cap on blocks in DRAM; 0 = as many as the slots. */
+  readonly blocksMax?: number;
+  readonly ledgerBlocksMax?: number;
+  readonly highWatermark?: number;
+  readonly lowWatermark?: number;
+  readonly copyThreads?: number;
+}
+
+function configuration(directory: string, options: DaemonOptions): object {
+  return {
+    engineApi: {
+      socket: join(directory, "engine.sock"),
+      // One harness stands for one engine build, so the proof of an earlier life would prove nothing here.
+      proof: "off",
+      pinnedBytesMax: options.capacityBytes,
+    },
+    ledger: { blocksMax: options.ledgerBlocksMax ?? 0 },
+    dram: {
+      directory: join(directory, "pool"),
+      capacityBytes: options.capacityBytes,
+      blocksMax: options.blocksMax ?? 0,
+      highWatermark: options.highWatermark ?? 0.98,
+      lowWatermark: options.lowWatermark ?? 0.95,
+      copyThreads: options.copyThreads ?? 1,
+    },
+    edge: { listen: `unix:${join(directory, "edge.sock")}` },
+    log: { level: "warn" },
+  };
+}
+
+/** The directory under which pools live: memory-backed where the host has it. */
+function scratchParent(): string {
+  try {
+    const probe = mkdtempSync("/dev/shm/cairn-bench-");
+    rmSync(probe, { recursive: true });
+    return "/dev/shm";
+  } catch {
+    return tmpdir();
+  }
+}
+
+function sleep(milliseconds: number): Promise<void> {
+  return new Promise((resolve) => {
+    setTimeout(resolve, milliseconds);
+  });
+}
+
+/** True once something accepts connections at the path. */
+function answers(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(path);
+    socket.on("connect", () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.on("error", () => resolve(false));
+  });
+}
+
+export class BenchDaemon {
+  readonly directory: string;
+  readonly socket: string;
+  readonly edgeSocket: string;
+  readonly #configPath: string;
+  readonly #logPath: string;
+  #child: ChildProcess | undefined;
+  #exited: Promise<void> = Promise.resolve();
+
+  private constructor(options: DaemonOptions) {
+    this.directory = mkdtempSync(join(scratchParent(), "cairn-bench-"));
+    this.socket = join(this.directory, "engine.sock");
+    this.edgeSocket = join(this.directory, "edge.sock");
+    this.#configPath = join(this.directory, "cairn.yaml");
+    this.#logPath = join(this.directory, "daemon.log");
+    writeFileSync(this.#configPath, stringify(configuration(this.directory, options)));
+  }
+
+  /** Starts a daemon and waits until it accepts engines. Throws CairnError unavailable with its log. */
+  static async start(options: DaemonOptions): Promise<BenchDaemon> {
+    const daemon = new BenchDaemon(options);
+    try {
+      daemon.launch();
+      await daemon.ready();
+    } catch (error) {
+      await daemon.remove();
+      throw error;
+    }
+    return daemon;
+  }
+
+  get pid(): number {
+    const pid = this.#child?.pid;
+    assert(pid !== undefined, "the daemon was started");
+    return pid;
+  }
+
+  /** Starts the process and returns at once (the restart bench times what follows). */
+  launch(): void {
+    assert(this.#child === undefined, "one process at a time");
+    const log = openSync(this.#logPath, "a");
+    const args = [
+      "--import",
+      "tsx",
+      join(ROOT, "src/cli.ts"),
+      "daemon",
+      "--config",
+      this.#configPath,
+    ];
+    const child = spawn(process.execPath, args, { cwd: ROOT, stdio: ["ignore", log, log] });
+    closeSync(log);
+    this.#child = child;
+    this.#exited = new Promise((resolve) => {
+      child.on("error", () => resolve());
+      child.on("exit", () => {
+        this.#child = undefined;
+        resolve();
+      });
+    });
+  }
+
+  async ready(): Promise<void> {
+    const endMs = performance.now() + START_MS_MAX;
+    while (performance.now() < endMs) {
+      if (this.#child === undefined) break;
+      if (await answers(this.socket)) return;
+      await sleep(POLL_MS);
+    }
+    throw new CairnError("unavailable", `the bench daemon did not start: ${this.logTail()}`);
+  }
+
+  logTail(): string {
+    return readFileSync(this.#logPath, "utf8").slice(-LOG_TAIL_BYTES).trim();
+  }
+
+  /** kill -9, and waits until the process is gone. */
+  async kill(): Promise<void> {
+    this.#child?.kill("SIGKILL");
+    await this.#exited;
+  }
+
+  /** Stops the process in order (SIGKILL after a limit) and removes its directory. */
+  async remove(): Promise<void> {
+    const child = this.#child;
+    if (child !== undefined) {
+      child.kill("SIGTERM");
+      const limit = setTimeout(() => child.kill("SIGKILL"), STOP_MS_MAX);
+      await this.#exited;
+      clearTimeout(limit);
+    }
+    rmSync(this.directory, { recursive: true, force: true });
+  }
+}
+
+/** Runs `use` with a daemon of its own and removes that daemon whatever happens. */
+export async function withDaemon<T>(
+  options: DaemonOptions,
+  use: (daemon: BenchDaemon) => Promise<T>,
+): Promise<T> {
+  const daemon = await BenchDaemon.start(options);
+  try {
+    return await use(daemon);
+  } finally {
+    await daemon.remove();
+  }
+}

@@ -1,0 +1,231 @@
+/**
+ * lookup-socket: the round trip of a LOOKUP with 1,024 full keys (no chain handle) from another process.
+ *
+ * The client is native and blocking, so that what is timed is the daemon. Its reference is a native echo of equal
+ * request and reply sizes over a Unix socket, a process of its own as well, measured in turn with it: once idle, once
+ * while a third process copies 2 GB/s through the daemon and /metrics is scraped ten times a second.
+ */
+import { existsSync } from "node:fs";
+import { request as httpRequest } from "node:http";
+import { join } from "node:path";
+import { assert } from "../../src/assert.ts";
+import { coldFrame, writeHeader } from "../../src/engine-api/codec.ts";
+import {
+  HEADER_BYTES,
+  LOOKUP_FIXED_BYTES,
+  LOOKUP_REPLY_BYTES,
+  OP,
+} from "../../src/engine-api/protocol.ts";
+import { type Child, runChild, startChild } from "../children.ts";
+import type { RoundTripsInput } from "../children/round-trips.ts";
+import { benchHello, connectBench } from "../client.ts";
+import { type BenchDaemon, withDaemon } from "../daemon.ts";
+import { chainKeys, KEY_WORDS } from "../ledger.ts";
+import { check, type Measurement } from "../result.ts";
+import type { Scenario, ScenarioOptions } from "../scenario.ts";
+import { median, percentile, significant } from "../statistics.ts";
+
+const KEYS = 1_024;
+const REQUEST_BYTES = HEADER_BYTES + LOOKUP_FIXED_BYTES + KEYS * KEY_WORDS * 4;
+const REPLY_BYTES = HEADER_BYTES + LOOKUP_REPLY_BYTES;
+const ROUND_TRIPS = 3_000;
+const WARM_UP = 300;
+const MIB = 2 ** 20;
+const POOL_BYTES = 1_536 * MIB;
+const PAYLOAD_BYTES = 64;
+const COPY_BYTES_PER_SECOND = 2e9;
+const SCRAPES_PER_SECOND = 10;
+const ENGINE_ID = "bench-lookup-socket";
+
+const P50_MICROSECONDS_MAX = 150;
+const P99_MICROSECONDS_MAX = 1_000;
+const ECHO_FACTOR_MAX = 3;
+const ECHO_START_MS_MAX = 20_000;
+
+/** One LOOKUP frame with KEYS full keys. The same request id each time: every reply replaces the lease before it. */
+export function lookupFrame(words: Uint32Array, handle: number): Uint8Array {
+  const frame = new Uint8Array(REQUEST_BYTES);
+  const view = new DataView(frame.buffer);
+  writeHeader(view, 0, OP.LOOKUP, 0, REQUEST_BYTES - HEADER_BYTES, 1, 1, KEYS, handle);
+  frame.set(
+    new Uint8Array(words.buffer, 0, KEYS * KEY_WORDS * 4),
+    HEADER_BYTES + LOOKUP_FIXED_BYTES,
+  );
+  return frame;
+}
+
+interface Pair {
+  readonly daemon: readonly number[];
+  readonly echo: readonly number[];
+}
+
+const base64 = (bytes: Uint8Array): string => Buffer.from(bytes).toString("base64");
+
+async function roundTrips(input: Omit<RoundTripsInput, "count">): Promise<number[]> {
+  const count = WARM_UP + ROUND_TRIPS;
+  const times = await runChild<number[]>("bench/children/round-trips.ts", { ...input, count });
+  return times.slice(WARM_UP);
+}
+
+/** The echo takes one client only, so its socket is awaited, not tried. */
+async function untilExists(path: string): Promise<void> {
+  const endMs = performance.now() + ECHO_START_MS_MAX;
+  while (!existsSync(path)) {
+    assert(performance.now() < endMs, "the echo starts in time");
+    await new Promise((resolve) => {
+      setTimeout(resolve, 20);
+    });
+  }
+}
+
+async function echoRoundTrips(directory: string, turn: number): Promise<number[]> {
+  const path = join(directory, `echo-${turn}.sock`);
+  const sizes = { requestBytes: REQUEST_BYTES, replyBytes: REPLY_BYTES };
+  const server = startChild<null>("bench/children/echo.ts", { path, ...sizes });
+  await untilExists(path);
+  const request = base64(new Uint8Array(REQUEST_BYTES));
+  const times = await roundTrips({ path, hello: "", request, replyBytes: REPLY_BYTES });
+  await server.result;
+  return times;
+}
+
+/** One pair a repetition: daemon, then echo. */
+async function measurePairs(
+  daemon: BenchDaemon,
+  request: Uint8Array,
+  repetitions: number,
+  turn: number,
+): Promise<Pair[]> {
+  const hello = base64(coldFrame(OP.HELLO, 0, 1, 0, 0, benchHello(ENGINE_ID, PAYLOAD_BYTES)));
+  const pairs: Pair[] = [];
+  for (let repetition = 0; repetition < repetitions; repetition += 1) {
+    const daemonTimes = await roundTrips({
+      path: daemon.socket,
+      hello,
+      request: base64(request),
+      replyBytes: 0,
+    });
+    const echoTimes = await echoRoundTrips(daemon.directory, turn + repetition);
+    pairs.push({ daemon: daemonTimes, echo: echoTimes });
+  }
+  return pairs;
+}
+
+/** Fetches /metrics ten times a second until stopped; counts what came back whole. */
+function startScraping(socketPath: string): { stop: () => number } {
+  let answered = 0;
+  const timer = setInterval(() => {
+    const request = httpRequest({ socketPath, path: "/metrics" }, (response) => {
+      response.resume();
+      response.on("end", () => {
+        if (response.statusCode === 200) answered += 1;
+      });
+    });
+    request.on("error", () => undefined);
+    request.end();
+  }, 1_000 / SCRAPES_PER_SECOND);
+  return {
+    stop: () => {
+      clearInterval(timer);
+      return answered;
+    },
+  };
+}
+
+interface Load {
+  readonly pairs: readonly Pair[];
+  readonly scrapes: number;
+  readonly copiedBytesPerSecond: number;
+}
+
+async function underLoad(
+  daemon: BenchDaemon,
+  request: Uint8Array,
+  repetitions: number,
+): Promise<Load> {
+  const copies: Child<{ bytesPerSecond: number }> = startChild("bench/children/copies.ts", {
+    socket: daemon.socket,
+    bytesPerSecond: COPY_BYTES_PER_SECOND,
+  });
+  await new Promise<void>((resolve, reject) => {
+    copies.process.stdout?.once("data", () => resolve());
+    copies.result.catch(reject);
+  });
+  const scraping = startScraping(daemon.edgeSocket);
+  try {
+    const pairs = await measurePairs(daemon, request, repetitions, repetitions);
+    const scrapes = scraping.stop();
+    copies.process.kill("SIGTERM");
+    const { bytesPerSecond } = await copies.result;
+    return { pairs, scrapes, copiedBytesPerSecond: bytesPerSecond };
+  } finally {
+    scraping.stop();
+    copies.process.kill("SIGTERM");
+  }
+}
+
+const medianOf = (pairs: readonly Pair[], side: keyof Pair, share: number): number =>
+  median(pairs.map((pair) => percentile(pair[side], share)));
+
+function measurement(idle: readonly Pair[], load: Load): Measurement {
+  const p50 = medianOf(idle, "daemon", 0.5);
+  const echo50 = medianOf(idle, "echo", 0.5);
+  const idle99 = medianOf(idle, "daemon", 0.99);
+  const load99 = medianOf(load.pairs, "daemon", 0.99);
+  const echoLoad99 = medianOf(load.pairs, "echo", 0.99);
+  const load99Max = Math.max(P99_MICROSECONDS_MAX, ECHO_FACTOR_MAX * echoLoad99);
+  return {
+    value: p50,
+    unit: "µs",
+    bar: P50_MICROSECONDS_MAX,
+    sense: "atMost",
+    reference: "native echo of equal sizes, p50",
+    referenceValue: echo50,
+    repetitions: idle.length,
+    checks: [
+      check("idle p50", p50, "µs", "atMost", P50_MICROSECONDS_MAX),
+      check("idle p50 ÷ echo p50", p50 / echo50, "", "atMost", ECHO_FACTOR_MAX),
+      check("idle p99", idle99, "µs", "atMost", P99_MICROSECONDS_MAX),
+      check("p99 under copies and scrapes", load99, "µs", "atMost", load99Max),
+    ],
+    detail: {
+      requestBytes: REQUEST_BYTES,
+      replyBytes: REPLY_BYTES,
+      roundTrips: ROUND_TRIPS,
+      idle: { p50: significant(p50), p99: significant(idle99), echoP50: significant(echo50) },
+      echoIdleP99: significant(medianOf(idle, "echo", 0.99)),
+      load: {
+        p50: significant(medianOf(load.pairs, "daemon", 0.5)),
+        p99: significant(load99),
+        echoP50: significant(medianOf(load.pairs, "echo", 0.5)),
+        echoP99: significant(echoLoad99),
+        copiedGBPerSecond: significant(load.copiedBytesPerSecond / 1e9),
+        scrapes: load.scrapes,
+      },
+    },
+  };
+}
+
+function run(options: ScenarioOptions): Promise<Measurement> {
+  const settings = { capacityBytes: POOL_BYTES, ledgerBlocksMax: 2_000_000 };
+  return withDaemon(settings, async (daemon) => {
+    const client = await connectBench(daemon.socket, ENGINE_ID, PAYLOAD_BYTES, KEYS);
+    try {
+      const words = new Uint32Array(KEYS * KEY_WORDS);
+      chainKeys(words, 1, KEYS);
+      await client.store(0, words, 0, KEYS);
+      const request = lookupFrame(words, client.handle);
+      const idle = await measurePairs(daemon, request, options.repetitions, 0);
+      const load = await underLoad(daemon, request, options.repetitions);
+      return measurement(idle, load);
+    } finally {
+      client.close();
+    }
+  });
+}
+
+export const lookupSocket: Scenario = {
+  name: "lookup-socket",
+  summary: "round trip of 1,024 keys from another process, idle and under 2 GB/s of copies (µs)",
+  run,
+};

@@ -1,0 +1,79 @@
+import { spawnSync } from "node:child_process";
+import { describe, expect, it } from "vitest";
+import * as ci from "../../.ci/check.ts";
+
+const report: ci.VitestReport = {
+  numPassedTests: 3,
+  numFailedTests: 0,
+  numPendingTests: 0,
+  numTodoTests: 0,
+  testResults: [{ status: "passed", assertionResults: [1, 2, 3] }],
+};
+const replay = { ...ci.TRACE, capacityBlocks: 5_000, hits: 34_300, hitRate: 0.124 };
+const daemon = { ...replay, wrongBlocks: 0, comparedBlocks: 34_300, pure: { hits: 34_300 } };
+const demo = {
+  requests: 20,
+  tokensCached: 1,
+  probabilitiesCompared: 1,
+  probabilitiesDiffering: 0,
+  corruptionsInjected: 1,
+  corruptionsCaught: 1,
+};
+const json = (value: object): string => `some words\n${JSON.stringify(value)}\n`;
+
+describe("the check run counts", () => {
+  it("vitest's cases, with skipped ones and files that do not load as failures", () => {
+    expect(ci.count("vitest", 0, "", report)).toEqual([3, 0]);
+    expect(ci.count("vitest", 0, "", { ...report, numPendingTests: 1 })).toEqual([3, 1]);
+    const broken = { status: "failed", assertionResults: [] };
+    expect(ci.count("vitest", 1, "", { ...report, testResults: [broken] })).toEqual([3, 1]);
+  });
+
+  it("a suite that ends badly or tells nothing as a failure", () => {
+    expect(ci.count("vitest", 1, "", report)).toEqual([3, 1]);
+    expect(ci.count("vitest", 0, "", undefined)).toEqual([0, 1]);
+    expect(ci.count("native", 0, "12 passed, 0 failed\n", undefined)).toEqual([12, 0]);
+    expect(ci.count("native", 134, "12 passed, 0 failed\n", undefined)).toEqual([12, 1]);
+    expect(ci.count("native", 0, "", undefined)).toEqual([0, 1]);
+    expect(ci.count("replay", 0, "no object here", undefined)).toEqual([0, 1]);
+    expect(ci.count("replay", 1, json(replay), undefined)).toEqual([0, 1]);
+    expect(ci.count("unheard", 0, json(replay), undefined)).toEqual([0, 1]);
+  });
+
+  it("a replay that keeps every count and comes within a tenth of a point", () => {
+    expect(ci.count("replay", 0, json(replay), undefined)).toEqual([1, 0]);
+    expect(ci.replayProblems({ ...replay, hitRate: 0.1251 })).toHaveLength(1);
+    expect(ci.replayProblems({ ...replay, hitRate: 0.1249 })).toEqual([]);
+    expect(ci.replayProblems({ ...replay, requests: 12_030 })).toHaveLength(1);
+    expect(ci.replayProblems({ ...replay, capacityBlocks: 7 })).toHaveLength(1);
+    expect(ci.replayProblems({})).toHaveLength(3);
+  });
+
+  it("a replay through the daemon with no wrong block and the hits of the pure one", () => {
+    expect(ci.count("replay-daemon", 0, json(daemon), undefined)).toEqual([1, 0]);
+    expect(ci.replayDaemonProblems({ ...daemon, wrongBlocks: 1 })).toHaveLength(1);
+    expect(ci.replayDaemonProblems({ ...daemon, comparedBlocks: 0 })).toHaveLength(1);
+    expect(ci.replayDaemonProblems({ ...daemon, hits: 34_301 })).toHaveLength(1);
+    expect(ci.replayDaemonProblems(replay)).toHaveLength(3);
+  });
+
+  it("a demo whose restored probabilities equal the recomputed ones and whose corruption was caught", () => {
+    expect(ci.count("demo", 0, json(demo), undefined)).toEqual([1, 0]);
+    const worse = [
+      { requests: 19 },
+      { tokensCached: 0 },
+      { probabilitiesCompared: 0 },
+      { probabilitiesDiffering: 1 },
+      { corruptionsInjected: 0, corruptionsCaught: 0 },
+      { corruptionsCaught: 0 },
+    ];
+    for (const change of worse)
+      expect(ci.demoProblems({ ...demo, ...change }), JSON.stringify(change)).toHaveLength(1);
+    expect(ci.demoProblems({})).toHaveLength(6);
+  });
+
+  it("in a script whose syntax bash accepts", () => {
+    const path = new URL("../../.ci/run", import.meta.url).pathname;
+    expect(spawnSync("bash", ["-n", path]).status).toBe(0);
+  });
+});
