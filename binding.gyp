@@ -14,6 +14,7 @@
         "addon/js.cc",
         "addon/js_arena.cc",
         "addon/js_client.cc",
+        "addon/js_copy.cc",
         "addon/populate.cc",
         "addon/region.cc",
         "addon/ring.cc",

@@ -37,6 +37,8 @@ class EventHub {
   explicit EventHub(std::function<void()> doorbell) : doorbell_(std::move(doorbell)) {}
 
   void push(Event&& event);
+  /// Rings without an event: the transport waits for room that only the next poll() gives back.
+  void nudge() { ring(); }
   /// JS thread, when it answers the doorbell: the next push rings again.
   void answered() { rung_.store(false, std::memory_order_seq_cst); }
   /// Events not yet polled; a bound for producers that can wait.

@@ -181,6 +181,7 @@ void addMethod(napi_env env, napi_value exports, const char* name, Method method
 void stopInstance(Instance& instance);
 
 // Each file's functions.
+void addCopyMethods(napi_env env, napi_value exports);
 void addArenaMethods(napi_env env, napi_value exports);
 void addClientMethods(napi_env env, napi_value exports);
 

@@ -397,9 +397,13 @@ void Transport::stall(const Shared& connection) {
   connection->stalled = true;
   connection->frameSinceMs = 0;  // the wait is ours, not the client's
   stalledList_.push_back(connection);
-  std::lock_guard lock(connection->mutex);
-  connection->reading = false;
-  applyInterest(*connection);
+  {
+    std::lock_guard lock(connection->mutex);
+    connection->reading = false;
+    applyInterest(*connection);
+  }
+  // Frames handed out are given back by the next poll(), and without an event JS might never call it.
+  hub_.nudge();
 }
 
 void Transport::resumeStalled() {

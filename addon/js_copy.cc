@@ -1,0 +1,148 @@
+// N-API face of the copy engine: attaches the ledger's record table and turns a batch of item words into
+// resolved items, so that copy threads need neither.
+#include <cstring>
+
+#include "js_support.h"
+
+namespace cairn::js {
+namespace {
+
+constexpr size_t kItemWords = 5;
+
+napi_value attachLedger(Call& call) {
+  Instance& instance = call.instance();
+  napi_value layout = call.value(0);
+  napi_value records = call.field(layout, "records");
+  const auto view = call.typedArray(records, napi_uint32_array, "records");
+  Ledger ledger;
+  ledger.records = static_cast<const uint32_t*>(view.data);
+  ledger.words = view.length;
+  ledger.recordWords = call.fieldUint32(layout, "recordWords");
+  ledger.keyWord = call.fieldUint32(layout, "keyWord");
+  ledger.parentWord = call.fieldUint32(layout, "parentWord");
+  ledger.depthWord = call.fieldUint32(layout, "depthWord");
+  ledger.depthMask = call.fieldUint32(layout, "depthMask");
+  ledger.namespaceWord = call.fieldUint32(layout, "namespaceWord");
+  ledger.namespaceMask = call.fieldUint32(layout, "namespaceMask");
+  const uint64_t keyEnd = uint64_t{ledger.keyWord} + kKeyBytes / 4;
+  if (ledger.recordWords == 0 || keyEnd > ledger.recordWords || ledger.parentWord >= ledger.recordWords ||
+      ledger.depthWord >= ledger.recordWords || ledger.namespaceWord >= ledger.recordWords) {
+    fail("ARGUMENT", "a field lies outside the record");
+  }
+  napi_ref reference;
+  check(napi_create_reference(call.env, records, 1, &reference), "reference");
+  if (instance.ledgerRecords != nullptr) napi_delete_reference(call.env, instance.ledgerRecords);
+  instance.ledgerRecords = reference;
+  instance.ledger = ledger;
+  return call.nothing();
+}
+
+const uint32_t* recordOf(const Ledger& ledger, uint32_t block) {
+  const uint64_t at = uint64_t{block} * ledger.recordWords;
+  if (ledger.records == nullptr || at + ledger.recordWords > ledger.words) {
+    fail("ARGUMENT", "a block lies outside the attached ledger");
+  }
+  return ledger.records + at;
+}
+
+void checkSlot(const Arena& arena, uint32_t slot, uint32_t payloadBytes) {
+  if (!arena.slotExists(slot)) fail("ARGUMENT", "no such slot: " + std::to_string(slot));
+  if (arena.slab(slot >> kSlotIndexBits).payloadBytes < payloadBytes) {
+    fail("ARGUMENT", "slot " + std::to_string(slot) + " is smaller than payloadBytes");
+  }
+}
+
+/// Everything the copy thread needs, read from the ledger's record and the arena's tables.
+void resolveItem(const Ledger& ledger, const Arena& arena, const Region* region, const CopyBatchOptions& options,
+                 const uint32_t* words, CopyItem& item) {
+  item.slot = words[0];
+  checkSlot(arena, item.slot, options.payloadBytes);
+  item.header = arena.header(item.slot);
+  item.payload = arena.payload(item.slot);
+  item.targetSlot = item.slot;
+  item.targetHeader = nullptr;
+  item.other = nullptr;
+  if (options.kind == CopyKind::kMove) {
+    item.targetSlot = words[1];
+    checkSlot(arena, item.targetSlot, options.payloadBytes);
+    if (item.targetSlot == item.slot) fail("ARGUMENT", "a slot cannot move onto itself");
+    item.targetHeader = arena.header(item.targetSlot);
+    item.other = arena.payload(item.targetSlot);
+  } else if (region != nullptr) {
+    const uint64_t offset = uint64_t{words[2]} << 32 | words[1];
+    if (region->contains(offset, options.payloadBytes)) item.other = region->base() + offset;
+  }
+  item.generation = words[4];
+  const uint32_t* record = recordOf(ledger, words[3]);
+  item.namespaceIndex = record[ledger.namespaceWord] & ledger.namespaceMask;
+  item.depth = record[ledger.depthWord] & ledger.depthMask;
+  if (item.namespaceIndex >= kNamespacesMax || !arena.namespaces()[item.namespaceIndex].used) {
+    fail("ARGUMENT", "namespace " + std::to_string(item.namespaceIndex) + " was not put into the arena");
+  }
+  item.seed = arena.namespaces()[item.namespaceIndex].seed;
+  memcpy(item.key, record + ledger.keyWord, kKeyBytes);
+  const uint32_t parent = record[ledger.parentWord];
+  if (parent == UINT32_MAX) {
+    memset(item.parentKey, 0, kKeyBytes);
+  } else {
+    memcpy(item.parentKey, recordOf(ledger, parent) + ledger.keyWord, kKeyBytes);
+  }
+}
+
+CopyBatchOptions batchOptions(const Call& call, napi_value object) {
+  CopyBatchOptions options{};
+  const uint32_t kind = call.fieldUint32(object, "kind");
+  if (kind < 1 || kind > 4) fail("ARGUMENT", "kind must be 1 to 4");
+  options.kind = static_cast<CopyKind>(kind);
+  options.id = call.fieldUint32(object, "batch");
+  options.shard = call.fieldUint32(object, "shard");
+  options.shards = call.fieldUint32(object, "shards");
+  options.payloadBytes = call.fieldUint32(object, "payloadBytes");
+  options.deadlineMs = call.fieldUint32(object, "deadlineMs");
+  if (options.shards == 0 || options.shards > UINT16_MAX || options.shard >= options.shards) {
+    fail("ARGUMENT", "shard must be below shards, shards at most 65535");
+  }
+  if (options.payloadBytes == 0) fail("ARGUMENT", "payloadBytes must be positive");
+  return options;
+}
+
+napi_value copySubmit(Call& call) {
+  Instance& instance = call.instance();
+  instance.needRunning();
+  napi_value object = call.value(0);
+  const CopyBatchOptions options = batchOptions(call, object);
+  const std::shared_ptr<Arena> arena = instance.arena(call.fieldUint32(object, "arena"));
+  const auto words = call.words(1);
+  const uint32_t count = call.uint32(2);
+  if (count == 0 || uint64_t{count} * kItemWords > words.length) fail("ARGUMENT", "count does not fit the items");
+  if (count > instance.statusBytes) fail("ARGUMENT", "count is more than the status array holds");
+  std::shared_ptr<Region> region;
+  if (options.kind == CopyKind::kStore || options.kind == CopyKind::kLoad) {
+    // A region that is gone is an answer (REGION for every item), not an error: it raced with an unmap.
+    const auto found = instance.regions.find(call.fieldUint32(object, "region"));
+    if (found != instance.regions.end()) region = found->second;
+  }
+  std::vector<CopyItem> items = instance.engine->recycledItems();
+  items.resize(count);
+  for (uint32_t i = 0; i < count; i++) {
+    resolveItem(instance.ledger, *arena, region.get(), options, words.data + i * kItemWords, items[i]);
+  }
+  instance.engine->submit(options, arena, std::move(region), std::move(items));
+  return call.nothing();
+}
+
+napi_value copyCancel(Call& call) {
+  call.instance().needRunning();
+  call.instance().engine->cancel(call.uint32(0));
+  return call.nothing();
+}
+
+}  // namespace
+
+void addCopyMethods(napi_env env, napi_value exports) {
+  addMethod(env, exports, "attachLedger", entry<attachLedger>);
+  addMethod(env, exports, "copySubmit", entry<copySubmit>);
+  addMethod(env, exports, "copyCancel", entry<copyCancel>);
+}
+
+}  // namespace cairn::js

@@ -1,0 +1,435 @@
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <map>
+#include <thread>
+#include <vector>
+
+#include "../client.h"
+#include "../region.h"
+#include "../transport.h"
+#include "check.h"
+#include "fixture.h"
+
+using namespace cairn;
+using namespace cairn::test;
+
+namespace {
+
+constexpr uint32_t kBodyMax = 100'000;
+
+TransportOptions options() {
+  TransportOptions result{};
+  result.frameBodyBytesMax = kBodyMax;
+  result.connectionsMax = 8;
+  result.outboundBytesMax = 1 << 20;
+  result.frameTimeoutMs = 300;
+  result.helloTimeoutMs = 1000;
+  result.magic = kClientMagic;
+  result.version = 1;
+  return result;
+}
+
+std::vector<uint8_t> frame(uint32_t bodyBytes, uint32_t tag, uint16_t flags = 0) {
+  std::vector<uint8_t> bytes(kFrameHeaderBytes + bodyBytes);
+  const uint32_t magic = kClientMagic;
+  memcpy(bytes.data(), &magic, 4);
+  bytes[4] = 1;
+  memcpy(bytes.data() + 6, &flags, 2);
+  memcpy(bytes.data() + 8, &bodyBytes, 4);
+  memcpy(bytes.data() + 12, &tag, 4);
+  for (uint32_t i = 0; i < bodyBytes; i++) bytes[kFrameHeaderBytes + i] = static_cast<uint8_t>(i * 13 + tag);
+  return bytes;
+}
+
+bool frameIsWhole(const uint8_t* bytes, size_t length) {
+  uint32_t tag;
+  memcpy(&tag, bytes + 12, 4);
+  const std::vector<uint8_t> expected = frame(static_cast<uint32_t>(length - kFrameHeaderBytes), tag);
+  return memcmp(bytes + 8, expected.data() + 8, length - 8) == 0;
+}
+
+/// Blocking little client.
+struct Peer {
+  explicit Peer(const std::string& path) : socket(connectUnix(path, false)) {}
+  void write(const std::vector<uint8_t>& bytes, size_t from, size_t to) const {
+    for (size_t at = from; at < to;) {
+      const ssize_t sent = ::send(socket.get(), bytes.data() + at, to - at, MSG_NOSIGNAL);
+      if (sent <= 0) return;
+      at += static_cast<size_t>(sent);
+    }
+  }
+  void write(const std::vector<uint8_t>& bytes) const { write(bytes, 0, bytes.size()); }
+  /// Bytes until `count` or the end.
+  std::vector<uint8_t> read(size_t count) const {
+    std::vector<uint8_t> bytes(count);
+    size_t at = 0;
+    while (at < count) {
+      const ssize_t got = ::recv(socket.get(), bytes.data() + at, count - at, 0);
+      if (got <= 0) break;
+      at += static_cast<size_t>(got);
+    }
+    bytes.resize(at);
+    return bytes;
+  }
+  Descriptor socket;
+};
+
+struct Server {
+  explicit Server(const TransportOptions& with = options(), size_t inboxBytes = 1 << 20)
+      : pump(inboxBytes), transport(with, pump.ring, pump.hub), path(dir.file("engine.sock")) {
+    pump.afterPoll = [this] { transport.resume(); };
+    transport.listen(path, 0660, 3);
+  }
+
+  std::function<void(const EventPump::Words&)> collect() {
+    return [this](const EventPump::Words& event) {
+      EXPECT(closes.count(event.id) == 0);
+      if (event.type == kAccept) accepts.push_back(event);
+      if (event.type == kClose) closes[event.id] = event.a;
+      if (event.type != kFrame) return;
+      frames[event.id]++;
+      EXPECT(frameIsWhole(pump.inbox.data() + event.offset, event.length));
+      EXPECT(event.offset % 8 == 0);
+      if (event.a != UINT32_MAX) descriptors.push_back(static_cast<int>(event.a));
+    };
+  }
+  bool until(const std::function<bool()>& done) { return pump.until(done, collect()); }
+  bool accepted(size_t count) {
+    return until([&] { return accepts.size() == count; });
+  }
+
+  TemporaryDirectory dir;
+  EventPump pump;
+  Transport transport;
+  std::string path;
+  std::vector<EventPump::Words> accepts;
+  std::map<uint32_t, uint32_t> closes;
+  std::map<uint32_t, uint32_t> frames;
+  std::vector<int> descriptors;
+};
+
+size_t openDescriptors() {
+  size_t count = 0;
+  for (int fd = 0; fd < 512; fd++) count += fcntl(fd, F_GETFD) >= 0;
+  return count;
+}
+
+}  // namespace
+
+TEST("a connection is announced with its peer's credentials and its listener") {
+  Server server;
+  struct stat status;
+  EXPECT(stat(server.path.c_str(), &status) == 0 && (status.st_mode & 0777) == 0660);
+  const Peer peer(server.path);
+  REQUIRE(server.accepted(1));
+  EXPECT(server.accepts[0].a == static_cast<uint32_t>(getpid()));
+  EXPECT(server.accepts[0].b == geteuid() && server.accepts[0].c == getegid() && server.accepts[0].d == 3);
+  EXPECT(codeOf([&] { server.transport.listen(server.path, 0600, 4); }) == "EADDRINUSE");
+  EXPECT(codeOf([&] { server.transport.listen(server.dir.file("b"), 0600, 3); }) == "ARGUMENT");
+  server.transport.unlisten(3);
+  EXPECT(codeOf([&] { Peer again(server.path); }) == "ENOENT");
+  server.transport.listen(server.path, 0600, 5);
+  const Peer third(server.path);
+  // The refused listen() looked whether somebody serves there: that was a connection, too.
+  EXPECT(server.until([&] { return server.accepts.back().d == 5; }));
+}
+
+TEST("a dead socket file is replaced, another kind of file is not") {
+  Server server;
+  const std::string dead = server.dir.file("dead");
+  listenUnix(dead, 0600, 1).reset();
+  server.transport.listen(dead, 0600, 9);
+  const Peer peer(dead);
+  EXPECT(server.accepted(1));
+  const std::string plain = server.dir.file("plain");
+  Descriptor file(::open(plain.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+  EXPECT(codeOf([&] { server.transport.listen(plain, 0600, 10); }) == "EADDRINUSE");
+  EXPECT(access(plain.c_str(), F_OK) == 0);
+}
+
+TEST("frames cut anywhere and interleaved over connections arrive whole and in order") {
+  Server server;
+  std::vector<uint8_t> stream;
+  for (uint32_t tag = 0; tag < 40; tag++) {
+    const std::vector<uint8_t> one = frame(tag * 37 % 500, tag);
+    stream.insert(stream.end(), one.begin(), one.end());
+  }
+  std::vector<Peer> peers;
+  for (int i = 0; i < 3; i++) peers.emplace_back(server.path);
+  std::vector<std::thread> writers;
+  for (const Peer& peer : peers) {
+    const size_t step = 1 + writers.size() * 53;
+    writers.emplace_back([&peer, &stream, step] {
+      for (size_t at = 0; at < stream.size(); at += step) peer.write(stream, at, std::min(stream.size(), at + step));
+    });
+  }
+  EXPECT(server.until([&] {
+    uint32_t total = 0;
+    for (const auto& [id, count] : server.frames) total += count;
+    return total == 120;
+  }));
+  for (std::thread& writer : writers) writer.join();
+  EXPECT(server.frames.size() == 3 && server.closes.empty());
+  EXPECT(server.transport.counters().framesReceived == 120);
+}
+
+TEST("bad magic, another version and an oversized body close the connection with their reasons") {
+  Server server;
+  const auto reasonFor = [&](const std::vector<uint8_t>& bytes) -> uint32_t {
+    const Peer peer(server.path);
+    server.accepted(server.accepts.size() + 1);
+    const uint32_t id = server.accepts.back().id;
+    peer.write(bytes);
+    EXPECT(server.until([&] { return server.closes.count(id) != 0; }));
+    EXPECT(peer.read(1).empty());
+    return server.closes[id];
+  };
+  std::vector<uint8_t> bad = frame(10, 1);
+  bad[0] ^= 1;
+  EXPECT(reasonFor(bad) == static_cast<uint32_t>(CloseReason::kBadMagic));
+  EXPECT(reasonFor({'G', 'E', 'T', ' '}) == static_cast<uint32_t>(CloseReason::kBadMagic));
+  bad = frame(10, 1);
+  bad[4] = 2;
+  EXPECT(reasonFor(bad) == static_cast<uint32_t>(CloseReason::kVersion));
+  bad = frame(0, 1);
+  const uint32_t huge = kBodyMax + 1;
+  memcpy(bad.data() + 8, &huge, 4);
+  EXPECT(reasonFor(bad) == static_cast<uint32_t>(CloseReason::kFrameTooLarge));
+  EXPECT(server.frames.empty());
+}
+
+TEST("a frame begun and not finished times out, a whole one does not, nor HELLO once established") {
+  Server server;
+  const Peer slow(server.path);
+  const Peer good(server.path);
+  REQUIRE(server.accepted(2));
+  const std::vector<uint8_t> bytes = frame(1000, 4);
+  slow.write(bytes, 0, 500);
+  good.write(bytes);
+  const uint32_t slowId = server.accepts[0].id;
+  const uint32_t goodId = server.accepts[1].id;
+  EXPECT(server.until([&] { return server.closes.count(slowId) != 0; }));
+  EXPECT(server.closes[slowId] == static_cast<uint32_t>(CloseReason::kFrameTimeout));
+  EXPECT(server.frames[goodId] == 1 && server.closes.count(goodId) == 0);
+  // A third one says HELLO in time (established), the second never does.
+  const Peer third(server.path);
+  REQUIRE(server.accepted(3));
+  server.transport.established(server.accepts[2].id);
+  EXPECT(server.until([&] { return server.closes.count(goodId) != 0; }));
+  EXPECT(server.closes[goodId] == static_cast<uint32_t>(CloseReason::kHelloTimeout));
+  usleep(1'200'000);
+  third.write(bytes);
+  EXPECT(server.until([&] { return server.frames[server.accepts[2].id] == 1; }));
+  EXPECT(server.closes.size() == 2);
+}
+
+TEST("a descriptor reaches the frame that announces it; extra and stray ones are closed") {
+  const size_t before = openDescriptors();
+  {
+    Server server;
+    const Peer peer(server.path);
+    REQUIRE(server.accepted(1));
+    const Descriptor file = makeSealedMemfd("test", 4096);
+    const Descriptor other = makeSealedMemfd("test", 8192);
+    const std::vector<uint8_t> with = frame(100, 1, kFlagDescriptor);
+    EXPECT(sendWithDescriptor(peer.socket.get(), with.data(), with.size(), file.get()) ==
+           static_cast<ssize_t>(with.size()));
+    EXPECT(sendWithDescriptor(peer.socket.get(), with.data(), with.size(), other.get()) > 0);
+    const std::vector<uint8_t> without = frame(100, 2);
+    EXPECT(sendWithDescriptor(peer.socket.get(), without.data(), without.size(), file.get()) > 0);
+    peer.write(with);
+    const uint32_t id = server.accepts[0].id;
+    server.pump.until([&] { return server.frames[id] == 4; }, [&](const EventPump::Words& event) {
+      if (event.type != kFrame) return;
+      server.frames[id]++;
+      if (event.a != UINT32_MAX) server.descriptors.push_back(static_cast<int>(event.a));
+    });
+    REQUIRE(server.descriptors.size() == 2);
+    struct stat status;
+    EXPECT(fstat(server.descriptors[0], &status) == 0 && status.st_size == 4096);
+    EXPECT(fstat(server.descriptors[1], &status) == 0 && status.st_size == 8192);
+    EXPECT((fcntl(server.descriptors[0], F_GETFD) & FD_CLOEXEC) != 0);
+    for (const int fd : server.descriptors) close(fd);
+  }
+  EXPECT(openDescriptors() == before);
+}
+
+TEST("a full inbox stops reading and loses nothing") {
+  Server server(options(), 256 * 1024);
+  const Peer peer(server.path);
+  REQUIRE(server.accepted(1));
+  const uint32_t id = server.accepts[0].id;
+  server.transport.established(id);
+  constexpr uint32_t kFrames = 60;
+  std::thread writer([&] {
+    for (uint32_t tag = 0; tag < kFrames; tag++) peer.write(frame(50'000 + tag, tag));
+  });
+  // Longer than the frame timeout: the wait is the daemon's own, so nobody is timed out for it.
+  usleep(600'000);
+  EXPECT(server.transport.counters().inboxFullStalls > 0);
+  EXPECT(server.until([&] { return server.frames[id] == kFrames; }));
+  writer.join();
+  EXPECT(server.closes.empty());
+}
+
+TEST("connections beyond the limit are closed and counted; room is given again") {
+  Server server;
+  std::vector<Peer> peers;
+  for (int i = 0; i < 12; i++) peers.emplace_back(server.path);
+  EXPECT(server.accepted(8));
+  for (int i = 8; i < 12; i++) EXPECT(peers[static_cast<size_t>(i)].read(1).empty());
+  EXPECT(server.transport.counters().connectionsRefused == 4);
+  peers.clear();
+  EXPECT(server.until([&] { return server.closes.size() == 8; }));
+  for (const auto& [id, reason] : server.closes) EXPECT(reason == static_cast<uint32_t>(CloseReason::kPeer));
+  const Peer peer(server.path);
+  EXPECT(server.accepted(9));
+}
+
+TEST("replies queue when the client reads slowly, keep their order, and are flushed before a close") {
+  Server server;
+  const Peer peer(server.path);
+  REQUIRE(server.accepted(1));
+  const uint32_t id = server.accepts[0].id;
+  server.transport.established(id);
+  std::vector<uint8_t> expected;
+  for (uint32_t tag = 0; tag < 20; tag++) {
+    const std::vector<uint8_t> one = frame(40'000, tag);
+    EXPECT(server.transport.send(id, one.data(), one.size(), -1));
+    expected.insert(expected.end(), one.begin(), one.end());
+  }
+  server.transport.close(id, CloseReason::kLocal);
+  EXPECT(peer.read(expected.size() + 1) == expected);
+  EXPECT(server.until([&] { return server.closes.count(id) != 0; }));
+  EXPECT(server.closes[id] == static_cast<uint32_t>(CloseReason::kLocal));
+  EXPECT(!server.transport.send(id, expected.data(), 100, -1));
+}
+
+TEST("a client that never reads is cut off at the outbound limit") {
+  Server server;
+  const Peer peer(server.path);
+  REQUIRE(server.accepted(1));
+  const uint32_t id = server.accepts[0].id;
+  const std::vector<uint8_t> one = frame(100'000, 1);
+  int sent = 0;
+  while (server.transport.send(id, one.data(), one.size(), -1)) REQUIRE(++sent < 1000);
+  EXPECT(server.until([&] { return server.closes.count(id) != 0; }));
+  EXPECT(server.closes[id] == static_cast<uint32_t>(CloseReason::kSlowReader));
+}
+
+TEST("a descriptor queued behind slow replies still arrives, though the caller closed its own") {
+  Server server;
+  ClientSocket client(server.path);
+  REQUIRE(server.accepted(1));
+  const uint32_t id = server.accepts[0].id;
+  const std::vector<uint8_t> filler = frame(100'000, 1);
+  for (int i = 0; i < 6; i++) EXPECT(server.transport.send(id, filler.data(), filler.size(), -1));
+  const std::vector<uint8_t> with = frame(10, 2, kFlagDescriptor);
+  {
+    const Descriptor file = makeSealedMemfd("test", 12288);
+    EXPECT(server.transport.send(id, with.data(), with.size(), file.get()));
+  }
+  std::vector<uint8_t> buffer(200'000);
+  client.setBuffer(buffer.data(), buffer.size());
+  int got = 0;
+  int fd = -1;
+  std::string reason;
+  for (int turn = 0; turn < 5000 && got < 7 && reason.empty(); turn++) {
+    reason = client.receive();
+    for (;;) {
+      const ClientSocket::Frame one = client.next(reason);
+      if (one.data == nullptr) break;
+      got++;
+      if (one.descriptor >= 0) fd = one.descriptor;
+    }
+    client.compact();
+    usleep(200);
+  }
+  EXPECT(got == 7 && reason.empty());
+  struct stat status;
+  EXPECT(fd >= 0 && fstat(fd, &status) == 0 && status.st_size == 12288);
+  if (fd >= 0) close(fd);
+}
+
+TEST("sends from the JS side and reads on the transport thread run together under load") {
+  Server server;
+  std::vector<Peer> peers;
+  for (int i = 0; i < 4; i++) peers.emplace_back(server.path);
+  constexpr int kCalls = 300;
+  std::vector<std::thread> clients;
+  std::atomic<int> answered{0};
+  for (const Peer& peer : peers) {
+    clients.emplace_back([&peer, &answered] {
+      for (uint32_t tag = 0; tag < kCalls; tag++) {
+        const std::vector<uint8_t> request = frame(tag * 11 % 3000, tag);
+        peer.write(request);
+        if (peer.read(request.size()) == request) answered++;
+      }
+    });
+  }
+  const auto collect = server.collect();
+  EXPECT(server.pump.until([&] { return answered == 4 * kCalls; }, [&](const EventPump::Words& event) {
+    collect(event);
+    if (event.type != kFrame) return;
+    EXPECT(server.transport.send(event.id, server.pump.inbox.data() + event.offset, event.length, -1));
+  }) || answered == 4 * kCalls);
+  for (std::thread& client : clients) client.join();
+  EXPECT(answered == 4 * kCalls);
+}
+
+TEST("stopping with clients connected and frames queued ends at once and leaves no socket file") {
+  const size_t before = openDescriptors();
+  {
+    Server server;
+    std::vector<Peer> peers;
+    for (int i = 0; i < 4; i++) {
+      peers.emplace_back(server.path);
+      peers.back().write(frame(1000, 1));
+    }
+    server.accepted(4);
+    server.transport.stop();
+    server.transport.stop();
+    EXPECT(access(server.path.c_str(), F_OK) != 0);
+    EXPECT(!server.transport.send(server.accepts[0].id, frame(0, 1).data(), 32, -1));
+  }
+  EXPECT(openDescriptors() == before);
+}
+
+TEST("10,000 connections that come and go leave the listener serving") {
+  Server server;
+  size_t closed = 0;
+  std::thread crowd([&] {
+    for (int i = 0; i < 10'000; i++) {
+      try {
+        const Peer peer(server.path);
+      } catch (const Failure&) {
+        usleep(100);
+      }
+    }
+  });
+  size_t frames = 0;
+  const auto collect = [&](const EventPump::Words& event) {
+    closed += event.type == kClose;
+    frames += event.type == kFrame;
+  };
+  std::atomic<bool> done{false};
+  std::thread waiter([&] {
+    crowd.join();
+    done = true;
+  });
+  while (!done) server.pump.pump(collect);
+  waiter.join();
+  server.pump.until([&] { return server.transport.counters().connections == 0; }, collect);
+  // What is left in the backlog may hold all places for a moment: then a newcomer is refused and comes again.
+  bool arrived = false;
+  for (int turn = 0; turn < 100 && !arrived; turn++) {
+    const Peer last(server.path);
+    last.write(frame(5, 5));
+    for (int wait = 0; wait < 3 && !arrived && server.pump.pump(collect); wait++) arrived = frames > 0;
+  }
+  EXPECT(arrived && closed > 0);
+}
