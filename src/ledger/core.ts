@@ -5,8 +5,8 @@
  */
 import { assert } from "../assert.ts";
 import type { ClassFeatures, EvictionPolicy } from "../policy/policy.ts";
-import { AgeHeap } from "./heap.ts";
-import { LeaseTable } from "./leases.ts";
+import type { AgeHeap } from "./heap.ts";
+import type { LeaseTable } from "./leases.ts";
 import { VisibilityLog } from "./log.ts";
 import { FILL, ShardTable, SlotTable } from "./slots.ts";
 import { TenantAccounts } from "./tenants.ts";
@@ -99,7 +99,7 @@ export class Core {
     policyClass: 0,
   };
 
-  constructor(options: LedgerOptions, policy: EvictionPolicy, seed: number) {
+  constructor(options: LedgerOptions, policy: EvictionPolicy, seed: number, leases: LeaseTable) {
     assert(options.tiers.length <= TIERS_MAX, "the record holds two tiers");
     assert(options.namespacesMax <= R.NAMESPACE_MASK + 1, "namespace indexes have 16 bits");
     this.options = options;
@@ -111,7 +111,7 @@ export class Core {
     );
     this.tenants = new TenantAccounts(options.tenantsMax, TIERS_MAX);
     this.log = new VisibilityLog(options.logEntries);
-    this.leases = new LeaseTable();
+    this.leases = leases;
   }
 
   tier(index: TierIndex): Tier {

@@ -62,13 +62,11 @@ function evictOldestOfAny(core: Core, tier: Tier): boolean {
   return true;
 }
 
-/** Room under the tier's cap for `blocks` in all. */
-export function roomForBlocks(core: Core, tier: Tier, blocks: number): boolean {
+/** Room under the tier's cap for `added` more copies. */
+export function roomForBlocks(core: Core, tier: Tier, added: number): boolean {
   const cap = tier.options.blocksMax;
-  if (cap === 0) return true;
-  while (blocks > cap) {
+  while (cap > 0 && tier.blocks + added > cap) {
     if (!evictOldestOfAny(core, tier) && !evictBelow(core, tier)) return false;
-    blocks -= 1;
   }
   return true;
 }

@@ -199,7 +199,7 @@ function reserveOne(
   // The block's own record is held too: evicting its last orphan child must not free it.
   hold(core, parent, 1);
   hold(core, block, 1);
-  const room = !first || roomForBlocks(core, tier, tier.blocks + 1);
+  const room = !first || roomForBlocks(core, tier, 1);
   const classIndex = namespace.classOfTier[TIER.DRAM]!;
   const slot = room ? takeSlot(core, tier, classIndex, block) : NO_SLOT;
   hold(core, parent, -1);
@@ -222,7 +222,9 @@ function hold(core: Core, block: Block, count: number): void {
 
 function beginCopy(core: Core, block: Block, tier: Tier, age: number): void {
   core.openSlots(block, tier);
-  core.records[block * R.RECORD_WORDS + R.tierWord(tier.index) + R.AGE] = age;
+  // An earlier life of this copy may have left its (older) entry in the age index, so an age never goes down.
+  const word = block * R.RECORD_WORDS + R.tierWord(tier.index) + R.AGE;
+  if (core.records[word]! < age) core.records[word] = age;
   transition(core, block, tier.index, EVENT.RESERVE);
   if (core.policy.classifies) classify(core, block, core.tick);
 }
@@ -330,7 +332,7 @@ export function copyBegin(core: Core, block: Block, from: TierIndex, to: TierInd
   beginCopy(core, block, tier, age);
   const namespace = core.namespaceOf(block);
   const classIndex = namespace.classOfTier[to]!;
-  let room = roomForBlocks(core, tier, tier.blocks);
+  let room = roomForBlocks(core, tier, 0);
   for (let shard = 0; room && shard < namespace.shards; shard += 1) {
     const slot = takeSlot(core, tier, classIndex, block);
     if (slot === NO_SLOT) room = false;

@@ -73,7 +73,7 @@ export class LeaseTable {
     const entry = this.#get(lease);
     this.#unfollow(core, lease, entry);
     if (core.isVisible(block)) {
-      if (deeper(core, block, entry.block)) moveTo(core, entry, block);
+      if (reaches(core, block, entry.block)) moveTo(core, entry, block);
       return;
     }
     this.#wait(core, lease, entry, block);
@@ -84,7 +84,7 @@ export class LeaseTable {
     for (const lease of this.#takeFollowers(core, block)) {
       const entry = this.#get(lease);
       entry.target = NO_BLOCK;
-      if (deeper(core, block, entry.block)) moveTo(core, entry, block);
+      if (reaches(core, block, entry.block)) moveTo(core, entry, block);
     }
   }
 
@@ -98,8 +98,8 @@ export class LeaseTable {
         next = core.parentOf(next);
       }
       if (next === NO_BLOCK || !deeper(core, next, entry.block)) continue;
-      if (core.isVisible(next)) moveTo(core, entry, next);
-      else this.#wait(core, lease, entry, next);
+      if (!core.isVisible(next)) this.#wait(core, lease, entry, next);
+      else if (reaches(core, next, entry.block)) moveTo(core, entry, next);
     }
   }
 
@@ -186,6 +186,18 @@ export class LeaseTable {
 
 function deeper(core: Core, block: Block, than: Block): boolean {
   return than === NO_BLOCK || core.depthOf(block) > core.depthOf(than);
+}
+
+/**
+ * May a lease on `from` move to the visible `block`? It is deeper and, while holes exist (below which blocks stay visible
+ * until the scan has passed), everything between them is visible.
+ */
+function reaches(core: Core, block: Block, from: Block): boolean {
+  if (!deeper(core, block, from)) return false;
+  if (core.holes.length === 0) return true;
+  let next = block;
+  while (next !== NO_BLOCK && next !== from && core.isVisible(next)) next = core.parentOf(next);
+  return next === from;
 }
 
 function moveTo(core: Core, entry: Lease, block: Block): void {

@@ -18,6 +18,7 @@ import { Core, type Namespace, type Tier } from "./core.ts";
 import { evict, evictToWatermark } from "./evict.ts";
 import * as fill from "./fill.ts";
 import * as holes from "./holes.ts";
+import { LeaseTable } from "./leases.ts";
 import { lookup, lookupLinear, pinRange } from "./lookup.ts";
 import { Recovery } from "./recover.ts";
 import * as resize from "./resize.ts";
@@ -63,7 +64,7 @@ export class Ledger implements LedgerApi {
 
   /** hashSeed: any integer; a secret one keeps clients from choosing keys that collide. */
   constructor(options: LedgerOptions, policy: EvictionPolicy = new LruPolicy(), hashSeed = 0) {
-    this.core = new Core(options, policy, hashSeed);
+    this.core = new Core(options, policy, hashSeed, new LeaseTable());
     this.#call = {
       namespace: NO_NAMESPACE,
       startDepth: 0,

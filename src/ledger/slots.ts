@@ -227,10 +227,7 @@ export class SlotTable {
     entry.used -= 1;
     this.slotsUsed -= 1;
     if (this.#closed[slab] === 1) {
-      if (this.#usedOf[slab] === 0) {
-        this.flush();
-        this.#release(slab);
-      }
+      if (this.#usedOf[slab] === 0) this.#release(slab);
     } else if (full) this.#open(slab, entry);
   }
 
@@ -357,6 +354,7 @@ export class SlotTable {
   #release(slab: number): void {
     const entry = this.classes[this.#class[slab]!]!;
     assert(this.#usedOf[slab] === 0, "a slab with live slots was released");
+    this.flush();
     if (this.#closed[slab] === 0) this.#unlink(slab, entry);
     entry.slabs -= 1;
     this.#class[slab] = NONE;
