@@ -31,6 +31,7 @@ describe("the demo", () => {
       probabilitiesDiffering: 0,
       corruptionsInjected: 3,
       corruptionsCaught: 3,
+      corruptionsCounted: 3,
       proofsFailed: 0,
       daemonKills: 1,
       daemonExitCode: 0,

@@ -2,6 +2,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, openSync, readFileSync } from "node:fs";
+import { type IncomingMessage, request as httpRequest } from "node:http";
 import { connect } from "node:net";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -47,21 +48,18 @@ export class EngineProcess {
     { resolve(value: unknown): void; reject(error: Error): void }
   >();
   #sequence = 0;
+  readonly #started: Promise<void>;
   #ready: ReadyLine | undefined;
 
-  private constructor(child: ChildProcess) {
-    this.#child = child;
-  }
-
-  /** Starts an engine and waits until its model is loaded. `socket` "-" makes a reference engine. */
-  static async start(options: {
+  /** Starts the process; `ready` tells when its model is loaded. `socket` "-" makes a reference engine. */
+  constructor(options: {
     readonly modelPath: string;
     readonly contextTokens: number;
     readonly threads: number;
     readonly stateDirectory: string;
     readonly engineId: string;
     readonly socket: string;
-  }): Promise<EngineProcess> {
+  }) {
     const script = fileURLToPath(new URL("./engine-process.ts", import.meta.url));
     const { modelPath, contextTokens, threads, stateDirectory, engineId, socket } = options;
     const values = [
@@ -72,14 +70,19 @@ export class EngineProcess {
       engineId,
       socket,
     ];
-    const child = spawn(process.execPath, ["--import", "tsx", script, ...values], {
+    this.#child = spawn(process.execPath, ["--import", "tsx", script, ...values], {
       cwd: ROOT,
       env: cleanEnvironment(),
       stdio: ["pipe", "pipe", "inherit"],
     });
-    const engine = new EngineProcess(child);
-    await engine.#listen();
-    return engine;
+    this.#started = this.#listen();
+    // Whoever awaits `ready` gets the error; an engine that is stopped before is not awaited by anybody.
+    this.#started.catch(() => undefined);
+  }
+
+  /** Resolves once the model is loaded; rejects if the process ends before. */
+  async ready(): Promise<void> {
+    await this.#started;
   }
 
   get blockBytes(): number {
@@ -164,16 +167,19 @@ export class EngineProcess {
 export class DaemonProcess {
   readonly #configPath: string;
   readonly #socket: string;
+  readonly #edgeSocket: string;
   readonly #logPath: string;
   #child: ChildProcess | undefined;
 
   constructor(options: {
     readonly configPath: string;
     readonly socket: string;
+    readonly edgeSocket: string;
     readonly logPath: string;
   }) {
     this.#configPath = options.configPath;
     this.#socket = options.socket;
+    this.#edgeSocket = options.edgeSocket;
     this.#logPath = options.logPath;
   }
 
@@ -226,6 +232,17 @@ export class DaemonProcess {
     this.#child?.kill("SIGKILL");
   }
 
+  /**
+   * Value of a metric without labels, as the daemon publishes it.
+   * @throws CairnError notFound if /metrics does not name it; errno errors if nobody answers
+   */
+  async metric(name: string): Promise<number> {
+    const page = await httpGet(this.#edgeSocket, "/metrics");
+    const line = page.split("\n").find((candidate) => candidate.startsWith(`${name} `));
+    if (line === undefined) throw new CairnError("notFound", `/metrics has no ${name}`);
+    return Number(line.slice(name.length + 1));
+  }
+
   /** Last lines of the daemon's log. */
   logTail(): string {
     return readFileSync(this.#logPath, "utf8").trimEnd().split("\n").slice(-12).join("\n");
@@ -242,4 +259,14 @@ async function accepts(socketPath: string): Promise<boolean> {
   } finally {
     socket.destroy();
   }
+}
+
+async function httpGet(socketPath: string, resource: string): Promise<string> {
+  const request = httpRequest({ socketPath, path: resource, timeout: CLOSE_DEADLINE_MS });
+  request.on("timeout", () => request.destroy(new CairnError("deadlineExceeded", resource)));
+  request.end();
+  const [response] = (await once(request, "response")) as [IncomingMessage];
+  let text = "";
+  for await (const piece of response.setEncoding("utf8")) text += String(piece);
+  return text;
 }

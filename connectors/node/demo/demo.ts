@@ -34,6 +34,7 @@ import {
 
 const MIB = 1024 * 1024;
 const PEEK_BYTES = 256;
+const CORRUPT_BLOCKS_METRIC = "cairn_corrupt_blocks_total";
 /** Long enough for the engine to be in the middle of the request when the daemon dies. */
 const KILL_AFTER_MS = 15;
 
@@ -80,6 +81,7 @@ interface Counters {
   requestsFailed: number;
   corruptionsInjected: number;
   corruptionsCaught: number;
+  corruptionsCounted: number;
   proofsPassed: number;
   proofsFailed: number;
   daemonKills: number;
@@ -96,6 +98,7 @@ export class Demo {
     requestsFailed: 0,
     corruptionsInjected: 0,
     corruptionsCaught: 0,
+    corruptionsCounted: 0,
     proofsPassed: 0,
     proofsFailed: 0,
     daemonKills: 0,
@@ -114,8 +117,12 @@ export class Demo {
       this.#say(`\n${phase.title}`);
       this.#say(tableHead());
       if (phase.name === "restart") await this.#stage.daemon.start();
-      for (const [index, request] of phase.requests.entries())
+      for (const [index, request] of phase.requests.entries()) {
         await this.#request(phase, index, request);
+      }
+      if (phase.name === "corrupt") {
+        this.#counters.corruptionsCounted = await this.#stage.daemon.metric(CORRUPT_BLOCKS_METRIC);
+      }
     }
     const { blockBytes } = this.#stage.engine("A");
     await Promise.all([...this.#stage.engines.values()].map((engine) => engine.stop()));
@@ -139,16 +146,16 @@ export class Demo {
     };
     const { socket } = this.#stage;
     for (const name of ["A", "B"] as const) {
-      this.#stage.engines.set(
-        name,
-        await EngineProcess.start({ ...options, engineId: `demo-${name}`, socket }),
-      );
+      const engine = new EngineProcess({ ...options, engineId: `demo-${name}`, socket });
+      this.#stage.engines.set(name, engine);
     }
-    this.#stage.reference = await EngineProcess.start({
+    this.#stage.reference = new EngineProcess({
       ...options,
       engineId: "reference",
       socket: "-",
     });
+    const { reference, engines } = this.#stage;
+    await Promise.all([...engines.values(), reference].map((engine) => engine.ready()));
     const kib = this.#stage.engine("A").blockBytes / 1024;
     this.#say(
       `engines A, B and a reference without cache; a block of ${BLOCK_TOKENS} tokens is ${kib} KiB of KV`,
@@ -278,7 +285,8 @@ export class Demo {
       of.reduce((total, record) => total + pick(record), 0);
     const warmAfterRestart = ofPhase("restart").filter((record) => record.cachedTokens > 0);
     const differing = sum(records, (record) => record.probabilitiesDiffering);
-    const { corruptionsInjected, corruptionsCaught, proofsFailed } = this.#counters;
+    const { corruptionsInjected, corruptionsCaught, corruptionsCounted, proofsFailed } =
+      this.#counters;
     const problems = [...this.#problems];
     const demand = (condition: boolean, problem: string): void => {
       if (!condition) problems.push(problem);
@@ -287,6 +295,10 @@ export class Demo {
     demand(
       corruptionsInjected > 0 && corruptionsCaught === corruptionsInjected,
       "a flipped bit was not caught",
+    );
+    demand(
+      corruptionsCounted === corruptionsInjected,
+      `the daemon counted ${corruptionsCounted} corrupt blocks`,
     );
     demand(proofsFailed === 0, "an incarnation proof failed");
     demand(

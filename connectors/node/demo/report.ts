@@ -34,6 +34,8 @@ export interface DemoResult {
   readonly probabilitiesDiffering: number;
   readonly corruptionsInjected: number;
   readonly corruptionsCaught: number;
+  /** By the daemon's own metric. */
+  readonly corruptionsCounted: number;
   readonly proofsPassed: number;
   readonly proofsFailed: number;
   readonly daemonKills: number;
@@ -134,7 +136,7 @@ export function summary(result: DemoResult): string {
     ],
     [
       "flipped bits",
-      `${result.corruptionsInjected} injected, ${result.corruptionsCaught} caught as a miss`,
+      `${result.corruptionsInjected} injected, ${result.corruptionsCaught} caught as a miss, ${result.corruptionsCounted} on the daemon's counter`,
     ],
     ["incarnation proofs", `${result.proofsPassed} passed, ${result.proofsFailed} failed`],
     [

@@ -23,18 +23,19 @@ export class Stage {
     this.poolDirectory = path.join(this.directory, "pool");
     this.socket = path.join(this.directory, "engine.sock");
     mkdirSync(this.poolDirectory, { mode: 0o700 });
+    const edgeSocket = path.join(this.directory, "edge.sock");
     const configPath = path.join(this.directory, "cairn.yaml");
     // JSON is YAML.
     const config = {
       node: { name: "demo" },
       engineApi: { socket: this.socket },
       dram: { directory: this.poolDirectory, capacityBytes: POOL_BYTES, slabBytes: 8 * MIB },
-      edge: { listen: `unix:${path.join(this.directory, "edge.sock")}` },
+      edge: { listen: `unix:${edgeSocket}` },
       log: { level: "warn" },
     };
     writeFileSync(configPath, JSON.stringify(config, null, 2), { mode: 0o600 });
     const logPath = path.join(this.directory, "daemon.log");
-    this.daemon = new DaemonProcess({ configPath, socket: this.socket, logPath });
+    this.daemon = new DaemonProcess({ configPath, socket: this.socket, edgeSocket, logPath });
   }
 
   engine(name: EngineName): EngineProcess {

@@ -18,10 +18,12 @@ import {
   readSync,
   renameSync,
   rmSync,
+  statSync,
   writeSync,
 } from "node:fs";
 import path from "node:path";
 import { assert } from "../../../src/assert.ts";
+import { CairnError } from "../../../src/errors.ts";
 import { halfOfNumber } from "./half.ts";
 
 /** Shape of the model. Weights of a layer: embedding · (2 · (heads + kvHeads) · headDimension + 3 · feedForward). */
@@ -344,9 +346,14 @@ export function fileSha256(filePath: string): { readonly sha256: string; readonl
  * The model file of `spec` in `directory`, written on first use. The name carries the spec's and the content's
  * digest; a file whose content no longer matches its name is written anew. Safe when several processes ask at
  * once.
+ * @throws CairnError directoryUnsafe if the directory is not ours or others may write to it
  */
 export function ensureGguf(spec: GgufSpec, directory: string): GgufFile {
   mkdirSync(directory, { recursive: true, mode: 0o700 });
+  const { uid, mode } = statSync(directory);
+  if (uid !== process.getuid?.() || (mode & 0o022) !== 0) {
+    throw new CairnError("directoryUnsafe", `${directory}: others could place a model there`);
+  }
   const specDigest = createHash("sha256")
     .update(JSON.stringify([WRITER_REVISION, spec]))
     .digest("hex")

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import fc from "fast-check";
@@ -10,6 +10,7 @@ import {
   numberOfBfloat16,
   numberOfHalf,
 } from "../../../connectors/node/llama/half.ts";
+import { CairnError } from "../../../src/errors.ts";
 import { TINY_MODEL } from "./models.ts";
 
 let directory = "";
@@ -47,6 +48,12 @@ describe("the GGUF writer", () => {
     expect(ensureGguf(TINY_MODEL, directory)).toEqual(first);
     expect(createHash("sha256").update(readFileSync(first.path)).digest("hex")).toBe(first.sha256);
   });
+});
+
+test("a model directory that others may write to is refused", () => {
+  chmodSync(directory, 0o777);
+  expect(() => ensureGguf(TINY_MODEL, directory)).toThrow(CairnError);
+  expect(readdirSync(directory)).toEqual([]);
 });
 
 describe("half-precision conversion", () => {
