@@ -4,16 +4,14 @@
  * kernel's own list of locks is asked instead.
  */
 import { spawnSync } from "node:child_process";
-import { lstatSync, readdirSync, readFileSync, type Stats, unlinkSync } from "node:fs";
-import { join } from "node:path";
+import { lstatSync, readFileSync, type Stats, unlinkSync } from "node:fs";
+import { poolFile } from "../../tiers/dram/preflight.ts";
 import { formatBytes } from "../config/units.ts";
 import { CairnError } from "../errors.ts";
 import { configOf, readArguments } from "./arguments.ts";
 import { EXIT, UsageError } from "./exit.ts";
 import { printJson, printLine } from "./output.ts";
 
-/** Names that tiers/dram gives to pool files. */
-export const POOL_FILE = /^dram-[a-z0-9.-]+\.cairn$/;
 /** Exit code by which `flock` says that somebody else holds the lock. */
 const LOCKED = 75;
 
@@ -23,21 +21,11 @@ interface PoolFile {
 }
 
 function poolFiles(directory: string): PoolFile[] {
-  let names: string[];
-  try {
-    names = readdirSync(directory);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return [];
-    throw new CairnError("directoryUnsafe", `${directory}: ${String(error)}`);
-  }
-  return names
-    .filter((name) => POOL_FILE.test(name))
-    .map((name) => {
-      const path = join(directory, name);
-      const stats = lstatSync(path);
-      checkOwner(path, stats);
-      return { path, bytes: stats.size };
-    });
+  const path = poolFile(directory);
+  const stats = lstatSync(path, { throwIfNoEntry: false });
+  if (stats === undefined) return [];
+  checkOwner(path, stats);
+  return [{ path, bytes: stats.size }];
 }
 
 function checkOwner(path: string, stats: Stats): void {

@@ -146,7 +146,7 @@ const DramSection = section("The DRAM tier: one file in slabs on tmpfs or hugetl
       unit: "bytes",
       reload: "live",
       description:
-        "Bytes of the pool, rounded down to slabs. `auto`: half of what is free at start.",
+        "Bytes of the pool, rounded down to slabs. `auto`: a quarter of what is free at start, or the surviving pool.",
     },
   ),
   blocksMax: count(0, 0, 100_000_000, {

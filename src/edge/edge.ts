@@ -148,7 +148,10 @@ export async function startEdge(options: EdgeOptions): Promise<EdgeHandle> {
   const { config, feed, ledger, info, handler } = options;
   const secrets = readSecrets(config);
   const data: EdgeWorkerData = { feed, ledger, info, listen: config.listen, secrets };
-  const worker = new Worker(new URL("./bootstrap.mjs", import.meta.url), { workerData: data });
+  const worker = new Worker(new URL("./bootstrap.mjs", import.meta.url), {
+    argv: [new URL("./worker.ts", import.meta.url).href],
+    workerData: data,
+  });
   worker.on("message", serveQuestions(worker, handler));
   const ended = new Promise<void>((resolve) => worker.once("exit", () => resolve()));
   const address = await listening(worker);
