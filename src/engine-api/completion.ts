@@ -27,6 +27,11 @@ export function drainFinished(context: EngineContext): void {
 }
 
 function complete(context: EngineContext, job: Job): void {
+  if (job.open) {
+    // A later item of the same event opened it again.
+    job.finishing = false;
+    return;
+  }
   const { connection, region } = job;
   assert(connection !== undefined && region !== undefined, "a finished job is entered");
   for (let position = 0; position < job.count; position++) job.giveRow(position);

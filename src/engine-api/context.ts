@@ -7,7 +7,7 @@ import type { Addon } from "../../addon/binding.ts";
 import { assert } from "../assert.ts";
 import { CairnError } from "../errors.ts";
 import { LIMITS } from "../limits.ts";
-import type { LedgerApi } from "../ledger/types.ts";
+import type { Ledger } from "../ledger/ledger.ts";
 import type { Feed } from "../observe/feed.ts";
 import type { Copies } from "../transfer/copies.ts";
 import { emptyHeader, type FrameHeader, readHeader } from "./codec.ts";
@@ -125,7 +125,7 @@ export class InboundFrame {
 
 export interface EngineContext {
   readonly addon: Addon;
-  readonly ledger: LedgerApi;
+  readonly ledger: Ledger;
   readonly feed: Feed;
   readonly out: Outbound;
   readonly copies: Copies;

@@ -19,12 +19,14 @@ export const POSITION = {
   UNFILLED: 1,
   /** A copy runs or waits for a thread. */
   COPYING: 2,
-  /** STORE: copied by us or another, not visible yet; the ledger will tell. */
+  /** STORE: another fills it, or it is an orphan; the ledger will tell. */
   WAITING: 3,
   DONE: 4,
   FAILED: 5,
   /** STORE: the ledger aborted the block while our copy runs; it fails when the copy ends. */
   DRAINING: 6,
+  /** STORE: our copy is done, the block is not visible yet (parent or other shards); the ledger will tell. */
+  COPIED: 7,
 } as const;
 
 /** Rows of a job that no range belongs to. */

@@ -52,6 +52,7 @@ export class Namespaces {
   readonly #store: NamespaceStore;
   readonly #namespacesMax: number;
   readonly #tenantIndex: ReadonlyMap<string, number>;
+  readonly #onAdded: (namespace: Namespace) => void;
   readonly #byDigest = new Map<string, Namespace>();
   readonly #list: Namespace[] = [];
 
@@ -61,11 +62,13 @@ export class Namespaces {
     store: NamespaceStore,
     namespacesMax: number,
     tenantIndex: ReadonlyMap<string, number>,
+    onAdded: (namespace: Namespace) => void = () => undefined,
   ) {
     this.#ledger = ledger;
     this.#store = store;
     this.#namespacesMax = namespacesMax;
     this.#tenantIndex = tenantIndex;
+    this.#onAdded = onAdded;
   }
 
   get list(): readonly Namespace[] {
@@ -156,6 +159,7 @@ export class Namespaces {
     };
     this.#list.push(namespace);
     this.#byDigest.set(namespace.digestHex, namespace);
+    this.#onAdded(namespace);
     return namespace;
   }
 }

@@ -3,6 +3,7 @@ import { CairnError } from "../errors.ts";
 import { LIMITS } from "../limits.ts";
 import { type Block, NO_BLOCK } from "../ledger/types.ts";
 import { METRIC } from "../observe/feed.ts";
+import { HINT_KINDS, type HintRequest } from "../policy/hints.ts";
 import {
   booleanField,
   bytesField,
@@ -36,29 +37,31 @@ export function touch(context: EngineContext, frame: InboundFrame): void {
   if (!frame.noReply) context.out.acknowledge(frame.connection.id, OP.TOUCH, tag, 0, touched);
 }
 
-const HINT_KINDS = ["retain", "drop", "priority", "sessionEnd", "nextUse"];
-
-/** Advice about one chain. The LRU policy knows recency alone: what cannot be said in it is refused. */
+/** Advice about one chain; the policy says what it made of it. */
 export function hint(context: EngineContext, frame: InboundFrame): void {
   const body = decodeCold(frame.coldBody());
   const view = frame.instance.view(integerField(body, "namespace", 1, 65_535));
-  const kind = textField(body, "kind", 16);
-  if (!HINT_KINDS.includes(kind)) throw new CairnError("malformedFrame", `hint kind ${kind}`);
+  const request = hintRequest(body);
   const block = findKey(context, view.namespace, body);
-  const verdict = verdictOf(context, kind, block);
+  const resident = block !== NO_BLOCK && context.ledger.isVisible(block);
+  const verdict = resident
+    ? context.ledger.hint(block, request)
+    : { verdict: "refused", reason: "the block is not resident" };
   if (frame.noReply) return;
-  context.out.cold(frame.connection.id, OP.HINT, frame.header.tag, 0, verdict);
+  const { verdict: word, reason } = verdict;
+  context.out.cold(frame.connection.id, OP.HINT, frame.header.tag, 0, { verdict: word, reason });
 }
 
-function verdictOf(context: EngineContext, kind: string, block: Block): object {
-  if (block === NO_BLOCK || !context.ledger.isVisible(block)) {
-    return { verdict: "refused", reason: "the block is not resident" };
-  }
-  if (kind === "retain" || kind === "nextUse") {
-    context.ledger.touch(block);
-    return { verdict: "clipped", reason: "counted as a use; the policy keeps by recency alone" };
-  }
-  return { verdict: "refused", reason: `the policy does not know ${kind}` };
+function hintRequest(body: ColdMap): HintRequest {
+  const text = textField(body, "kind", 16);
+  const kind = HINT_KINDS.find((candidate) => candidate === text);
+  if (kind === undefined) throw new CairnError("malformedFrame", `hint kind ${text}`);
+  const given = (name: string): boolean => body[name] !== undefined && body[name] !== null;
+  return {
+    kind,
+    ...(given("ttlMs") ? { ttlMs: integerField(body, "ttlMs", 0, 2 ** 40) } : {}),
+    ...(given("value") ? { value: integerField(body, "value", 0, 100) } : {}),
+  };
 }
 
 /** @throws CairnError malformedFrame when the key has another length */

@@ -48,7 +48,7 @@ export function lookup(context: EngineContext, frame: InboundFrame): void {
   if (depth < hit) bits |= LOOKUP_BITS.CLIPPED;
   if (depth > 0 && !frame.has(FLAG.NO_LEASE)) {
     leases.open(request, namespace, block, depth);
-    context.ledger.touch(block);
+    use(context, namespace, request, block, depth);
   }
   const leaseId = request.id;
   // Nothing to remember: the next call of this request id starts afresh.
@@ -73,6 +73,23 @@ export function lookup(context: EngineContext, frame: InboundFrame): void {
     frame.header.namespace,
   );
   context.out.end(frame.connection.id, LOOKUP_REPLY_BYTES);
+}
+
+/** Counts the prefix as used; an unchained namespace holds and touches each block by itself. */
+function use(
+  context: EngineContext,
+  namespace: Namespace,
+  request: Lease,
+  block: Block,
+  depth: number,
+): void {
+  const { ledger } = context;
+  if (namespace.descriptor.chained) {
+    ledger.touch(block);
+    return;
+  }
+  ledger.leaseHold(request.id, namespace.index, keys.words, keys.at, depth);
+  ledger.touchKeys(namespace.index, keys.words, keys.at, depth);
 }
 
 /** Points `keys` at the whole chain of this call. */

@@ -10,7 +10,7 @@
 import { COPY, ITEM } from "../../addon/binding.ts";
 import { assert } from "../assert.ts";
 import { CairnError, ERRORS } from "../errors.ts";
-import { NO_BLOCK, RESERVE, type ReserveResult, TIER } from "../ledger/types.ts";
+import { NO_BLOCK, RESERVE, type ReserveResult, STATE, TIER } from "../ledger/types.ts";
 import { METRIC } from "../observe/feed.ts";
 import type { CopyOwner, CopyTicket } from "../transfer/copies.ts";
 import { closeIfDone } from "./completion.ts";
@@ -288,10 +288,10 @@ export function storeCopied(
       continue;
     }
     job.bytes += rowBytes;
-    job.states[position] = POSITION.WAITING;
+    job.states[position] = POSITION.COPIED;
     job.waiting++;
     ledger.fillEnd(block, TIER.DRAM, job.shard, true); // May settle this position at once.
-    if (job.states[position] !== POSITION.WAITING) continue;
+    if (job.states[position] !== POSITION.COPIED) continue;
     if (ledger.isVisible(block)) {
       job.waiting--;
       job.land(position);
@@ -319,7 +319,7 @@ function abortAfter(context: EngineContext, job: Job, position: number, code: nu
       job.fail(index, code);
     } else if (state === POSITION.COPYING) {
       job.states[index] = POSITION.DRAINING;
-    } else if (state === POSITION.WAITING) {
+    } else if (isWaiting(state)) {
       job.waiting--;
       context.waiters.remove(job.blocks[index]!, job, index);
       job.fail(index, code);
@@ -335,7 +335,7 @@ export function settlePosition(
   visible: boolean,
 ): void {
   const state = job.states[position];
-  if (state === POSITION.WAITING) {
+  if (isWaiting(state)) {
     job.waiting--;
     if (visible) job.land(position);
     else job.fail(position, ERRORS.blockNotReadable.code);
@@ -363,14 +363,26 @@ export function abortUnfilled(context: EngineContext, job: Job, code: number): v
   }
 }
 
-/** Stops waiting for others; what we landed stays with the ledger. */
+/**
+ * Stops waiting for others. What we landed stays with the ledger, except a block whose other shards never
+ * came: it would hold our slot for ever, so it is given up (rule 1: such a shard fails at a deadline).
+ */
 export function abandonWaiting(context: EngineContext, job: Job, code: number): void {
-  for (let index = 0; index < job.count && job.waiting > 0; index++) {
-    if (job.states[index] !== POSITION.WAITING) continue;
+  const { ledger, waiters } = context;
+  for (let index = job.count - 1; index >= 0 && job.waiting > 0; index--) {
+    const state = job.states[index];
+    if (!isWaiting(state)) continue;
+    const block = job.blocks[index]!;
     job.waiting--;
-    context.waiters.remove(job.blocks[index]!, job, index);
+    waiters.remove(block, job, index);
     job.fail(index, code);
+    if (state !== POSITION.COPIED || ledger.stateOf(block, TIER.DRAM) !== STATE.FILLING) continue;
+    ledger.fillEnd(block, TIER.DRAM, job.shard, false);
   }
+}
+
+function isWaiting(state: number | undefined): boolean {
+  return state === POSITION.WAITING || state === POSITION.COPIED;
 }
 
 /** Ends a STORE whose time is up. Copies that run end by their own deadline. */

@@ -7,7 +7,7 @@ import { type Addon, CLOSE_REASON, EVENT, EVENT_WORDS } from "../../addon/bindin
 import { assert } from "../assert.ts";
 import { CairnError, ERRORS, type ErrorName } from "../errors.ts";
 import { LIMITS } from "../limits.ts";
-import type { LedgerApi } from "../ledger/types.ts";
+import type { Ledger } from "../ledger/ledger.ts";
 import { type Feed, METRIC } from "../observe/feed.ts";
 import { FRAME_ERROR_LABELS } from "../observe/metrics.ts";
 import { Copies, type CopyOwner, type CopyTicket } from "../transfer/copies.ts";
@@ -44,7 +44,7 @@ import { Waiters } from "./waiters.ts";
 
 export interface EngineServerOptions {
   readonly addon: Addon;
-  readonly ledger: LedgerApi;
+  readonly ledger: Ledger;
   readonly feed: Feed;
   readonly namespaces: Namespaces;
   readonly settings: EngineSettings;

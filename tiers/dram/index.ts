@@ -63,6 +63,7 @@ export class DramTier implements Tier {
   readonly #assigned: Uint32Array;
   #slabs: number;
   #populateFrom: number;
+  #populating = false;
   #scanEnd: { readonly resolve: () => void; readonly reject: (error: Error) => void } | undefined;
 
   /**
@@ -88,6 +89,11 @@ export class DramTier implements Tier {
     this.#assigned = new Uint32Array(SLABS_MAX);
     for (const slab of addon.arenaSlabs(this.arena)) this.#assigned[slab.slab] = slab.payloadBytes;
     this.#fitLength(plan.slabs);
+  }
+
+  /** A scan or pre-touch runs: the addon neither resizes nor closes now. */
+  get busy(): boolean {
+    return this.#populating || this.#scanEnd !== undefined;
   }
 
   get slabs(): number {
@@ -164,6 +170,7 @@ export class DramTier implements Tier {
     const { addon, arena } = this;
     addon.arenaPopulate(arena, this.#populateFrom, this.#slabs, this.#threads, TASK.POPULATE);
     this.#populateFrom = this.#slabs;
+    this.#populating = true;
   }
 
   onProgress(task: number, done: number, total: number, outcome: number): boolean {
@@ -171,6 +178,7 @@ export class DramTier implements Tier {
     this.#hooks.progress(task === TASK.SCAN ? "scan" : "populate", done, total);
     if (outcome === OUTCOME_RUNNING) return true;
     if (task === TASK.POPULATE) {
+      this.#populating = false;
       if (outcome === OUTCOME_FAILED)
         this.#hooks.note("dram: pre-touching failed; pages come late");
       return true;

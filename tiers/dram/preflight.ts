@@ -38,7 +38,7 @@ export interface PoolPlan {
 }
 
 export function poolFile(directory: string): string {
-  return join(directory, "dram.pool");
+  return join(directory, "dram-0.cairn");
 }
 
 /**

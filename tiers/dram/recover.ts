@@ -4,7 +4,8 @@
  * is not read here: each LOAD verifies what it copies, so a torn payload is a miss then.
  */
 import { SCAN_WORDS, SLOT_HEADER } from "../../addon/binding.ts";
-import { type LedgerApi, type RecoveredBlock, TIER } from "../../src/ledger/types.ts";
+import type { Ledger } from "../../src/ledger/ledger.ts";
+import { type RecoveredBlock, TIER } from "../../src/ledger/types.ts";
 import type { RecoveryReport } from "../tier.ts";
 import type { DramTier } from "./index.ts";
 
@@ -23,7 +24,7 @@ export interface RecoveryHooks {
 /** Namespaces must have been restored into the ledger before. */
 export async function recoverDram(
   tier: DramTier,
-  ledger: Pick<LedgerApi, "recover" | "recoverEnd">,
+  ledger: Ledger,
   namespaces: number,
   hooks: RecoveryHooks,
 ): Promise<RecoveryReport> {
@@ -33,6 +34,9 @@ export async function recoverDram(
   let recovered = 0;
   if (reopened) {
     await tier.scan();
+    for (const slab of tier.addon.arenaSlabs(tier.arena)) {
+      if (slab.payloadBytes > 0) ledger.recoverSlab(TIER.DRAM, slab.slab, slab.payloadBytes);
+    }
     const words = new Uint32Array(HEADERS_PER_READ * SCAN_WORDS);
     const dropped = new Uint32Array(HEADERS_PER_READ);
     const found = new Uint8Array(namespaces);
@@ -68,7 +72,7 @@ const offered: Mutable<RecoveredBlock> = {
 
 /** Offers a batch of headers; slots of refused ones go to `dropped`. Returns how many were refused. */
 function takeBack(
-  ledger: Pick<LedgerApi, "recover">,
+  ledger: Ledger,
   words: Uint32Array,
   count: number,
   found: Uint8Array,

@@ -1,0 +1,475 @@
+/**
+ * The composition root: builds ledger, DRAM tier, engine API and edge from one configuration, starts them
+ * in the order in which engines need them, reloads what can change live, and stops in order. Engines are
+ * served as soon as the header scan is in; pre-touching and the edge follow and delay nobody.
+ */
+import { randomBytes, randomUUID } from "node:crypto";
+import { mkdirSync, rmSync } from "node:fs";
+import { availableParallelism } from "node:os";
+import { dirname } from "node:path";
+import { monitorEventLoopDelay } from "node:perf_hooks";
+import { type Addon, EVENT_WORDS } from "../addon/binding.ts";
+import { loadAddon } from "../addon/load.ts";
+import { DramTier } from "../tiers/dram/index.ts";
+import { recoverDram } from "../tiers/dram/recover.ts";
+import type { RecoveryReport } from "../tiers/tier.ts";
+import { assert } from "./assert.ts";
+import { diffConfig, liveOnly, overlayConfig } from "./config/reload.ts";
+import type { Config } from "./config/schema.ts";
+import type { ConfigApplied, NodeSnapshot, Notice } from "./edge/contract.ts";
+import { type EdgeHandle, startEdge } from "./edge/edge.ts";
+import { namespaceTable } from "./edge/ledger-reader.ts";
+import type { EngineSettings } from "./engine-api/context.ts";
+import { Namespaces } from "./engine-api/namespaces.ts";
+import { MAGIC, PROTOCOL_VERSION } from "./engine-api/protocol.ts";
+import { EngineServer } from "./engine-api/server.ts";
+import type { Tenant } from "./engine-api/sessions.ts";
+import { CairnError } from "./errors.ts";
+import { Ledger } from "./ledger/ledger.ts";
+import * as R from "./ledger/table.ts";
+import { TIER } from "./ledger/types.ts";
+import { LIMITS } from "./limits.ts";
+import { explainKey, nodeSnapshot, publishGauges } from "./node-snapshot.ts";
+import { Feed, METRIC } from "./observe/feed.ts";
+import { PoolResizer } from "./transfer/resizer.ts";
+import { persistAges } from "./transfer/ages.ts";
+
+const TICK_MS = 25;
+const GAUGES_MS = 250;
+const SWEEP_RECORDS = 4_096;
+const EVENTS = 4_096;
+const STATUS_BYTES = 1 << 20;
+const STOP_POLL_MS = 2;
+const DEFAULT_TENANT = "default";
+
+export interface Logger {
+  level: string;
+  debug(fields: object, message: string): void;
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+  error(fields: object, message: string): void;
+}
+
+export interface DaemonOptions {
+  readonly logger: Logger;
+  readonly version: string;
+  /** Default true; tests of the engine API run without HTTP. */
+  readonly edge?: boolean;
+  readonly addon?: Addon;
+}
+
+export interface Daemon {
+  readonly feed: Feed;
+  readonly epoch: string;
+  readonly config: Config;
+  readonly recovery: RecoveryReport | undefined;
+  /** For tests and the demo's negative control. */
+  readonly parts: DaemonParts | undefined;
+  /** Resolves when engines are served. @throws CairnError */
+  start(): Promise<void>;
+  /** Drains and stops; `immediate` cancels what is in flight. Idempotent. */
+  stop(immediate?: boolean): Promise<void>;
+  /** Applies a whole, checked configuration. @throws CairnError restartNeeded; then nothing changed */
+  reload(next: Config): Promise<ConfigApplied>;
+  snapshot(): NodeSnapshot;
+  /** Resolves with the edge's address once it listens, undefined when it could not. */
+  readonly edgeAddress: Promise<string | undefined>;
+}
+
+export interface DaemonParts {
+  readonly addon: Addon;
+  readonly ledger: Ledger;
+  readonly dram: DramTier;
+  readonly server: EngineServer;
+}
+
+export function createDaemon(config: Config, options: DaemonOptions): Daemon {
+  return new NodeDaemon(config, options);
+}
+
+class NodeDaemon implements Daemon {
+  readonly feed = new Feed();
+  readonly epoch = randomUUID();
+  config: Config;
+  recovery: RecoveryReport | undefined;
+  parts: DaemonParts | undefined;
+  edgeAddress: Promise<string | undefined> = Promise.resolve(undefined);
+  readonly #options: DaemonOptions;
+  readonly #log: Logger;
+  readonly #settings: EngineSettings;
+  readonly #watermarks: { blocksMax: number; highWatermark: number; lowWatermark: number };
+  readonly #keyWords: Uint8Array;
+  readonly #timers: NodeJS.Timeout[] = [];
+  readonly #loopDelay = monitorEventLoopDelay({ resolution: 10 });
+  readonly #startedMs = Date.now();
+  #resizer: PoolResizer | undefined;
+  #edge: EdgeHandle | undefined;
+  #stopping: Promise<void> | undefined;
+  #immediate = false;
+
+  constructor(config: Config, options: DaemonOptions) {
+    this.config = config;
+    this.#options = options;
+    this.#log = options.logger;
+    this.#settings = settingsOf(config, 0);
+    const { blocksMax, highWatermark, lowWatermark } = config.dram;
+    this.#watermarks = { blocksMax, highWatermark, lowWatermark };
+    this.#keyWords = namespaceTable(config.ledger.namespacesMax);
+  }
+
+  async start(): Promise<void> {
+    assert(this.parts === undefined, "a daemon is started once");
+    const began = performance.now();
+    const addon = this.#options.addon ?? loadAddon();
+    const inbox = new ArrayBuffer(LIMITS.inboxBytes);
+    const events = new Uint32Array(EVENTS * EVENT_WORDS);
+    const statuses = new Uint8Array(STATUS_BYTES);
+    this.#startAddon(addon, inbox, events, statuses);
+    try {
+      const dram = this.#openDram(addon);
+      this.parts = this.#assemble(addon, dram, inbox, events, statuses);
+      await this.#recover(this.parts);
+      this.#listen(addon);
+    } catch (error) {
+      this.parts = undefined;
+      addon.stop();
+      throw error;
+    }
+    this.parts.dram.populate();
+    this.#startTimers(this.parts);
+    this.feed.set(METRIC.ready, 1);
+    this.feed.set(METRIC.startTime, this.#startedMs / 1_000);
+    this.feed.set(METRIC.restartSeconds, process.uptime());
+    const milliseconds = Math.round(performance.now() - began);
+    const { socket } = this.config.engineApi;
+    this.#log.info({ socket, epoch: this.epoch, milliseconds }, "serving engines");
+    if (this.#options.edge !== false) this.edgeAddress = this.#startEdge(this.parts);
+  }
+
+  #startAddon(addon: Addon, inbox: ArrayBuffer, events: Uint32Array, statuses: Uint8Array): void {
+    const { dram, engineApi } = this.config;
+    const cpus = availableParallelism();
+    const copyThreads = dram.copyThreads === 0 ? autoCopyThreads(cpus) : dram.copyThreads;
+    addon.start({
+      copyThreads,
+      inbox,
+      events,
+      statuses,
+      transport: {
+        frameBodyBytesMax: LIMITS.frameBodyBytesMax,
+        connectionsMax: engineApi.connectionsMax,
+        outboundBytesMax: LIMITS.outboundBytesMax,
+        frameTimeoutMs: engineApi.frameTimeoutMs,
+        helloTimeoutMs: engineApi.helloTimeoutMs,
+        magic: MAGIC,
+        version: PROTOCOL_VERSION,
+      },
+      onReady: () => this.parts?.server.pump(),
+    });
+  }
+
+  #openDram(addon: Addon): DramTier {
+    const { dram } = this.config;
+    const options = { ...dram, hugePages: dram.hugePages === "auto" };
+    const note = (line: string): void => this.#note("warn", line);
+    const progress = (stage: string, done: number, total: number): void =>
+      this.#log.debug({ stage, done, total }, "dram progress");
+    return new DramTier(addon, options, availableParallelism(), { note, progress });
+  }
+
+  #assemble(
+    addon: Addon,
+    dram: DramTier,
+    inbox: ArrayBuffer,
+    events: Uint32Array,
+    statuses: Uint8Array,
+  ): DaemonParts {
+    const { config } = this;
+    const tenants = tenantsOf(config);
+    const tenantIndex = new Map(tenants.map(({ name }, index) => [name, index]));
+    Object.assign(this.#settings, settingsOf(config, dram.capacityBytes));
+    const ledger = new Ledger(
+      {
+        blocksMax: ledgerBlocks(config, dram.capacityBytes),
+        namespacesMax: config.ledger.namespacesMax,
+        tenantsMax: tenants.length + 1,
+        tiers: [Object.assign(dram.ledgerOptions(this.#watermarks), this.#watermarks), undefined],
+        holesMax: LIMITS.holesMax,
+        splitSamplesMax: LIMITS.splitSamplesMax,
+        logEntries: LIMITS.visibilityLogEntries,
+        observer: {
+          settled: (block, visible) => server.settled(block, visible),
+          leaseReduced: (lease, depth) => server.leaseReduced(lease, depth),
+        },
+      },
+      undefined,
+      randomBytes(4).readUInt32LE(),
+    );
+    const namespaces = new Namespaces(
+      ledger,
+      dram,
+      config.ledger.namespacesMax,
+      tenantIndex,
+      ({ index, keyWords }) => {
+        this.#keyWords[index] = keyWords;
+      },
+    );
+    const server: EngineServer = new EngineServer({
+      addon,
+      ledger,
+      feed: this.feed,
+      namespaces,
+      settings: this.#settings,
+      tenants,
+      arena: dram.arena,
+      epoch: this.epoch,
+      nodeName: config.node.name,
+      inbox,
+      events,
+      statuses,
+      nodeStats: () => nodeSnapshot(server, ledger, dram).tiers[0] ?? {},
+      onProgress: (task, done, total, outcome) => {
+        dram.onProgress(task, done, total, outcome);
+      },
+      onInternalError: (error) => this.#fault(error),
+    });
+    addon.attachLedger(recordLayout(ledger));
+    return { addon, ledger, dram, server };
+  }
+
+  async #recover({ ledger, dram, server, addon }: DaemonParts): Promise<void> {
+    const { namespaces } = server.context;
+    if (!namespaces.restore(dram.namespaces())) {
+      this.#note("error", "dram: the namespace table is damaged; the pool starts empty");
+      for (const { slab, payloadBytes } of addon.arenaSlabs(dram.arena)) {
+        if (payloadBytes > 0) addon.arenaRelease(dram.arena, slab);
+      }
+    }
+    const report = await recoverDram(dram, ledger, namespaces.size, {
+      found: (index) => {
+        const namespace = namespaces.at(index);
+        assert(namespace !== undefined, "recovered blocks lie in known namespaces");
+        namespace.recovered = true;
+      },
+    });
+    this.recovery = report;
+    this.feed.add(METRIC.recoveredBlocks, report.recovered);
+    this.feed.addAt(METRIC.droppedBlocks, 1, report.dropped);
+    this.#log.info({ ...report, slabs: dram.slabs }, "dram pool open");
+  }
+
+  /** @throws CairnError directoryLocked (a live daemon on the socket), directoryUnsafe */
+  #listen(addon: Addon): void {
+    const { engineApi, tenants } = this.config;
+    const paths = [engineApi.socket, ...tenants.map(({ socket }) => socket)];
+    for (const [listener, path] of paths.entries()) {
+      if (path === undefined) continue;
+      try {
+        mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+        addon.listen(path, engineApi.socketMode, listener);
+      } catch (error) {
+        const code = (error as { code?: unknown }).code;
+        const name =
+          code === "EADDRINUSE" || code === "LOCKED" ? "directoryLocked" : "directoryUnsafe";
+        throw new CairnError(name, `engineApi socket ${path}: ${String(error)}`);
+      }
+    }
+  }
+
+  #startTimers({ ledger, dram, server, addon }: DaemonParts): void {
+    this.#resizer = new PoolResizer(ledger, dram, server.context.copies, (line) =>
+      this.#note("info", line),
+    );
+    let sweeping = false;
+    const tick = (): void => {
+      try {
+        server.tick();
+        if (sweeping || ledger.holeCount > 0) sweeping = ledger.sweep(SWEEP_RECORDS);
+        ledger.evictToWatermark(TIER.DRAM);
+        this.#resizer?.step();
+      } catch (error) {
+        this.#fault(error);
+      }
+    };
+    this.#timers.push(setInterval(tick, TICK_MS));
+    this.#loopDelay.enable();
+    const gauges = (): void => {
+      publishGauges(this.feed, ledger, dram, addon);
+      const delay = this.#loopDelay.max / 1e9;
+      if (Number.isFinite(delay)) this.feed.observe(METRIC.eventLoopSeconds, delay);
+      this.#loopDelay.reset();
+    };
+    gauges();
+    this.#timers.push(setInterval(gauges, GAUGES_MS));
+  }
+
+  async #startEdge({ ledger, server, dram }: DaemonParts): Promise<string | undefined> {
+    try {
+      this.#edge = await startEdge({
+        config: this.config.edge,
+        feed: this.feed.buffer,
+        ledger: { view: ledger.share(), keyWords: this.#keyWords },
+        info: {
+          node: this.config.node.name,
+          version: this.#options.version,
+          epoch: this.epoch,
+          pid: process.pid,
+          startedMs: this.#startedMs,
+          engineSocket: this.config.engineApi.socket,
+        },
+        handler: {
+          snapshot: () => nodeSnapshot(server, ledger, dram),
+          config: () => this.config,
+          configPut: (document) =>
+            this.reload(overlayConfig(this.config, document, "PUT /v1/config")),
+          explain: (key) => explainKey(ledger, server.context.namespaces.list, key),
+        },
+        onFailure: (error) => this.#fault(error),
+      });
+      this.#log.info({ address: this.#edge.address }, "edge listens");
+      return this.#edge.address;
+    } catch (error) {
+      // Operators are blind now, engines are not: serving goes on.
+      this.#fault(error);
+      return undefined;
+    }
+  }
+
+  snapshot(): NodeSnapshot {
+    assert(this.parts !== undefined, "the daemon runs");
+    return nodeSnapshot(this.parts.server, this.parts.ledger, this.parts.dram);
+  }
+
+  async reload(next: Config): Promise<ConfigApplied> {
+    const { live, restartNeeded } = diffConfig(this.config, next);
+    if (restartNeeded.length > 0) {
+      this.feed.addAt(METRIC.configReloads, 1, 1);
+      const fields = restartNeeded.map(({ path }) => path).join(", ");
+      throw new CairnError("restartNeeded", `needs a restart: ${fields}`);
+    }
+    const { parts } = this;
+    assert(parts !== undefined, "a running daemon is reloaded");
+    const config = liveOnly(this.config, next);
+    const capacity = config.dram.capacityBytes;
+    if (capacity !== this.config.dram.capacityBytes && capacity !== "auto") {
+      const slabs = Math.floor(capacity / parts.dram.slabBytes);
+      try {
+        this.#resizer?.aim(slabs, config.dram.directory);
+      } catch (error) {
+        this.feed.addAt(METRIC.configReloads, 1, 1);
+        throw error;
+      }
+    }
+    this.config = config;
+    Object.assign(this.#settings, settingsOf(config, parts.dram.capacityBytes));
+    const { highWatermark, lowWatermark } = config.dram;
+    const tierOptions = parts.ledger.core.tier(TIER.DRAM).options;
+    Object.assign(tierOptions, { highWatermark, lowWatermark });
+    this.#log.level = config.log.level;
+    this.feed.addAt(METRIC.configReloads, 0, 1);
+    const applied = live.map(({ path }) => path);
+    this.#log.info({ applied }, "configuration reloaded");
+    return { applied, config };
+  }
+
+  stop(immediate = false): Promise<void> {
+    this.#immediate ||= immediate;
+    this.#stopping ??= this.#stop();
+    return this.#stopping;
+  }
+
+  async #stop(): Promise<void> {
+    const { parts } = this;
+    if (parts === undefined) return;
+    const { addon, dram, ledger, server } = parts;
+    this.feed.set(METRIC.ready, 0);
+    server.drain();
+    this.#unlisten(addon);
+    const until = performance.now() + LIMITS.drainMs;
+    while (server.jobsInFlight > 0 && !this.#immediate && performance.now() < until) await pause();
+    server.cancelAll();
+    const cut = performance.now() + LIMITS.drainMs;
+    while (server.jobsInFlight > 0 && performance.now() < cut) await pause();
+    await this.#resizer?.stop();
+    for (const timer of this.#timers) clearInterval(timer);
+    this.#loopDelay.disable();
+    await this.#edge?.stop();
+    // A pool is closed between helpers' steps; pre-touching a large one may take its time.
+    while (dram.busy && !this.#immediate) await pause();
+    server.stop();
+    const keep = this.config.dram.keepOnStop;
+    if (keep) persistAges(ledger, addon, dram.arena);
+    if (!dram.busy) dram.close(keep);
+    addon.stop();
+    this.#log.info({ keep }, "stopped");
+  }
+
+  #unlisten(addon: Addon): void {
+    const { engineApi, tenants } = this.config;
+    const paths = [engineApi.socket, ...tenants.map(({ socket }) => socket)];
+    for (const [listener, path] of paths.entries()) {
+      if (path === undefined) continue;
+      addon.unlisten(listener);
+      rmSync(path, { force: true });
+    }
+  }
+
+  #note(level: Notice["level"], text: string): void {
+    this.#log[level]({}, text);
+    this.#edge?.notice({ level, text });
+  }
+
+  #fault(error: unknown): void {
+    const text = error instanceof Error ? (error.stack ?? error.message) : String(error);
+    this.#note("error", `a fault in cairn: ${text}`);
+  }
+}
+
+function pause(): Promise<void> {
+  return new Promise((resolve) => {
+    setTimeout(resolve, STOP_POLL_MS);
+  });
+}
+
+function autoCopyThreads(cpus: number): number {
+  return Math.min(8, Math.max(1, Math.floor(cpus / 4)));
+}
+
+function tenantsOf(config: Config): Tenant[] {
+  const named = config.tenants.map(({ name, uids }) => ({ name, uids: uids ?? [] }));
+  return [{ name: DEFAULT_TENANT, uids: [] }, ...named];
+}
+
+function settingsOf(config: Config, capacityBytes: number): EngineSettings {
+  const { engineApi } = config;
+  const { pinnedBytesMax } = engineApi;
+  return {
+    inFlightJobsMax: engineApi.inFlightJobsMax,
+    leasesPerInstanceMax: engineApi.leasesPerInstanceMax,
+    pinnedBytesMax: pinnedBytesMax === 0 ? capacityBytes / 2 : pinnedBytesMax,
+    windowBytesMax: engineApi.windowBytesMax,
+    heartbeatMs: engineApi.heartbeatMs,
+    heartbeatMisses: engineApi.heartbeatMisses,
+    storeFillMs: engineApi.storeFillMs,
+    proofRequired: engineApi.proof === "required",
+  };
+}
+
+/** Records when `ledger.blocksMax` is 0: one for each 4 KiB of DRAM, within reason. */
+function ledgerBlocks(config: Config, capacityBytes: number): number {
+  if (config.ledger.blocksMax > 0) return config.ledger.blocksMax;
+  return Math.min(16_777_216, Math.max(131_072, Math.floor(capacityBytes / 4_096)));
+}
+
+function recordLayout(ledger: Ledger) {
+  return {
+    records: ledger.core.records,
+    recordWords: R.RECORD_WORDS,
+    keyWord: R.KEY,
+    parentWord: R.PARENT,
+    depthWord: R.DEPTH,
+    depthMask: R.DEPTH_MASK,
+    namespaceWord: R.NAMESPACE,
+    namespaceMask: R.NAMESPACE_MASK,
+  };
+}

@@ -1,0 +1,208 @@
+/**
+ * What the node says of itself: gauges for the feed, the snapshot and the explanations that the edge asks
+ * for. Reads the ledger's own counts; nothing here walks blocks on the hot path.
+ */
+import type { Addon } from "../addon/binding.ts";
+import type { BlockExplanation, NodeSnapshot, TierSnapshot } from "./edge/contract.ts";
+import { proofNeeded } from "./engine-api/op-lookup.ts";
+import type { EngineServer } from "./engine-api/server.ts";
+import type { Namespace } from "./engine-api/namespaces.ts";
+import type { Ledger } from "./ledger/ledger.ts";
+import { FLAG_HOLE, LIVE, RECORD_WORDS } from "./ledger/table.ts";
+import { type Block, NO_BLOCK, STATE, TIER, TIER_NAMES } from "./ledger/types.ts";
+import { type Feed, METRIC } from "./observe/feed.ts";
+
+const STATE_NAMES = Object.entries(STATE).map(([name]) => name.toLowerCase());
+
+interface Capacity {
+  readonly capacityBytes: number;
+  readonly slabBytes: number;
+}
+
+function tierSnapshot(ledger: Ledger, pool: Capacity): TierSnapshot {
+  const tier = ledger.core.tier(TIER.DRAM);
+  const { slots } = tier;
+  let usedBytes = 0;
+  for (const entry of slots.classes) usedBytes += entry.used * entry.payloadBytes;
+  return {
+    tier: "dram",
+    state: "serving",
+    capacityBytes: pool.capacityBytes,
+    usedBytes,
+    blocks: tier.blocks,
+    visibleBlocks: tier.stateBlocks[STATE.VISIBLE] ?? 0,
+    slots: slots.slotsTotal,
+    slotsUsed: slots.slotsUsed,
+    slabs: slots.slabs,
+    slabsFree: slots.slabsFree,
+    classes: slots.classes.map(({ payloadBytes, slabs, slotsPerSlab, used }) => ({
+      payloadBytes,
+      slabs,
+      slots: slabs * slotsPerSlab,
+      slotsUsed: used,
+    })),
+  };
+}
+
+const ABSENT_NVME: TierSnapshot = {
+  tier: "nvme",
+  state: "absent",
+  capacityBytes: 0,
+  usedBytes: 0,
+  blocks: 0,
+  visibleBlocks: 0,
+  slots: 0,
+  slotsUsed: 0,
+  slabs: 0,
+  slabsFree: 0,
+  classes: [],
+};
+
+/** Visible blocks of each namespace, by one pass over the table; for a person who asks. */
+function visibleByNamespace(ledger: Ledger, namespaces: number): Float64Array {
+  const visible = new Float64Array(namespaces);
+  const { core } = ledger;
+  for (let block = 0; block < core.table.touched; block++) {
+    if (!core.inUse(block) || !core.isVisible(block)) continue;
+    const index = core.namespaceOf(block).index;
+    visible[index] = visible[index]! + 1;
+  }
+  return visible;
+}
+
+/** The whole node, plain data. */
+export function nodeSnapshot(server: EngineServer, ledger: Ledger, pool: Capacity): NodeSnapshot {
+  const { sessions, namespaces, jobs } = server.context;
+  const visible = visibleByNamespace(ledger, namespaces.size);
+  const instances = [...sessions.instances.values()];
+  const unprovenBy = (namespace: Namespace): string[] =>
+    instances
+      .filter((instance) =>
+        instance.views.some(
+          (view) => view.namespace === namespace && proofNeeded(server.context, instance, view),
+        ),
+      )
+      .map((instance) => instance.engineId);
+  return {
+    tiers: [tierSnapshot(ledger, pool), ABSENT_NVME],
+    namespaces: namespaces.list.map((namespace) => ({
+      index: namespace.index,
+      digest: namespace.digestHex,
+      tenant: namespace.tenant,
+      descriptor: { ...namespace.descriptor },
+      visibleBlocks: visible[namespace.index] ?? 0,
+      unprovenBy: unprovenBy(namespace),
+    })),
+    instances: instances.map((instance) => {
+      const connections = [...instance.connections];
+      return {
+        instance: instance.number,
+        engineId: instance.engineId,
+        engine: instance.engine,
+        tenant: instance.tenant,
+        uid: instance.uid,
+        connections: connections.length,
+        leases: instance.leaseCount,
+        pinnedBytes: instance.pinnedBytes,
+        regions: connections.reduce((sum, { regions }) => sum + regions.size, 0),
+        windowBytes: instance.windowBytes,
+        jobs: jobs.inFlight === 0 ? 0 : connections.reduce((sum, each) => sum + each.jobs.size, 0),
+        heartbeatAgeMs: Math.round(performance.now() - instance.aliveAt),
+      };
+    }),
+  };
+}
+
+/** Everything the ledger knows of the blocks with this full key, over all namespaces. */
+export function explainKey(
+  ledger: Ledger,
+  namespaces: readonly Namespace[],
+  key: Uint8Array,
+): BlockExplanation[] {
+  const out: BlockExplanation[] = [];
+  const words = new Uint32Array(8);
+  new Uint8Array(words.buffer).set(key.subarray(0, 32));
+  for (const namespace of namespaces) {
+    if (namespace.keyBytes !== key.byteLength) continue;
+    const block = ledger.find(namespace.index, words, 0);
+    if (block !== NO_BLOCK) out.push(explainBlock(ledger, namespace, block));
+  }
+  return out;
+}
+
+function explainBlock(ledger: Ledger, namespace: Namespace, block: Block): BlockExplanation {
+  const { core } = ledger;
+  const parent = core.parentOf(block);
+  const hole = core.hasFlag(block, FLAG_HOLE);
+  const copies = TIER_NAMES.flatMap((tier, index) =>
+    core.stateOf(block, index) === STATE.ABSENT
+      ? []
+      : [
+          {
+            tier,
+            state: STATE_NAMES[core.stateOf(block, index)] ?? "unknown",
+            pins: core.pinsOf(block, index),
+            children: core.records[block * RECORD_WORDS + LIVE] ?? 0,
+          },
+        ],
+  );
+  return {
+    namespace: namespace.index,
+    key: keyHex(ledger, block, namespace),
+    parentKey: parent === NO_BLOCK ? null : keyHex(ledger, parent, namespace),
+    depth: core.depthOf(block),
+    flags: [...(hole ? ["hole"] : []), ...(core.isVisible(block) ? ["visible"] : [])],
+    copies,
+    leases: core.leasesOf(block),
+    children: core.records[block * RECORD_WORDS + LIVE] ?? 0,
+    verdict: verdictOf(core.isVisible(block), hole, copies.length),
+  };
+}
+
+function verdictOf(visible: boolean, hole: boolean, copies: number): string {
+  if (visible) return "Readable: all shards are complete and the parent is readable.";
+  if (hole) return "Not readable: its last copy was lost while it had children.";
+  if (copies === 0) return "Not readable: no copy; the record stands for its children.";
+  return "Not readable: a shard is missing, or the parent is not readable.";
+}
+
+function keyHex(ledger: Ledger, block: Block, namespace: Namespace): string {
+  const { records } = ledger.core;
+  const from = records.byteOffset + block * RECORD_WORDS * 4;
+  return Buffer.from(records.buffer)
+    .subarray(from, from + namespace.keyBytes)
+    .toString("hex");
+}
+
+/** Gauges that follow the ledger and the addon; called by the coarse timer. */
+export function publishGauges(feed: Feed, ledger: Ledger, pool: Capacity, addon: Addon): void {
+  const dram = tierSnapshot(ledger, pool);
+  const tier = ledger.core.tier(TIER.DRAM);
+  feed.set(METRIC.tierCapacityBytes, dram.capacityBytes);
+  feed.set(METRIC.tierUsedBytes, dram.usedBytes);
+  feed.set(METRIC.tierBlocks, dram.blocks);
+  feed.set(METRIC.tierVisibleBlocks, dram.visibleBlocks);
+  feed.set(METRIC.tierSlots, dram.slots);
+  feed.set(METRIC.tierSlotsUsed, dram.slotsUsed);
+  feed.set(METRIC.tierSlabs, dram.slabs);
+  feed.set(METRIC.tierSlabsFree, dram.slabsFree);
+  feed.set(METRIC.evictions, tier.evictions);
+  feed.set(METRIC.orphans, tier.stateBlocks[STATE.ORPHAN] ?? 0);
+  feed.set(METRIC.holes, ledger.holeCount);
+  feed.set(METRIC.ledgerBlocks, ledger.core.table.used);
+  feed.set(METRIC.ledgerBlocksMax, ledger.core.table.blocksMax);
+  feed.set(METRIC.ledgerBytes, ledger.bytes);
+  const counters = addon.counters();
+  feed.set(METRIC.framesSent, counters.framesSent);
+  feed.set(METRIC.framesReceivedBytes, counters.bytesReceived);
+  feed.set(METRIC.framesSentBytes, counters.bytesSent);
+  feed.set(METRIC.connectionsRefused, counters.connectionsRefused);
+  feed.set(METRIC.inboxStalls, counters.inboxFullStalls);
+  feed.set(METRIC.copyQueueBytes, counters.copyQueueBytes);
+  feed.set(METRIC.copyBusySeconds, counters.copyBusyMicroseconds / 1e6);
+  const memory = process.memoryUsage();
+  feed.set(METRIC.heapUsedBytes, memory.heapUsed);
+  feed.set(METRIC.residentBytes, memory.rss);
+  const { user, system } = process.cpuUsage();
+  feed.set(METRIC.cpuSeconds, (user + system) / 1e6);
+}
