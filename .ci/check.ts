@@ -109,8 +109,10 @@ export function count(
   ];
   if (kind === "vitest") return report === undefined ? [0, 1] : settle(...vitestCounts(report));
   if (kind === "native") {
-    const found = [...output.matchAll(/^(\d+) passed, (\d+) failed$/gm)].at(-1);
-    return found === undefined ? [0, 1] : settle(Number(found[1]), Number(found[2]));
+    const cases = (mark: string): number =>
+      [...output.matchAll(new RegExp(`^${mark} +\\S`, "gm"))].length;
+    const ended = /^\d+ cases, \d+ failed checks$/m.test(output);
+    return ended ? settle(cases("ok"), cases("FAIL")) : [cases("ok"), cases("FAIL") + 1];
   }
   const result = lastObject(output);
   const problems = PROBLEMS[kind];

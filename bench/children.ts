@@ -4,7 +4,7 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { join } from "node:path";
-import { ROOT } from "./daemon.ts";
+import { NODE_FLAGS, ROOT } from "./daemon.ts";
 
 export type ChildProgram =
   | "bench/children/round-trips.ts"
@@ -18,7 +18,7 @@ export interface Child<T> {
 }
 
 export function startChild<T>(program: ChildProgram, input: unknown): Child<T> {
-  const args = ["--import", "tsx", join(ROOT, program), JSON.stringify(input)];
+  const args = [...NODE_FLAGS, join(ROOT, program), JSON.stringify(input)];
   const child = spawn(process.execPath, args, { cwd: ROOT, stdio: ["ignore", "pipe", "inherit"] });
   let text = "";
   child.stdout.setEncoding("utf8");

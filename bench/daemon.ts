@@ -12,6 +12,8 @@ import { assert } from "../src/assert.ts";
 import { CairnError } from "../src/errors.ts";
 
 export const ROOT = new URL("..", import.meta.url).pathname;
+/** How package.json starts node. */
+export const NODE_FLAGS = ["--no-memory-reducer", "--import", "tsx"] as const;
 const START_MS_MAX = 60_000;
 const STOP_MS_MAX = 30_000;
 const POLL_MS = 5;
@@ -139,11 +141,12 @@ export class BenchDaemon {
     });
   }
 
+  /** Waits until engines and the edge are served, so that nothing of the start runs beside a measurement. */
   async ready(): Promise<void> {
     const endMs = performance.now() + START_MS_MAX;
     while (performance.now() < endMs) {
       if (this.#child === undefined) break;
-      if (await answers(this.socket)) return;
+      if ((await answers(this.socket)) && (await answers(this.edgeSocket))) return;
       await sleep(POLL_MS);
     }
     throw new CairnError("unavailable", `the bench daemon did not start: ${this.logTail()}`);

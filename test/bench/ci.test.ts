@@ -32,8 +32,14 @@ describe("the check run counts", () => {
   it("a suite that ends badly or tells nothing as a failure", () => {
     expect(ci.count("vitest", 1, "", report)).toEqual([3, 1]);
     expect(ci.count("vitest", 0, "", undefined)).toEqual([0, 1]);
-    expect(ci.count("native", 0, "12 passed, 0 failed\n", undefined)).toEqual([12, 0]);
-    expect(ci.count("native", 134, "12 passed, 0 failed\n", undefined)).toEqual([12, 1]);
+    const native = "== plain\nok   one case\nok   another\n";
+    const end = "2 cases, 0 failed checks\n";
+    expect(ci.count("native", 0, native + end, undefined)).toEqual([2, 0]);
+    expect(ci.count("native", 1, `${native}  a.cc:1: x\nFAIL third\n${end}`, undefined)).toEqual([
+      2, 1,
+    ]);
+    expect(ci.count("native", 134, native + end, undefined)).toEqual([2, 1]);
+    expect(ci.count("native", 134, native, undefined)).toEqual([2, 1]);
     expect(ci.count("native", 0, "", undefined)).toEqual([0, 1]);
     expect(ci.count("replay", 0, "no object here", undefined)).toEqual([0, 1]);
     expect(ci.count("replay", 1, json(replay), undefined)).toEqual([0, 1]);
