@@ -25,6 +25,7 @@ Hash128 toHash(XXH128_hash_t hash) { return Hash128{hash.low64, hash.high64}; }
 
 /// Through a stack buffer, so that the source is read once.
 Hash128 copyAndHashShort(uint8_t* target, const uint8_t* source, size_t bytes) {
+  if (bytes == 0) return toHash(XXH3_128bits("", 0));
   uint8_t staged[kShortBytesMax];
   memcpy(staged, source, bytes);
   memcpy(target, staged, bytes);

@@ -55,7 +55,7 @@ void DoubleTable::write(const uint8_t* payload, size_t bytes) {
   head.bytes = bytes;
   memset(at, 0, sizeof head);
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  memcpy(at + sizeof head, payload, bytes);
+  if (bytes > 0) memcpy(at + sizeof head, payload, bytes);
   head.hash = hashOf(head, payload);
   std::atomic_thread_fence(std::memory_order_seq_cst);
   memcpy(at, &head, sizeof head);
