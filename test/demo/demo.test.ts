@@ -8,7 +8,15 @@ import { promisify } from "node:util";
 import { describe, expect, test } from "vitest";
 import { PHASES, systemPrompt, userMessage } from "../../connectors/node/demo/conversations.ts";
 import { flipStoredBit } from "../../connectors/node/demo/corruption.ts";
-import { compareFloats, type DemoResult, median } from "../../connectors/node/demo/report.ts";
+import {
+  compareFloats,
+  type Counters,
+  type DemoResult,
+  median,
+  newCounters,
+  type RequestRecord,
+  resultOf,
+} from "../../connectors/node/demo/result.ts";
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 
@@ -94,5 +102,85 @@ describe("the flip of a stored bit", () => {
     } finally {
       rmSync(directory, { recursive: true, force: true });
     }
+  });
+});
+
+describe("the demo's verdict", () => {
+  const record = (phase: string, more: Partial<RequestRecord> = {}): RequestRecord => ({
+    number: 1,
+    phase,
+    engine: "B",
+    conversation: 1,
+    turn: 1,
+    promptTokens: 40,
+    cachedTokens: 32,
+    computedTokens: 8,
+    ttftMs: 2,
+    ttftReferenceMs: 10,
+    probabilitiesCompared: 100,
+    probabilitiesDiffering: 0,
+    note: "",
+    ...more,
+  });
+  const records = [
+    record("reuse"),
+    record("kill", { cachedTokens: 0, computedTokens: 40 }),
+    record("restart"),
+  ];
+  const counters: Counters = {
+    ...newCounters(),
+    corruptionsInjected: 2,
+    corruptionsCaught: 2,
+    corruptionsCounted: 2,
+  };
+  const end = { blockBytes: 64, daemonExitCode: 0, seconds: 1, problems: [] };
+
+  test("is good when everything held, and sums up", () => {
+    expect(resultOf(records, counters, end)).toMatchObject({
+      ok: true,
+      requests: 3,
+      requestsWarm: 2,
+      tokensCached: 64,
+      tokensComputed: 56,
+      ttftColdMs: 10,
+      ttftWarmMs: 2,
+      probabilitiesCompared: 300,
+      hitsAfterRestart: 1,
+      requestsWithoutDaemon: 1,
+    });
+  });
+
+  const cold = { cachedTokens: 0, computedTokens: 40 };
+  const bad: readonly [string, readonly RequestRecord[], Partial<Counters>, Partial<typeof end>][] =
+    [
+      [
+        "a probability differs",
+        [...records, record("store", { probabilitiesDiffering: 1 })],
+        {},
+        {},
+      ],
+      ["a flipped bit was not caught", records, { corruptionsCaught: 1 }, {}],
+      [
+        "no bit was flipped",
+        records,
+        { corruptionsInjected: 0, corruptionsCaught: 0, corruptionsCounted: 0 },
+        {},
+      ],
+      [
+        "the daemon counted another number of corrupt blocks",
+        records,
+        { corruptionsCounted: 1 },
+        {},
+      ],
+      ["a proof failed", records, { proofsFailed: 1 }, {}],
+      ["a request failed", records, { requestsFailed: 1 }, {}],
+      ["nothing was reused", [record("reuse", cold), record("restart")], {}, {}],
+      ["nothing survived the restart", [record("reuse"), record("restart", cold)], {}, {}],
+      ["the daemon did not stop in order", records, {}, { daemonExitCode: 1 }],
+    ];
+  test.each(bad)("is bad when %s", (_, given, count, ending) => {
+    const result = resultOf(given, { ...counters, ...count }, { ...end, ...ending });
+    expect(result.ok).toBe(false);
+    expect(result.problems).toHaveLength(1);
   });
 });
