@@ -110,11 +110,9 @@ export function faultWords({ totals }: Digest): string[] {
   return rows.flatMap(([name, words]) => (totals[name] > 0 ? [`${totals[name]} ${words}`] : []));
 }
 
-/** The whole page as text. */
-export function statusText({ address, stats, tiers, namespaces }: Status): string {
+/** Who, since when, tiers and flow. */
+export function statusHead({ address, stats, tiers }: Status): string {
   const state = stats.gauges.ready === 1 ? "serving" : "not serving";
-  const unproven = unprovenLines(namespaces);
-  const faults = faultWords(stats);
   return [
     `${stats.node}  cairn ${stats.version}  ${state}  up ${duration(stats.uptimeSeconds)}  pid ${stats.pid}`,
     `engines: ${stats.engineSocket}  edge: ${address}`,
@@ -122,9 +120,17 @@ export function statusText({ address, stats, tiers, namespaces }: Status): strin
     tierLines(tiers),
     "",
     flowLines(stats),
-    "",
-    `orphans ${stats.gauges.orphans}  holes ${stats.gauges.holes}  leases ${stats.gauges.leases}  ` +
-      `pinned ${formatBytes(stats.gauges.pinnedBytes)}  namespaces ${namespaces.length}`,
+  ].join("\n");
+}
+
+/** Orphans, namespaces, faults, engines. */
+export function statusTail({ stats, namespaces }: Status): string {
+  const { orphans, holes, leases, pinnedBytes } = stats.gauges;
+  const unproven = unprovenLines(namespaces);
+  const faults = faultWords(stats);
+  return [
+    `orphans ${orphans}  holes ${holes}  leases ${leases}  pinned ${formatBytes(pinnedBytes)}  ` +
+      `namespaces ${namespaces.length}`,
     unproven.length === 0 ? "unproven namespaces: none" : "unproven namespaces:",
     ...unproven,
     faults.length === 0 ? "faults since start: none" : `faults since start: ${faults.join(", ")}`,
@@ -137,6 +143,6 @@ export async function statusCommand(words: readonly string[]): Promise<number> {
   const parsed = readArguments(words, EDGE_OPTIONS);
   const status = await readStatus(edgeClient(parsed));
   if (parsed.json) printJson(status);
-  else printLine(statusText(status));
+  else printLine(`${statusHead(status)}\n\n${statusTail(status)}`);
   return EXIT.OK;
 }

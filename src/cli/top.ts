@@ -8,10 +8,12 @@ import { numberOption, readArguments } from "./arguments.ts";
 import { EDGE_OPTIONS, edgeClient } from "./client.ts";
 import { EXIT } from "./exit.ts";
 import { bar, percent, printJson, printLine, rate } from "./output.ts";
-import { readStatus, type Stats, statusText } from "./status.ts";
+import { readStatus, type Stats, type Status, statusHead, statusTail } from "./status.ts";
 
 const SPARKS = "▁▂▃▄▅▆▇█";
 const HISTORY_MAX = 60;
+/** For terminals that do not tell their size. */
+const SCREEN_ROWS = 24;
 const ENTER = "\u001b[?1049h\u001b[?25l";
 const LEAVE = "\u001b[?25h\u001b[?1049l";
 const HOME = "\u001b[H";
@@ -72,9 +74,16 @@ function charts({ hits, loads, stores }: History): string {
   ].join("\n");
 }
 
-function draw(text: string, rows: number): void {
-  const lines = text.split("\n").slice(0, Math.max(1, rows - 1));
+/** What does not fit is cut at the bottom, where the engines are; the last line is always kept. */
+function draw(text: string, lastLine: string): void {
+  const rows = process.stdout.rows > 0 ? process.stdout.rows : SCREEN_ROWS;
+  const lines = [...text.split("\n").slice(0, Math.max(1, rows - 3)), "", lastLine];
   process.stdout.write(HOME + lines.map((line) => `${line}${CLEAR_LINE}\n`).join("") + CLEAR_BELOW);
+}
+
+function show(status: Status, history: History, failed: CairnError | undefined): void {
+  const parts = [statusHead(status), charts(history), statusTail(status)];
+  draw(parts.join("\n\n"), failed === undefined ? "q ends" : `no connection: ${failed.message}`);
 }
 
 /** Resolves after the interval, or as soon as the user wants to leave. */
@@ -124,9 +133,7 @@ export async function topCommand(words: readonly string[]): Promise<number> {
   let failed: CairnError | undefined;
   for (let shown = 0; shown < count && !leave.signal.aborted; ) {
     if (failed === undefined) remember(history, status.stats);
-    const gone = failed === undefined ? "" : `\n\nno connection: ${failed.message}`;
-    if (screen)
-      draw(`${statusText(status)}\n\n${charts(history)}${gone}\n\nq ends`, process.stdout.rows);
+    if (screen) show(status, history, failed);
     else if (failed !== undefined) process.stderr.write(`cairn: ${failed.message}\n`);
     else if (parsed.json) printJson(status);
     else printLine(topLine(status.stats));

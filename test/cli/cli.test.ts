@@ -1,0 +1,352 @@
+import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
+import { parse as parseYaml } from "yaml";
+import { poolFile } from "../../tiers/dram/preflight.ts";
+import { COMMANDS } from "../../src/cli/commands.ts";
+import { chosen, limitValue, meminfoValue } from "../../src/cli/doctor/host.ts";
+import { libraryPath, runProbe } from "../../src/cli/doctor/libraries.ts";
+import { bar, duration, percent, rate, table } from "../../src/cli/output.ts";
+import { runCli } from "../../src/cli/run.ts";
+import { spark } from "../../src/cli/top.ts";
+import { type EdgeHandle, startEdge } from "../../src/edge/edge.ts";
+import { Feed, METRIC } from "../../src/observe/feed.ts";
+import { FakeDaemon, INFO } from "../edge/fixture.ts";
+
+const ROOT = new URL("../..", import.meta.url).pathname;
+const directory = mkdtempSync(join(tmpdir(), "cairn-cli-"));
+let edge: EdgeHandle;
+let socket = "";
+
+const environment: NodeJS.ProcessEnv = {
+  PATH: process.env["PATH"],
+  CAIRN_CONFIG: join(directory, "cairn.yaml"),
+};
+
+function cairn(words: readonly string[], extra: NodeJS.ProcessEnv = {}) {
+  const child = spawn(process.execPath, ["--import", "tsx", "src/cli.ts", ...words], {
+    cwd: ROOT,
+    env: { ...environment, ...extra },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  return finished(child);
+}
+
+async function finished(child: ChildProcess) {
+  let stdout = "";
+  let stderr = "";
+  child.stdout?.setEncoding("utf8").on("data", (part: string) => {
+    stdout += part;
+  });
+  child.stderr?.setEncoding("utf8").on("data", (part: string) => {
+    stderr += part;
+  });
+  const code = await new Promise<number | null>((resolve) => child.once("close", resolve));
+  const last = stdout.trimEnd().split("\n").at(-1) ?? "";
+  return { code, stdout, stderr, json: () => JSON.parse(last) as Record<string, unknown> };
+}
+
+beforeAll(async () => {
+  writeFileSync(join(directory, "cairn.yaml"), `dram: {directory: ${directory}/pool}\n`);
+  socket = `unix:${join(directory, "edge.sock")}`;
+  const feed = new Feed();
+  feed.set(METRIC.ready, 1);
+  feed.set(METRIC.orphans, 4);
+  feed.add(METRIC.lookupBlocksRequested, 10);
+  feed.addAt(METRIC.lookupBlocksHit, 0, 4);
+  feed.setAt(METRIC.tierCapacityBytes, 0, 1_024);
+  feed.setAt(METRIC.tierUsedBytes, 0, 512);
+  const handler = new FakeDaemon();
+  const config = { listen: socket };
+  edge = await startEdge({ config, feed: feed.buffer, ledger: null, info: INFO, handler });
+});
+afterAll(async () => {
+  await edge.stop();
+  rmSync(directory, { recursive: true });
+});
+
+describe("the command line", () => {
+  test("help lists every command, and each has a page of its own", async () => {
+    const { code, stdout } = await cairn(["help"]);
+    expect(code).toBe(0);
+    for (const { name, summary, usage } of COMMANDS) {
+      expect(stdout).toContain(`  ${name}`);
+      expect(stdout).toContain(summary);
+      expect(usage.startsWith(`usage: cairn ${name}`), name).toBe(true);
+    }
+    const page = await cairn(["status", "--help"]);
+    expect(page).toMatchObject({ code: 0 });
+    expect(page.stdout).toContain("--token-file FILE");
+  });
+
+  test("a misspelt command, action or option suggests the nearest and exits 2", async () => {
+    const cases: readonly (readonly [readonly string[], string])[] = [
+      [["stauts"], 'did you mean "status"?'],
+      [["config", "chek"], 'did you mean "check"?'],
+      [["status", "--egde", "x"], 'did you mean "--edge"?'],
+      [["config", "check", "--dram.capacity", "1GiB"], 'did you mean "--dram.capacityBytes"?'],
+      [["status", "now"], 'unexpected "now"'],
+      [["top", "--count"], "--count needs a value"],
+      [["config"], "check, show, reference"],
+    ];
+    for (const [words, message] of cases) {
+      const write = vi.spyOn(process.stderr, "write").mockReturnValue(true);
+      const code = await runCli(words);
+      const stderr = write.mock.calls.map(([text]) => String(text)).join("");
+      write.mockRestore();
+      expect(code, words.join(" ")).toBe(2);
+      expect(stderr).toContain(message);
+    }
+  });
+
+  test("version tells the package's version, and with --json one object", async () => {
+    const manifest = JSON.parse(readFileSync(join(ROOT, "package.json"), "utf8")) as {
+      version: string;
+    };
+    expect((await cairn(["--version"])).stdout).toContain(`cairn ${manifest.version}`);
+    expect((await cairn(["version", "--json"])).json()).toMatchObject({
+      version: manifest.version,
+      protocol: 1,
+    });
+  });
+
+  test("an error with --json is one object with its row, on the last line", async () => {
+    const answer = await cairn(["status", "--json", "--edge", `unix:${directory}/nobody.sock`]);
+    expect(answer.code).toBe(1);
+    expect(answer.json()).toMatchObject({
+      error: { code: 510, name: "unavailable", retryable: true },
+    });
+    const usage = await cairn(["stauts", "--json"]);
+    expect(usage).toMatchObject({ code: 2 });
+    expect(usage.json()).toMatchObject({ error: { name: "usage" } });
+  });
+
+  test("commands that need no web server load none", () => {
+    const script = `
+      const { createRequire } = await import("node:module");
+      const webServers = () => Object.keys(createRequire(import.meta.url).cache)
+        .filter((path) => /node_modules.(fastify|prom-client)/.test(path)).length;
+      await import(${JSON.stringify(`${ROOT}src/cli/run.ts`)});
+      await import(${JSON.stringify(`${ROOT}src/cli/daemon.ts`)});
+      const before = webServers();
+      await import(${JSON.stringify(`${ROOT}src/edge/app.ts`)});
+      console.log(JSON.stringify({ before, after: webServers() }));`;
+    const args = ["--import", "tsx", "--input-type=module", "-e", script];
+    const text = execFileSync(process.execPath, args, { cwd: ROOT, encoding: "utf8" });
+    const { before, after } = JSON.parse(text) as { before: number; after: number };
+    expect(before).toBe(0);
+    expect(after).toBeGreaterThan(0);
+  });
+});
+
+describe("cairn config", () => {
+  test("check accepts a valid configuration and says where it came from", async () => {
+    const good = await cairn(["config", "check", "--dram.capacityBytes", "1GiB", "--json"]);
+    expect(good.code).toBe(0);
+    expect(good.json()).toMatchObject({
+      valid: true,
+      config: { dram: { capacityBytes: 2 ** 30, directory: `${directory}/pool` } },
+      sources: { "dram.capacityBytes": "--dram.capacityBytes" },
+    });
+  });
+
+  test("check prints every problem with its source and exits 2", async () => {
+    const bad = join(directory, "bad.yaml");
+    writeFileSync(bad, "dram:\n  lowWatermak: 0.5\nlog: {level: loud}\n");
+    const answer = await cairn(["config", "check", "--config", bad, "--json"], {
+      CAIRN_NODE_NAM: "x",
+    });
+    expect(answer.code).toBe(2);
+    const { error } = answer.json() as {
+      error: { name: string; problems: { path: string; source: string }[] };
+    };
+    expect(error.name).toBe("configInvalid");
+    expect(error.problems.map(({ path, source }) => `${path} ${source}`)).toEqual([
+      `dram.lowWatermak ${bad}:2`,
+      `log.level ${bad}:3`,
+      "CAIRN_NODE_NAM environment",
+    ]);
+    expect(answer.stderr).toContain("cairn config check");
+  });
+
+  test("what show prints is a cairn.yaml that gives the same configuration", async () => {
+    const shown = await cairn(["config", "show", "--log.level", "warn"]);
+    expect(parseYaml(shown.stdout)).toMatchObject({ log: { level: "warn" } });
+    const copy = join(directory, "copy.yaml");
+    writeFileSync(copy, shown.stdout);
+    const again = await cairn(["config", "show", "--config", copy]);
+    expect(parseYaml(again.stdout)).toEqual(parseYaml(shown.stdout));
+  });
+
+  test("a boolean flag stands alone or takes =false, and never eats the next word", async () => {
+    const on = await cairn(["config", "show", "--dram.keepOnStop", "--json"]);
+    expect(on.json()).toMatchObject({ config: { dram: { keepOnStop: true } } });
+    const off = await cairn(["config", "show", "--dram.keepOnStop=false", "--json"]);
+    expect(off.json()).toMatchObject({ config: { dram: { keepOnStop: false } } });
+  });
+
+  test("the daemon refuses a bad configuration before it opens anything", async () => {
+    const answer = await cairn(["daemon", "--edge.listen", "0.0.0.0:7411", "--json"]);
+    expect(answer.code).toBe(2);
+    expect(answer.json()).toMatchObject({ error: { name: "configInvalid" } });
+    expect(existsSync(join(directory, "pool"))).toBe(false);
+  });
+});
+
+describe("cairn status and top", () => {
+  test("status shows tiers, hit rate, orphans, unproven namespaces and pins per engine", async () => {
+    const { code, stdout } = await cairn(["status", "--edge", socket]);
+    expect(code).toBe(0);
+    for (const words of [
+      "node-a",
+      "serving",
+      "50.0 %",
+      "40.0 % since start",
+      "orphans 4",
+      "engine-1",
+      "256 B",
+    ])
+      expect(stdout).toContain(words);
+    expect(stdout).toContain(`${"ab".repeat(16)} (m) must be proven by engine-1`);
+    const { stats, tiers } = (await cairn(["status", "--edge", socket, "--json"])).json();
+    expect(stats).toMatchObject({ node: "node-a", hitRate: 0.4, gauges: { orphans: 4 } });
+    expect(tiers).toMatchObject([{ tier: "dram", usedBytes: 512 }]);
+  });
+
+  test("top prints plain lines where there is no terminal, and objects with --json", async () => {
+    const plain = await cairn(["top", "--edge", socket, "--interval", "0.2", "--count", "2"]);
+    expect(plain.code).toBe(0);
+    const lines = plain.stdout.trimEnd().split("\n");
+    expect(lines).toHaveLength(2);
+    for (const line of lines) expect(line).toMatch(/dram █████░░░░░ 50\.0 % of 1 KiB .*engines 0/);
+    expect(plain.stdout).not.toContain("\u001b");
+    const json = await cairn(["top", "--edge", socket, "--count", "1", "--json"]);
+    expect(json.json()).toMatchObject({ stats: { node: "node-a" } });
+  });
+
+  test("on a terminal top draws one screen and gives the terminal back; TERM=dumb gets lines", async () => {
+    const words = `stty rows 50 cols 150; ${process.execPath} --import tsx src/cli.ts top --edge ${socket} --count 1`;
+    // `script` gives the command a terminal of its own.
+    const typescript = async (term: string): Promise<string> => {
+      const child = spawn("script", ["-qec", words, "/dev/null"], {
+        cwd: ROOT,
+        env: { ...environment, TERM: term },
+        stdio: ["ignore", "pipe", "pipe"],
+      });
+      return (await finished(child)).stdout;
+    };
+    const screen = await typescript("xterm");
+    expect(screen).toContain("\u001b[?1049h");
+    expect(screen).toMatch(/onboarded  ▁.*\n.*offloaded  ▁/);
+    expect(screen.trimEnd().endsWith("\u001b[?1049l")).toBe(true);
+    expect(await typescript("dumb")).not.toContain("\u001b[?1049h");
+  });
+});
+
+describe("cairn purge", () => {
+  test("it lists without --yes, refuses while the pool is locked, deletes when it is free", async () => {
+    const pool = join(directory, "purge");
+    execFileSync("mkdir", [pool]);
+    const path = poolFile(pool);
+    writeFileSync(path, "x".repeat(100));
+    const words = ["purge", "--dram.directory", pool, "--json"];
+    const asked = await cairn(words);
+    expect(asked).toMatchObject({ code: 2 });
+    expect(existsSync(path)).toBe(true);
+    const holder = spawn("flock", ["-n", path, "sh", "-c", "echo held; read _"], {
+      stdio: ["pipe", "pipe", "ignore"],
+    });
+    await new Promise((resolve) => holder.stdout.once("data", resolve));
+    const refused = await cairn([...words, "--yes"]);
+    expect(refused.code).toBe(1);
+    expect(refused.json()).toMatchObject({ error: { name: "directoryLocked" } });
+    expect(existsSync(path)).toBe(true);
+    holder.stdin.end();
+    await new Promise((resolve) => holder.once("close", resolve));
+    const done = await cairn([...words, "--yes"]);
+    expect(done.json()).toEqual({ directory: pool, deleted: [path], bytes: 100 });
+    expect(existsSync(path)).toBe(false);
+    expect((await cairn([...words, "--yes"])).json()).toMatchObject({ deleted: [] });
+  });
+});
+
+describe("cairn doctor", () => {
+  test("every finding has a status and a source, and what is wrong has a fix", async () => {
+    const answer = await cairn(["doctor", "--json"]);
+    const { findings, healthy } = answer.json() as {
+      healthy: boolean;
+      findings: {
+        check: string;
+        status: string;
+        found: string;
+        fix: string | null;
+        source: string;
+      }[];
+    };
+    expect(answer.code).toBe(healthy ? 0 : 1);
+    const checks = findings.map(({ check }) => check);
+    for (const check of [
+      "node",
+      "addon",
+      "memory",
+      "tmpfs",
+      "huge pages",
+      "memlock",
+      "NUMA",
+      "io_uring",
+      "CUDA",
+      "NVML",
+      "NIXL",
+    ])
+      expect(checks).toContain(check);
+    for (const { check, status, source, found, fix } of findings) {
+      expect(["ok", "absent", "warn", "fail"], check).toContain(status);
+      expect(`${source}${found}`, check).not.toBe("");
+      if (status === "fail") expect(fix, check).not.toBeNull();
+    }
+  });
+
+  test("a library that crashes the probe is a finding, not a crash of doctor", async () => {
+    expect(await runProbe("crash")).toEqual({ kind: "crashed", how: "SIGSEGV" });
+  });
+
+  test("a probe that does not end in time is killed and told", async () => {
+    expect(await runProbe("numa", 1)).toEqual({ kind: "crashed", how: "SIGKILL" });
+  });
+
+  test("the kernel's files are read as the kernel writes them", () => {
+    const meminfo = "MemTotal:  100 kB\nHugePages_Total:       3\nHugepagesize:    2048 kB\n";
+    expect(meminfoValue(meminfo, "MemTotal")).toBe(102_400);
+    expect(meminfoValue(meminfo, "HugePages_Total")).toBe(3);
+    expect(meminfoValue(meminfo, "None")).toBeUndefined();
+    const limits =
+      "Limit                     Soft Limit           Hard Limit           Units     \n" +
+      "Max open files            1024                 4096                 files     \n" +
+      "Max locked memory         unlimited            unlimited            bytes     \n";
+    expect(limitValue(limits, "Max open files")).toBe(1_024);
+    expect(limitValue(limits, "Max locked memory")).toBe(Number.POSITIVE_INFINITY);
+    expect(chosen("always within_size [advise] never deny force")).toBe("advise");
+  });
+
+  test("libraries are looked for in LD_LIBRARY_PATH first", () => {
+    writeFileSync(join(directory, "libcuda.so.1"), "");
+    const found = libraryPath("libcuda.so.1", { LD_LIBRARY_PATH: `/none:${directory}` });
+    expect(found).toBe(join(directory, "libcuda.so.1"));
+    expect(libraryPath("libnone.so", {})).toBeUndefined();
+  });
+});
+
+describe("words and bars", () => {
+  test("figures read as people write them", () => {
+    expect(percent(null)).toBe("–");
+    expect(percent(0.1234)).toBe("12.3 %");
+    expect(rate(1.25e9)).toBe("1.25 GB/s");
+    expect(duration(3 * 86_400 + 7_300)).toBe("3 d 2 h");
+    expect(duration(59)).toBe("59 s");
+    expect(bar(2, 4)).toBe("████");
+    expect(spark([0, null, 1], 1)).toBe("▁ █");
+    expect(table(["a", "b"], [["xx", "1"]], [1])).toBe("a   b\nxx  1");
+  });
+});
