@@ -12,6 +12,8 @@ export const LIMITS = {
   frameBodyBytesMax: 65_536 * 36 + 4 * KIB,
   /** Body of a cold (msgpack) frame. More: malformedFrame. */
   coldBodyBytesMax: 64 * KIB,
+  /** Nesting of a cold body; HELLO needs four. More: malformedFrame. */
+  coldDepthMax: 16,
   /** Key bytes, stored and compared in full. */
   keyBytesMax: 32,
   keyBytesMin: 8,
@@ -27,6 +29,8 @@ export const LIMITS = {
   inboxBytes: 16 * MIB,
   /** Jobs in flight per connection (config). More: jobsInFlight. */
   inFlightJobsMax: 256,
+  /** CANCEL and FLUSH calls of one connection that wait for jobs to end. More: overloaded. */
+  waitingTagsMax: 1_024,
   /** Copy items waiting for or in the hands of copy threads. More: overloaded. */
   copyItemsInFlightMax: 1_048_576,
   /** A stopping daemon lets jobs in flight end for this long, then cancels them. */
@@ -37,6 +41,8 @@ export const LIMITS = {
   pinnedBytesMax: 0,
   /** Window bytes per instance (config). More: windowBudget. */
   windowBytesMax: 64 * 1024 * MIB,
+  /** A window may take at most this share of the memory that is free when it is registered. More: windowMap. */
+  windowShareOfFreeMemory: 0.5,
   regionsPerConnectionMax: 64,
   /** Rows of one region; one byte each is kept here. More: malformedFrame. */
   regionBlocksMax: 16 * MIB,

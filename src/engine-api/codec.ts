@@ -9,6 +9,7 @@ import { Decoder, encode, ExtensionCodec } from "@msgpack/msgpack";
 import { assert } from "../assert.ts";
 import { CairnError, ERRORS, type ErrorName } from "../errors.ts";
 import { LIMITS } from "../limits.ts";
+import { checkColdShape } from "./cold-shape.ts";
 import {
   type ErrorBody,
   FLAG,
@@ -128,6 +129,7 @@ export function decodeCold(bytes: Uint8Array): ColdMap {
   if (bytes.byteLength > LIMITS.coldBodyBytesMax) {
     throw new CairnError("malformedFrame", `cold body of ${bytes.byteLength} bytes`);
   }
+  checkColdShape(bytes);
   let value: unknown;
   try {
     value = decoder.decode(bytes.slice());

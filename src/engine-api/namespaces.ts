@@ -97,10 +97,21 @@ export class Namespaces {
     if (this.#list.length >= this.#namespacesMax) {
       throw new CairnError("tooManyNamespaces", `${this.#namespacesMax} namespaces`);
     }
-    const namespace = this.#add(digest, descriptor, tenant, variant);
-    const json = JSON.stringify({ descriptor, tenant, variant });
-    this.#store.putNamespace(namespace.index, digest, new TextEncoder().encode(json));
-    return namespace;
+    this.#persist(digest, JSON.stringify({ descriptor, tenant, variant }));
+    return this.#add(digest, descriptor, tenant, variant);
+  }
+
+  /**
+   * Before the ledger hears of it: a namespace that is known here and not in the pool would take blocks that no
+   * header can name. @throws CairnError tooManyNamespaces when the pool's table has no room
+   */
+  #persist(digest: Uint8Array, json: string): void {
+    try {
+      this.#store.putNamespace(this.#list.length, digest, new TextEncoder().encode(json));
+    } catch (error) {
+      if ((error as { code?: unknown }).code !== "ENOSPC") throw error;
+      throw new CairnError("tooManyNamespaces", "the pool's table of descriptors is full");
+    }
   }
 
   /** A fresh namespace of the same descriptor in which no older block is. */

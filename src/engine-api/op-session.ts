@@ -1,5 +1,6 @@
 /** HELLO, REGISTER, PROVE_LAYOUT, UNREGISTER, HEARTBEAT, STATS: who an engine is and what it shares. */
 import { randomInt } from "node:crypto";
+import { fstatSync } from "node:fs";
 import { assert } from "../assert.ts";
 import { CairnError, type ErrorName } from "../errors.ts";
 import { LIMITS } from "../limits.ts";
@@ -21,6 +22,9 @@ import type { Namespace } from "./namespaces.ts";
 import { FLAG, type HelloReply, OP, PROTOCOL_VERSION, type RegisterRequest } from "./protocol.ts";
 import { checkGeometry, Region } from "./regions.ts";
 import type { Connection, Instance } from "./sessions.ts";
+
+/** Unit of st_blocks, whatever the file system's own block is. */
+const STAT_BLOCK_BYTES = 512;
 
 export function hello(context: EngineContext, frame: InboundFrame): void {
   const { connection } = frame;
@@ -169,6 +173,7 @@ function mapWindow(
   if ((request.make === "client") !== (carried !== NO_DESCRIPTOR)) {
     throw new CairnError("malformedFrame", "a client-made window carries one descriptor");
   }
+  checkHostMemory(carried, request.sizeBytes);
   try {
     if (request.make === "daemon") return context.addon.regionCreate(request.sizeBytes);
     frame.descriptor = NO_DESCRIPTOR; // The addon takes it over, also when it refuses.
@@ -179,6 +184,21 @@ function mapWindow(
     const message = error instanceof Error ? error.message : String(error);
     throw new CairnError(windowError(code), message);
   }
+}
+
+/**
+ * Windows are touched whole when they are mapped. Pages that nobody has touched yet come out of what the host has
+ * free, and a daemon that took the last of it would be killed for its client. @throws CairnError windowMap
+ */
+function checkHostMemory(carried: number, sizeBytes: number): void {
+  let missing = sizeBytes;
+  if (carried !== NO_DESCRIPTOR) {
+    const { size, blocks } = fstatSync(carried);
+    missing = size < sizeBytes ? 0 : sizeBytes - blocks * STAT_BLOCK_BYTES;
+  }
+  const freeBytes = process.availableMemory();
+  if (missing <= freeBytes * LIMITS.windowShareOfFreeMemory) return;
+  throw new CairnError("windowMap", `${missing} bytes to touch, ${freeBytes} free on this host`);
 }
 
 function windowError(code: unknown): ErrorName {

@@ -275,6 +275,7 @@ export class EngineServer implements CopyOwner {
       this.context.out.acknowledge(connection.id, OP.CANCEL, header.tag, frame.id, 0);
       return;
     }
+    if (job.cancelTags.length >= LIMITS.waitingTagsMax) throw tooManyWait();
     job.cancelTags.push(header.tag);
     this.#cancelJob(job);
   }
@@ -295,6 +296,7 @@ export class EngineServer implements CopyOwner {
     if (connection.jobs.size === 0) {
       this.context.out.acknowledge(connection.id, OP.FLUSH, header.tag, 0, 0);
     } else {
+      if (connection.flushTags.length >= LIMITS.waitingTagsMax) throw tooManyWait();
       connection.flushTags.push(header.tag);
     }
   }
@@ -376,6 +378,10 @@ export class EngineServer implements CopyOwner {
     feed.set(METRIC.copyQueueItems, copies.itemsInFlight);
     feed.set(METRIC.namespacesUnproven, unprovenNamespaces(sessions));
   }
+}
+
+function tooManyWait(): CairnError {
+  return new CairnError("overloaded", "waitingTagsMax calls wait for jobs to end");
 }
 
 /** Namespaces in which some live instance was asked for a proof and has not given it. */
