@@ -2,9 +2,10 @@
  * The visibility log: a bounded ring, in shared memory, of every copy that became visible or stopped being so. Events,
  * metrics and the live page read it from other threads by sequence number (view.ts); the ledger never waits for them.
  *
- * Entry of 20 words: 0 low word of its sequence, written last (a reader that finds another one was lapped) ·
+ * Entry of 20 words: 0 low word of its sequence ·
  * 1 kind | tier << 8 | namespace << 16 · 2 depth · 3 zero · 4–11 key · 12–19 parent key (zeros for a root, and when a
- * copy goes). Header: next sequence, low and high word.
+ * copy goes). Header: next sequence, low and high
+ * word, stored last and as a barrier: while it is below s + entries, nothing of entry s was overwritten.
  */
 import { KEY_WORDS_MAX } from "./table.ts";
 
@@ -45,14 +46,13 @@ export class VisibilityLog {
     const words = this.words;
     const sequence = this.sequence;
     const at = LOG_HEADER_WORDS + (sequence % this.entries) * LOG_ENTRY_WORDS;
-    Atomics.store(words, at, 0);
+    words[at] = sequence;
     words[at + 1] = kind | (tier << 8) | (namespace << 16);
     words[at + 2] = depth;
     for (let k = 0; k < KEY_WORDS_MAX; k += 1) {
       words[at + LOG_KEY + k] = records[keyAt + k]!;
       words[at + LOG_PARENT + k] = parentAt < 0 ? 0 : records[parentAt + k]!;
     }
-    Atomics.store(words, at, sequence | 0);
     this.sequence = sequence + 1;
     if (((sequence + 1) | 0) === 0) Atomics.add(words, 1, 1);
     Atomics.store(words, 0, (sequence + 1) | 0);

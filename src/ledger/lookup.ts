@@ -10,6 +10,9 @@ import { NO_BLOCK, TIER, type Block, type LookupResult } from "./types.ts";
 /** Keys whose index entries are read ahead of their records in the linear walk. */
 const WALK_BATCH = 16;
 const walkBlocks = new Uint32Array(WALK_BATCH);
+const walkFlags = new Uint32Array(WALK_BATCH);
+/** Only written: reading a record's first key word brings that cache line, too. */
+const walkKeys = new Uint32Array(WALK_BATCH);
 
 /** Blocks of the prefix that stand in DRAM, by flags of the deepest and samples. */
 const DRAM_FLAG = R.FLAG_TIER << TIER.DRAM;
@@ -120,6 +123,31 @@ function cutAtHoles(
   return limit;
 }
 
+/**
+ * Guesses the records of the next keys: the first entry of each probe sequence. All index entries are read first, then
+ * all records, so that the cache misses of a batch overlap instead of following one another.
+ */
+function readAhead(
+  core: Core,
+  namespace: number,
+  keyWords: number,
+  words: Uint32Array,
+  first: number,
+  batch: number,
+): void {
+  const { hash, mask, indexMask, seed, records } = core.table;
+  for (let i = 0, last = first + keyWords - 1; i < batch; i += 1, last += keyWords) {
+    const code = R.hashKey(words[last]!, words[last - 1]!, namespace, seed);
+    // An empty entry guesses record 0; its key decides.
+    walkBlocks[i] = Math.max(0, (hash[code & mask]! & indexMask) - 1);
+  }
+  for (let i = 0; i < batch; i += 1) {
+    const base = walkBlocks[i]! * R.RECORD_WORDS;
+    walkKeys[i] = records[base]!;
+    walkFlags[i] = records[base + R.NAMESPACE]!;
+  }
+}
+
 /** Probes every key in order until one is not visible. */
 export function lookupLinear(
   core: Core,
@@ -129,29 +157,30 @@ export function lookupLinear(
   count: number,
   result: LookupResult,
 ): void {
-  const keyWords = namespace.keyWords;
-  const chained = namespace.chained;
+  const { keyWords, chained, index } = namespace;
   const records = core.records;
   let depth = 0;
   let dram = 0;
   let last = NO_BLOCK;
   walk: while (depth < count) {
     const batch = Math.min(WALK_BATCH, count - depth);
+    const first = at + depth * keyWords;
+    readAhead(core, index, keyWords, words, first, batch);
     for (let i = 0; i < batch; i += 1) {
-      walkBlocks[i] = core.table.find(
-        namespace.index,
-        keyWords,
-        words,
-        at + (depth + i) * keyWords,
-      );
-    }
-    for (let i = 0; i < batch; i += 1) {
-      const block = walkBlocks[i]!;
-      if (block === NO_BLOCK) break walk;
+      const keyAt = first + i * keyWords;
+      let block = walkBlocks[i]!;
+      let flags = walkFlags[i]!;
       const base = block * R.RECORD_WORDS;
-      const flags = records[base + R.NAMESPACE]!;
+      const hit =
+        (flags & R.NAMESPACE_MASK) === index && R.sameWords(records, base, words, keyAt, keyWords);
+      if (!hit) {
+        // The first entry of the probe sequence was another key's.
+        block = core.table.find(index, keyWords, words, keyAt);
+        if (block === NO_BLOCK) break walk;
+        flags = records[block * R.RECORD_WORDS + R.NAMESPACE]!;
+      }
       if ((flags & R.FLAG_VISIBLE) === 0) break walk;
-      if (chained && (records[base + R.DEPTH]! & R.DEPTH_MASK) !== depth + 1) break walk;
+      if (chained && core.depthOf(block) !== depth + 1) break walk;
       if ((flags & DRAM_FLAG) !== 0) dram += 1;
       last = block;
       depth += 1;

@@ -82,6 +82,31 @@ export function hashKey(last: number, beforeLast: number, namespace: number, see
   return x ^ (x >>> 15);
 }
 
+/** Are the key words at `a` in `left` and at `b` in `right` equal? Unrolled for 32-byte keys. */
+export function sameWords(
+  left: Uint32Array,
+  a: number,
+  right: Uint32Array,
+  b: number,
+  keyWords: number,
+): boolean {
+  if (keyWords === KEY_WORDS_MAX) {
+    return (
+      left[a + 7] === right[b + 7] &&
+      left[a + 6] === right[b + 6] &&
+      left[a + 5] === right[b + 5] &&
+      left[a + 4] === right[b + 4] &&
+      left[a + 3] === right[b + 3] &&
+      left[a + 2] === right[b + 2] &&
+      left[a + 1] === right[b + 1] &&
+      left[a] === right[b]
+    );
+  }
+  let k = keyWords - 1;
+  while (k >= 0 && left[a + k] === right[b + k]) k -= 1;
+  return k < 0;
+}
+
 /** Where the view on another thread finds the table. */
 export interface TableShape {
   readonly records: Uint32Array;
@@ -150,9 +175,7 @@ export class Table implements TableShape {
       const block = (entry & this.indexMask) - 1;
       const base = block * RECORD_WORDS;
       if ((records[base + NAMESPACE]! & NAMESPACE_MASK) !== namespace) continue;
-      let k = keyWords - 1;
-      while (k >= 0 && records[base + k]! === words[at + k]!) k -= 1;
-      if (k < 0) return block;
+      if (sameWords(records, base, words, at, keyWords)) return block;
     }
   }
 

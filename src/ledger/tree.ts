@@ -10,7 +10,7 @@ import { assert } from "../assert.ts";
 import { offerBlock } from "./ages.ts";
 import type { Core, Tier } from "./core.ts";
 import { LOG_KIND } from "./log.ts";
-import { EVENT, isLive, isPending, nextState, type Event } from "./states.ts";
+import { EVENT, isComplete, isLive, isPending, nextState, type Event } from "./states.ts";
 import * as R from "./table.ts";
 import { NO_BLOCK, STATE, type Block, type TierIndex } from "./types.ts";
 
@@ -30,7 +30,8 @@ export function transition(core: Core, block: Block, tier: TierIndex, event: Eve
   else if (before === STATE.VISIBLE) {
     leftVisible(core, block, tier, other === STATE.VISIBLE);
   }
-  offerBlock(core, block);
+  // Only a copy that is complete now can let itself, or the block's other copy, go.
+  if (isComplete(after)) offerBlock(core, block);
 }
 
 function countState(core: Core, block: Block, t: TierIndex, before: number, after: number): void {
@@ -100,7 +101,8 @@ function leftVisible(core: Core, block: Block, tier: TierIndex, still: boolean):
   logMove(core, LOG_KIND.REMOVED, block, tier);
   if (still) return;
   core.clearFlag(block, R.FLAG_VISIBLE);
-  core.linkWaiting(block);
+  // A dead record is released by whoever took its last copy.
+  if (!isDead(core, block)) core.linkWaiting(block);
 }
 
 function logMove(core: Core, kind: number, block: Block, tier: TierIndex): void {

@@ -1,7 +1,8 @@
 /**
  * A read-only view of the ledger for another thread: where blocks are, by 32- or 8-byte keys, and the visibility log from
  * a sequence number on. Reads race with the ledger's writes; `guard` (odd or changed while entries move) makes a torn
- * look-up repeat, a sequence stamp makes a lapped log entry visible. A view never blocks the ledger. What it says may be
+ * look-up repeat, an entry that was overwritten meanwhile is
+ * noticed by the log's header. A view never blocks the ledger. What it says may be
  * a moment old: it locates, it does not promise.
  */
 import type { Core } from "./core.ts";
@@ -144,7 +145,7 @@ export class LedgerView {
 
   /** Sequence of the oldest entry that can still be read. */
   get firstSequence(): number {
-    return Math.max(1, this.nextSequence - this.#shared.logEntries);
+    return Math.max(1, this.nextSequence - this.#shared.logEntries + 1);
   }
 
   /** Up to `max` entries from `from` on. Undefined: some were overwritten before they could be read (resynchronise). */
@@ -162,7 +163,6 @@ export class LedgerView {
   #entry(sequence: number): LogEntry | undefined {
     const { log, logEntries } = this.#shared;
     const at = LOG_HEADER_WORDS + (sequence % logEntries) * LOG_ENTRY_WORDS;
-    if (Atomics.load(log, at) !== (sequence | 0)) return undefined;
     const kind = log[at + 1]!;
     const entry: LogEntry = {
       sequence,
@@ -173,6 +173,7 @@ export class LedgerView {
       key: new Uint32Array(log.slice(at + LOG_KEY, at + LOG_PARENT)),
       parent: new Uint32Array(log.slice(at + LOG_PARENT, at + LOG_ENTRY_WORDS)),
     };
-    return Atomics.load(log, at) === (sequence | 0) ? entry : undefined;
+    const whole = log[at] === (sequence | 0) && this.nextSequence < sequence + logEntries;
+    return whole ? entry : undefined;
   }
 }

@@ -63,7 +63,7 @@ export function random(seed: number): () => number {
 }
 
 const KEY_WORDS = 3;
-const AUDIT_EVERY = 24;
+const AUDIT_EVERY = 10;
 const WEIGHTS: readonly (readonly [string, number])[] = [
   ["store", 22],
   ["finish", 40],
@@ -154,7 +154,7 @@ export class Model {
       tiers: this.stores.map((store) => store.options),
       holesMax: this.config.holesMax,
       splitSamplesMax: 3,
-      logEntries: 4096,
+      logEntries: 512,
       observer: {
         settled: (block, visible) => this.#settled(block, visible),
         leaseReduced: (lease, depth) => this.#reduced(lease, depth),
@@ -543,7 +543,7 @@ export class Model {
   }
 
   #readLog(): void {
-    const entries = this.#view.readLog(this.#sequence, 4096);
+    const entries = this.#view.readLog(this.#sequence, 512);
     assert(entries !== undefined, "model: the log was lapped");
     for (const entry of entries) {
       const words = [...entry.key.subarray(0, KEY_WORDS)].join(",");
