@@ -258,8 +258,12 @@ export class Demo {
         `flipped bit in block ${depth} ${caught ? "caught, recomputed from there" : "NOT CAUGHT"}`,
       );
     }
-    if (depth === 0 && reply.storeErrors.length > 0)
-      notes.push(`no cache: ${reply.storeErrors[0] ?? ""}`);
+    const [error] = reply.storeErrors;
+    if (error !== undefined) {
+      // While the daemon is dead the reason is known; otherwise it is worth a line.
+      const [call = ""] = error.split(":");
+      notes.push(phase.name === "kill" ? `no daemon at ${call}` : `store error: ${error}`);
+    }
     return notes.join("; ");
   }
 }

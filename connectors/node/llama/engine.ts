@@ -56,8 +56,16 @@ export interface Generation {
   readonly proof: ProofOutcome;
 }
 
-/** Longest wait for any one answer of the block store. Past it the request goes on without. */
-const STORE_DEADLINE_MS = 5_000;
+/** Default of `storeDeadlineMs`. */
+const STORE_DEADLINE_MS = 3_000;
+
+export interface EngineOptions extends RuntimeOptions {
+  /**
+   * Longest wait for any one answer of the block store. Past it the request goes on without, and does not ask
+   * that store again. Default 3,000.
+   */
+  readonly storeDeadlineMs?: number;
+}
 
 /** Tallies of one request while it runs. */
 interface Tally {
@@ -66,22 +74,27 @@ interface Tally {
   blocksPresent: number;
   blocksRefused: number;
   readonly storeErrors: string[];
+  /** The store let a deadline pass: it is left alone for the rest of this request. */
+  stalled: boolean;
 }
 
 export class LlamaEngine {
   readonly runtime: LlamaRuntime;
   /** Canonical bytes of one block. */
   readonly rowBytes: number;
+  readonly #storeDeadlineMs: number;
   #busy = false;
 
-  private constructor(runtime: LlamaRuntime) {
+  private constructor(runtime: LlamaRuntime, storeDeadlineMs: number) {
     this.runtime = runtime;
+    this.#storeDeadlineMs = storeDeadlineMs;
     this.rowBytes = blockRowBytes(runtime.shape);
   }
 
   /** See `LlamaRuntime.open`. */
-  static async open(options: RuntimeOptions): Promise<LlamaEngine> {
-    return new LlamaEngine(await LlamaRuntime.open(options));
+  static async open(options: EngineOptions): Promise<LlamaEngine> {
+    const runtime = await LlamaRuntime.open(options);
+    return new LlamaEngine(runtime, options.storeDeadlineMs ?? STORE_DEADLINE_MS);
   }
 
   /** The namespace of this engine's blocks: two engines share blocks only if every field is equal. */
@@ -143,6 +156,7 @@ export class LlamaEngine {
       blocksPresent: 0,
       blocksRefused: 0,
       storeErrors: [],
+      stalled: false,
     };
     const startMs = performance.now();
     await this.runtime.clear();
@@ -174,7 +188,11 @@ export class LlamaEngine {
       timeToFirstTokenMs,
       restoreMs,
       storeMs: performance.now() - storeStartMs,
-      ...tally,
+      blocksStored: tally.blocksStored,
+      blocksPresent: tally.blocksPresent,
+      blocksRefused: tally.blocksRefused,
+      blocksFailed: tally.blocksFailed,
+      storeErrors: tally.storeErrors,
       proof,
     };
   }
@@ -186,7 +204,7 @@ export class LlamaEngine {
   ): Promise<LookupAnswer> {
     const { store, id } = request;
     if (store === undefined || keys.length === 0) return { hitBlocks: 0 };
-    const answer = await attempt("lookup", tally, () => store.lookup(id, keys));
+    const answer = await this.#attempt("lookup", tally, () => store.lookup(id, keys));
     if (answer === undefined || answer.hitBlocks > keys.length) return { hitBlocks: 0 };
     return answer;
   }
@@ -201,7 +219,7 @@ export class LlamaEngine {
     if (store === undefined || keys.length === 0) return 0;
     // A fresh buffer for each request: a load that outlives its deadline writes into memory nobody reads.
     const rows = new Uint8Array(keys.length * this.rowBytes);
-    const landed = await attempt("load", tally, () => store.load(id, 0, keys, rows));
+    const landed = await this.#attempt("load", tally, () => store.load(id, 0, keys, rows));
     const firstFailed = landed === undefined ? 0 : landed.indexOf(false);
     const blocks = firstFailed === -1 ? keys.length : firstFailed;
     tally.blocksFailed += landed === undefined ? keys.length : landed.filter((ok) => !ok).length;
@@ -236,7 +254,9 @@ export class LlamaEngine {
       if (state !== undefined)
         await this.#store(request.id, store, state, keys, cachedBlocks, tally);
     }
-    await attempt("endRequest", tally, () => store.endRequest(request.id));
+    // Also after a stall: what the late look-up leased must not stay pinned.
+    tally.stalled = false;
+    await this.#attempt("endRequest", tally, () => store.endRequest(request.id));
     return proof;
   }
 
@@ -281,7 +301,7 @@ export class LlamaEngine {
       copyBlock(state, block, rows.subarray(at, at + this.rowBytes));
     }
     const parentKey = startBlock === 0 ? undefined : keys[startBlock - 1];
-    const outcome = await attempt("store", tally, () =>
+    const outcome = await this.#attempt("store", tally, () =>
       store.store(id, startBlock, parentKey, keys.slice(startBlock), rows),
     );
     const offerFrom = outcome?.offerFrom;
@@ -305,7 +325,7 @@ export class LlamaEngine {
     const key = keys[wanted.depth - 1];
     if (key === undefined || Buffer.compare(key, wanted.key) !== 0) return "unavailable";
     const stored = new Uint8Array(this.rowBytes);
-    const landed = await attempt("load", tally, () =>
+    const landed = await this.#attempt("load", tally, () =>
       store.load(id, wanted.depth - 1, [key], stored),
     );
     // A block that did not arrive says nothing about this engine: no verdict.
@@ -313,31 +333,27 @@ export class LlamaEngine {
     const computed = new Uint8Array(this.rowBytes);
     copyBlock(state, wanted.depth - 1, computed);
     const { matches } = compareBlocks(this.runtime.shape, computed, stored);
-    await attempt("prove", tally, () => store.prove(key, matches));
+    await this.#attempt("prove", tally, () => store.prove(key, matches));
     return matches ? "passed" : "failed";
   }
-}
 
-/** Runs one call of the block store; a rejection or a missed deadline is recorded and reads as undefined. */
-async function attempt<T>(
-  call: string,
-  tally: Tally,
-  run: () => Promise<T>,
-): Promise<T | undefined> {
-  let timer: NodeJS.Timeout | undefined;
-  const deadline = new Promise<never>((_, reject) => {
-    timer = setTimeout(
-      () => reject(new CairnError("deadlineExceeded", "no answer in time")),
-      STORE_DEADLINE_MS,
-    );
-  });
-  try {
-    return await Promise.race([run(), deadline]);
-  } catch (error) {
-    tally.storeErrors.push(`${call}: ${messageOf(error)}`);
-    return undefined;
-  } finally {
-    clearTimeout(timer);
+  /** Runs one call of the block store; a rejection or a missed deadline is recorded and reads as undefined. */
+  async #attempt<T>(call: string, tally: Tally, run: () => Promise<T>): Promise<T | undefined> {
+    if (tally.stalled) return undefined;
+    let timer: NodeJS.Timeout | undefined;
+    const deadline = new Promise<never>((_, reject) => {
+      const late = new CairnError("deadlineExceeded", "no answer in time");
+      timer = setTimeout(() => reject(late), this.#storeDeadlineMs);
+    });
+    try {
+      return await Promise.race([run(), deadline]);
+    } catch (error) {
+      tally.storeErrors.push(`${call}: ${messageOf(error)}`);
+      tally.stalled = error instanceof CairnError && error.errorName === "deadlineExceeded";
+      return undefined;
+    } finally {
+      clearTimeout(timer);
+    }
   }
 }
 

@@ -15,6 +15,7 @@ beforeAll(async () => {
     modelPath: ensureGguf(TINY_MODEL, MODEL_DIRECTORY).path,
     contextTokens: 512,
     threads: 1,
+    storeDeadlineMs: 500,
   };
   writer = await LlamaEngine.open(options);
   reader = await LlamaEngine.open(options);
@@ -128,6 +129,17 @@ describe("the llama.cpp engine over a block store", () => {
     const answer = await run(writer, tokens, store);
     expect(answer.cachedTokens).toBe(0);
     expect(answer.storeErrors.length).toBeGreaterThan(0);
+    expect(probabilitiesDiffering(answer, await run(reader, tokens))).toBe(0);
+  });
+
+  test("leaves a store that does not answer alone for the rest of the request", async () => {
+    const store = new MemoryStore(writer.rowBytes);
+    store.stalled = true;
+    const tokens = syntheticTokens(17, 50);
+    const answer = await run(writer, tokens, store);
+    expect(answer).toMatchObject({ cachedTokens: 0, blocksStored: 0 });
+    expect(answer.storeErrors).toEqual(["lookup: no answer in time"]);
+    expect(store).toMatchObject({ calls: 1, ended: [requests] });
     expect(probabilitiesDiffering(answer, await run(reader, tokens))).toBe(0);
   });
 

@@ -16,6 +16,9 @@ export class MemoryStore implements BlockStore {
   readonly failing = new Set<string>();
   /** Set: every call rejects. */
   dead = false;
+  /** Set: LOOKUP, LOAD and STORE never answer. */
+  stalled = false;
+  calls = 0;
   /** Set: a STORE below this depth finds its parent gone and is told to offer from here. */
   offerFrom: number | undefined;
 
@@ -23,12 +26,18 @@ export class MemoryStore implements BlockStore {
     this.rowBytes = rowBytes;
   }
 
+  async #answer(): Promise<void> {
+    this.calls += 1;
+    this.#check();
+    if (this.stalled) await new Promise(() => undefined);
+  }
+
   #check(): void {
     if (this.dead) throw new Error("the daemon is gone");
   }
 
   async lookup(_requestId: number, keys: readonly Uint8Array[]): Promise<LookupAnswer> {
-    this.#check();
+    await this.#answer();
     const missing = keys.findIndex((key) => !this.blocks.has(hex(key)));
     const hitBlocks = missing === -1 ? keys.length : missing;
     const key = keys[this.proofDepth - 1];
@@ -44,7 +53,7 @@ export class MemoryStore implements BlockStore {
     keys: readonly Uint8Array[],
     rows: Uint8Array,
   ): Promise<boolean[]> {
-    this.#check();
+    await this.#answer();
     return keys.map((key, index) => {
       const block = this.blocks.get(hex(key));
       if (block === undefined || this.failing.has(hex(key))) return false;
@@ -60,7 +69,7 @@ export class MemoryStore implements BlockStore {
     keys: readonly Uint8Array[],
     rows: Uint8Array,
   ): Promise<StoreAnswer> {
-    this.#check();
+    await this.#answer();
     const { offerFrom } = this;
     if (offerFrom !== undefined && startDepth > offerFrom) {
       return { stored: 0, present: 0, refused: keys.length, offerFrom };
