@@ -21,6 +21,7 @@ import { type EdgeHandle, startEdge } from "./edge/edge.ts";
 import { namespaceTable } from "./edge/ledger-reader.ts";
 import type { EngineSettings } from "./engine-api/context.ts";
 import { Namespaces } from "./engine-api/namespaces.ts";
+import { farewellFrames } from "./engine-api/farewell.ts";
 import { MAGIC, PROTOCOL_VERSION } from "./engine-api/protocol.ts";
 import { EngineServer } from "./engine-api/server.ts";
 import type { Tenant } from "./engine-api/sessions.ts";
@@ -163,6 +164,7 @@ class NodeDaemon implements Daemon {
         helloTimeoutMs: engineApi.helloTimeoutMs,
         magic: MAGIC,
         version: PROTOCOL_VERSION,
+        ...farewellFrames(),
       },
       onReady: () => this.parts?.server.pump(),
     });
@@ -171,7 +173,7 @@ class NodeDaemon implements Daemon {
   #openDram(addon: Addon): DramTier {
     const { dram } = this.config;
     const options = { ...dram, hugePages: dram.hugePages === "auto" };
-    const note = (line: string): void => this.#note("warn", line);
+    const note = (line: string): void => this.#note("info", line);
     const progress = (stage: string, done: number, total: number): void =>
       this.#log.debug({ stage, done, total }, "dram progress");
     return new DramTier(addon, options, availableParallelism(), { note, progress });
@@ -393,6 +395,7 @@ class NodeDaemon implements Daemon {
     await this.#resizer?.stop();
     for (const timer of this.#timers) clearInterval(timer);
     this.#loopDelay.disable();
+    await this.edgeAddress; // It may still be starting.
     await this.#edge?.stop();
     // A pool is closed between helpers' steps; pre-touching a large one may take its time.
     while (dram.busy && !this.#immediate) await pause();

@@ -37,16 +37,23 @@ export function descriptor(over: Partial<NamespaceDescriptor> = {}): NamespaceDe
 
 /** Keys of a chain of `blocks` blocks; chains of one `family` share nothing with another's. */
 export function keysOf(family: number, blocks: number): Uint8Array {
-  const tokens = Array.from({ length: blocks * BLOCK_TOKENS }, (_, index) => family * 1_000_003 + index);
+  const tokens = Array.from(
+    { length: blocks * BLOCK_TOKENS },
+    (_, index) => family * 1_000_003 + index,
+  );
   return chainKeys(tokens, BLOCK_TOKENS, "seed");
 }
 
 /** The bytes a block must hold: made from its key, its shard and nothing else. */
 export function payloadOf(key: Uint8Array, bytes = ROW_BYTES, shard = 0): Uint8Array {
-  const seed = createHash("sha256").update(key).update(Buffer.from([shard])).digest();
+  const seed = createHash("sha256")
+    .update(key)
+    .update(Buffer.from([shard]))
+    .digest();
   const out = Buffer.alloc(bytes);
   for (let at = 0; at < bytes; at += seed.length) seed.copy(out, at);
-  for (let at = 0; at + 4 <= bytes; at += 4) out.writeUInt32LE((out.readUInt32LE(at) + at) >>> 0, at);
+  for (let at = 0; at + 4 <= bytes; at += 4)
+    out.writeUInt32LE((out.readUInt32LE(at) + at) >>> 0, at);
   return new Uint8Array(out.buffer, out.byteOffset, bytes);
 }
 
@@ -87,7 +94,14 @@ export class TestDaemon {
 
   async start(): Promise<this> {
     const log = openSync(this.#logPath, "a");
-    const args = ["--import", "tsx", join(ROOT, "src/cli.ts"), "daemon", "--config", this.#configPath];
+    const args = [
+      "--import",
+      "tsx",
+      join(ROOT, "src/cli.ts"),
+      "daemon",
+      "--config",
+      this.#configPath,
+    ];
     const child = spawn(process.execPath, args, { cwd: ROOT, stdio: ["ignore", log, log] });
     closeSync(log);
     this.#child = child;
@@ -127,7 +141,8 @@ export class TestDaemon {
   }
 
   async remove(): Promise<void> {
-    if (this.#child?.exitCode === null && this.#child.signalCode === null) await this.stop("SIGKILL");
+    if (this.#child?.exitCode === null && this.#child.signalCode === null)
+      await this.stop("SIGKILL");
     rmSync(this.directory, { recursive: true, force: true });
   }
 }
