@@ -239,7 +239,7 @@ describe("cairn status and top", () => {
     };
     const screen = await typescript("xterm");
     expect(screen).toContain("\u001b[?1049h");
-    expect(screen).toMatch(/onboarded  ▁.*\n.*offloaded  ▁/);
+    expect(screen).toMatch(/onboarded  ▁[^▁]*offloaded  ▁/);
     expect(screen.trimEnd().endsWith("\u001b[?1049l")).toBe(true);
     expect(await typescript("dumb")).not.toContain("\u001b[?1049h");
   });
