@@ -135,7 +135,9 @@ function main(): void {
   console.log(
     `lookup p10 ${percentile(lookups, 0.1).toFixed(1)} µs, p50 ${percentile(lookups, 0.5).toFixed(1)} µs, p99 ${percentile(lookups, 0.99).toFixed(1)} µs`,
   );
-  console.log(`walk p10 ${percentile(walks, 0.1).toFixed(1)}, p50 ${percentile(walks, 0.5).toFixed(1)} ns/block`);
+  console.log(
+    `walk p10 ${percentile(walks, 0.1).toFixed(1)}, p50 ${percentile(walks, 0.5).toFixed(1)} ns/block`,
+  );
   const more = shuffledOrder(Math.min(chains, 8)).map((chain) => chain + chains);
   console.log(`store while evicting ${store(ledger, namespace, more, depths).toFixed(0)} ns/block`);
 }

@@ -122,7 +122,7 @@ function holdsUp(core: Core, block: Block, tier: TierIndex): boolean {
 /** Empties a slab of another class a bit further; true when one became free. */
 function vacateOther(core: Core, tier: Tier, classIndex: number): boolean {
   const slots = tier.slots;
-  const slab = slabToVacate(tier, classIndex);
+  const slab = slabToVacate(core, tier, classIndex);
   if (slab < 0) return false;
   const free = slots.slabsFree;
   const victimClass = slots.slabClass(slab);
@@ -137,8 +137,11 @@ function vacateOther(core: Core, tier: Tier, classIndex: number): boolean {
   return true;
 }
 
-/** A slab of another class that is being emptied already, else the one with the fewest live slots; −1 if none. */
-function slabToVacate(tier: Tier, classIndex: number): number {
+/**
+ * A slab of another class that is being emptied already, else the one with the fewest live slots, of equal ones the one
+ * where its class's next victim stands; −1 if none.
+ */
+function slabToVacate(core: Core, tier: Tier, classIndex: number): number {
   const slots = tier.slots;
   let best = -1;
   for (let slab = 0; slab < slots.slabs; slab += 1) {
@@ -146,6 +149,13 @@ function slabToVacate(tier: Tier, classIndex: number): number {
     if (other < 0 || other === classIndex) continue;
     if (slots.isClosed(slab)) return slab;
     if (best < 0 || slots.slabUsed(slab) < slots.slabUsed(best)) best = slab;
+  }
+  if (best < 0) return -1;
+  for (let other = 0; other < tier.heaps.length; other += 1) {
+    const block = other === classIndex ? NO_BLOCK : oldest(core, tier, other);
+    if (block === NO_BLOCK) continue;
+    const slab = slots.slabOf(core.slotOf(block, tier.index, 0));
+    if (slots.slabUsed(slab) === slots.slabUsed(best)) return slab;
   }
   return best;
 }

@@ -14,7 +14,9 @@ async function soak(firstSeed: number, operations: number): Promise<Record<strin
   return result.counts;
 }
 
-test("a million random operations on small forests keep every rule", { timeout: 300_000 }, async () => {
+test("a million random operations on small forests keep every rule", {
+  timeout: 300_000,
+}, async () => {
   const all = await Promise.all([soak(1, 500_000), soak(10_001, 500_000)]);
   // The run is worth something only if it met the rare things often.
   for (const counts of all) {
@@ -39,11 +41,15 @@ test("a million random operations on small forests keep every rule", { timeout: 
 
 test("any seed and any number of steps keeps every rule", () => {
   fc.assert(
-    fc.property(fc.integer({ min: 20_001, max: 2 ** 30 }), fc.integer({ min: 1, max: 400 }), (seed, steps) => {
-      const model = new Model(configOf(seed));
-      for (let step = 0; step < steps; step += 1) model.step();
-      model.check(true);
-    }),
+    fc.property(
+      fc.integer({ min: 20_001, max: 2 ** 30 }),
+      fc.integer({ min: 1, max: 400 }),
+      (seed, steps) => {
+        const model = new Model(configOf(seed));
+        for (let step = 0; step < steps; step += 1) model.step();
+        model.check(true);
+      },
+    ),
     { numRuns: 25 },
   );
 });

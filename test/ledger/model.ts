@@ -105,7 +105,9 @@ export class Model {
     this.config = config;
     this.#random = random(config.seed);
     this.#growForest();
-    this.stores = config.slots.slice(0, config.tiers).map((slots, tier) => this.#store(slots, tier));
+    this.stores = config.slots
+      .slice(0, config.tiers)
+      .map((slots, tier) => this.#store(slots, tier));
     [this.ledger, this.#view] = this.#boot();
   }
 
@@ -120,7 +122,9 @@ export class Model {
         const bushy = seed % 4 !== 1;
         for (let tries = 0; tries < 20; tries += 1) {
           const near = this.#random() % 3 === 0 || !bushy;
-          const candidate = near ? Math.max(0, key - 1 - (this.#random() % 3)) : this.#random() % key;
+          const candidate = near
+            ? Math.max(0, key - 1 - (this.#random() % 3))
+            : this.#random() % key;
           const other = this.nodes[candidate]!;
           if (unchained && other.namespace === namespaces - 1) continue;
           if (other.depth >= 9) continue;
@@ -164,7 +168,13 @@ export class Model {
     for (let i = 0; i < this.config.namespaces; i += 1) {
       const chained = !(this.config.unchained && i === this.config.namespaces - 1);
       const { shards } = this.config;
-      ledger.addNamespace({ keyWords: KEY_WORDS, shards, chained, payloadBytes: 64, tenant: i % 2 });
+      ledger.addNamespace({
+        keyWords: KEY_WORDS,
+        shards,
+        chained,
+        payloadBytes: 64,
+        tenant: i % 2,
+      });
     }
     return [ledger, new LedgerView(ledger.share())];
   }
@@ -266,7 +276,15 @@ export class Model {
     let result;
     try {
       result = this.ledger.reserve(
-        namespace, start, words, parentAt, at, keys.length, shard, statuses, blocks,
+        namespace,
+        start,
+        words,
+        parentAt,
+        at,
+        keys.length,
+        shard,
+        statuses,
+        blocks,
       );
     } catch (error) {
       assert(error instanceof CairnError && error.errorName === "ledgerFull", String(error));
@@ -359,7 +377,10 @@ export class Model {
     const words = this.words(node.path);
     const result = this.ledger.lookup(node.namespace, words, 0, count);
     const { depth, block } = result;
-    assert(result.dramBlocks + result.nvmeBlocks === depth, "model: the tier split does not add up");
+    assert(
+      result.dramBlocks + result.nvmeBlocks === depth,
+      "model: the tier split does not add up",
+    );
     if (depth === 0) return;
     assert(block === this.blockOf(node.path[depth - 1]!), "model: look-up names another block");
     this.ledger.touch(block);
@@ -387,7 +408,14 @@ export class Model {
     const blocks = new Uint32Array(path.length);
     const tiers = new Uint8Array(path.length);
     const pinned = this.ledger.pinRange(
-      lease, 0, this.words(path), 0, path.length, 0, blocks, tiers,
+      lease,
+      0,
+      this.words(path),
+      0,
+      path.length,
+      0,
+      blocks,
+      tiers,
     );
     assert(pinned === path.length, "model: a LOAD under a lease misses a block");
     path.forEach((key, i) => {
@@ -458,7 +486,15 @@ export class Model {
     const at = start * KEY_WORDS;
     try {
       this.ledger.reserve(
-        node.namespace, start, words, at - KEY_WORDS, at, 1, shard, statuses, blocks,
+        node.namespace,
+        start,
+        words,
+        at - KEY_WORDS,
+        at,
+        1,
+        shard,
+        statuses,
+        blocks,
       );
     } catch {
       return;
@@ -469,9 +505,7 @@ export class Model {
   /** When nothing is in flight, leased or being swept, a full tier must be able to free a slot (rule 5). */
   #opIdle(): void {
     if (this.#jobs.length > 0 || this.#leases.size > 0 || this.ledger.holeCount > 0) return;
-    const root = this.nodes.find(
-      (node) => node.depth === 1 && this.blockOf(node.key) === NO_BLOCK,
-    );
+    const root = this.nodes.find((node) => node.depth === 1 && this.blockOf(node.key) === NO_BLOCK);
     if (root === undefined) return;
     if (this.ledger.core.table.free === 0) return;
     const stuck = this.#partial();
@@ -506,7 +540,10 @@ export class Model {
       if (lost === 0 && (bits & 2) === 0) continue;
       const path = this.nodes[key]!.path;
       if (lost === 0 && path.some((above) => (this.#visible.get(above) ?? 0) === 0)) continue;
-      assert(this.ledger.isVisible(this.blockOf(key)), "model: a visible block was lost by a restart");
+      assert(
+        this.ledger.isVisible(this.blockOf(key)),
+        "model: a visible block was lost by a restart",
+      );
     }
     this.#count("restart");
   }

@@ -45,7 +45,11 @@ describe("rule 1: visible means every shard landed and the parent visible", () =
     for (const chain of ["ab", "abc"]) s.start(chain);
     s.end("abc");
     s.end("ab", false);
-    expect(s.settled).toEqual([["abcd", false], ["abc", false], ["ab", false]]);
+    expect(s.settled).toEqual([
+      ["abcd", false],
+      ["abc", false],
+      ["ab", false],
+    ]);
     expect(s.block("ab")).toBe(NO_BLOCK);
     expect(s.hit("abcd")).toBe(1);
     expect(s.ledger.core.tier(0).slots.slotsUsed).toBe(1);
@@ -265,7 +269,13 @@ describe("rule 6: look-up", () => {
   test("the longest prefix whose depth fits is found, whatever follows", () => {
     const s = small();
     s.store("abcde");
-    for (const [chain, depth] of [["abcde", 5], ["abcdx", 4], ["abx", 2], ["x", 0], ["ab", 2]] as const) {
+    for (const [chain, depth] of [
+      ["abcde", 5],
+      ["abcdx", 4],
+      ["abx", 2],
+      ["x", 0],
+      ["ab", 2],
+    ] as const) {
       expect(s.hit(chain), chain).toBe(depth);
       expect(s.hitLinear(chain), chain).toBe(depth);
     }

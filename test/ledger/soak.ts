@@ -19,6 +19,7 @@ for (let seed = first; done < operations; seed += 1) {
       throw error;
     }
   }
-  for (const [name, count] of Object.entries(model.counts)) counts[name] = (counts[name] ?? 0) + count;
+  for (const [name, count] of Object.entries(model.counts))
+    counts[name] = (counts[name] ?? 0) + count;
 }
 console.log(JSON.stringify({ operations: done, counts }));
