@@ -84,8 +84,11 @@ export interface ArenaOptions {
   readonly hugePages: boolean;
 }
 
-/** Thrown errors of the addon carry `code` = one of these (or an errno name such as "ENOSPC"). */
-export type AddonErrorCode = "LOCKED" | "UNSAFE" | "FORMAT" | "CLOSED" | "ARGUMENT" | string;
+/**
+ * Thrown errors of the addon carry `code`: LOCKED, UNSAFE, FORMAT, CLOSED, ARGUMENT, BUSY (copies, a scan or
+ * pre-touch still use it), NOT_SEALED, TOO_SMALL, or an errno name such as ENOSPC.
+ */
+export type AddonErrorCode = string;
 
 export interface ArenaInfo {
   readonly arena: number;
@@ -139,6 +142,10 @@ export interface TransportOptions {
   readonly helloTimeoutMs: number;
   readonly magic: number;
   readonly version: number;
+  /** Whole frames by CLOSE_REASON: the last words before the transport closes for that reason. */
+  readonly farewells?: readonly (Uint8Array | undefined)[];
+  /** The same for a connection beyond connectionsMax. */
+  readonly refusal?: Uint8Array;
 }
 
 export interface RegionInfo {
