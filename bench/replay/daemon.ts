@@ -68,7 +68,8 @@ async function oneRequest(
     for (let position = hit; position < count; position += 1) {
       writePayload(rowWords(client, position), words, position * KEY_WORDS);
     }
-    totals.stored += await client.store(lease, words, hit, count - hit);
+    const visible = await client.store(lease, words, hit, count - hit);
+    totals.stored += visible;
   }
   client.endRequest(request + 1);
 }

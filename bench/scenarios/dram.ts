@@ -69,6 +69,8 @@ interface Pass {
   readonly storeGBps: number;
   readonly loadGBps: number;
   readonly memcpyGBps: number;
+  /** CPU of this process and the daemon during the store and the load. */
+  readonly cpuSeconds: number;
 }
 
 function memcpyGBps(): number {
@@ -77,14 +79,22 @@ function memcpyGBps(): number {
 
 const rate = (milliseconds: number): number => SIDE_BYTES / milliseconds / 1e6;
 
-async function onePass(client: BenchClient, chain: number, perCall: number): Promise<Pass> {
+async function onePass(
+  client: BenchClient,
+  daemon: BenchDaemon,
+  chain: number,
+  perCall: number,
+): Promise<Pass> {
   const words = new Uint32Array(BLOCKS * KEY_WORDS);
   chainKeys(words, chain, BLOCKS);
   const memcpy = memcpyGBps();
+  const cpu = (): number => cpuSeconds(daemon.pid) + cpuSeconds(process.pid);
+  const cpuBefore = cpu();
   let stored = 0;
   const storeStartMs = performance.now();
   await pipelined(BLOCKS / perCall, CALLS_IN_FLIGHT, async (call) => {
-    stored += await client.store(0, words, call * perCall, perCall);
+    const visible = await client.store(0, words, call * perCall, perCall);
+    stored += visible;
   });
   const storeMs = performance.now() - storeStartMs;
   assert(stored === BLOCKS, "every block is stored");
@@ -93,12 +103,15 @@ async function onePass(client: BenchClient, chain: number, perCall: number): Pro
   let failed = 0;
   const loadStartMs = performance.now();
   await pipelined(BLOCKS / perCall, CALLS_IN_FLIGHT, async (call) => {
-    failed += (await client.load(lease, words, call * perCall, perCall)).length;
+    const missing = await client.load(lease, words, call * perCall, perCall);
+    failed += missing.length;
   });
   const loadMs = performance.now() - loadStartMs;
+  const cpuUsed = cpu() - cpuBefore;
   assert(failed === 0, "every block found is loaded");
   client.endRequest(chain);
-  return { storeGBps: rate(storeMs), loadGBps: rate(loadMs), memcpyGBps: memcpy };
+  const rates = { storeGBps: rate(storeMs), loadGBps: rate(loadMs), memcpyGBps: memcpy };
+  return { ...rates, cpuSeconds: cpuUsed };
 }
 
 /** Loads one chain into a wiped window and compares every word. */
@@ -144,20 +157,15 @@ async function measure(daemon: BenchDaemon, repetitions: number): Promise<Run> {
     fillRows(client, BLOCKS);
     const sixteen: Pass[] = [];
     const one: Pass[] = [];
-    let cpu = 0;
-    await onePass(client, 1, 16); // a warm-up that is thrown away
+    await onePass(client, daemon, 1, 16); // a warm-up that is thrown away
     for (let repetition = 0; repetition < repetitions; repetition += 1) {
-      const memcpyBefore = cpuSeconds(process.pid);
-      memcpyGBps();
-      const memcpyCpu = cpuSeconds(process.pid) - memcpyBefore;
-      const before = cpuSeconds(daemon.pid) + cpuSeconds(process.pid);
-      sixteen.push(await onePass(client, 2 + repetition * 2, 16));
-      cpu += cpuSeconds(daemon.pid) + cpuSeconds(process.pid) - before - memcpyCpu;
-      one.push(await onePass(client, 3 + repetition * 2, 1));
+      sixteen.push(await onePass(client, daemon, 2 + repetition * 2, 16));
+      one.push(await onePass(client, daemon, 3 + repetition * 2, 1));
       progress.update(repetition + 1);
     }
     progress.end();
     const wrong = await wrongAfterWipe(client, 3 + (repetitions - 1) * 2);
+    const cpu = sixteen.reduce((sum, pass) => sum + pass.cpuSeconds, 0);
     const cpuSecondsPerGB = cpu / ((repetitions * 2 * SIDE_BYTES) / 1e9);
     fillRows(client, 64);
     const gatherScatter = gatherScatterGBps(client);

@@ -8,14 +8,18 @@
 import { existsSync } from "node:fs";
 import { request as httpRequest } from "node:http";
 import { join } from "node:path";
+import { loadAddon } from "../../addon/load.ts";
 import { assert } from "../../src/assert.ts";
 import { coldFrame, writeHeader } from "../../src/engine-api/codec.ts";
 import {
+  FLAG,
+  HEADER,
   HEADER_BYTES,
   LOOKUP_FIXED_BYTES,
   LOOKUP_REPLY_BYTES,
   OP,
 } from "../../src/engine-api/protocol.ts";
+import { CairnError } from "../../src/errors.ts";
 import { type Child, runChild, startChild } from "../children.ts";
 import type { RoundTripsInput } from "../children/round-trips.ts";
 import { benchHello, connectBench } from "../client.ts";
@@ -52,6 +56,39 @@ export function lookupFrame(words: Uint32Array, handle: number): Uint8Array {
     HEADER_BYTES + LOOKUP_FIXED_BYTES,
   );
   return frame;
+}
+
+/**
+ * Sends HELLO and the frame once and returns the hit it is answered: the native client measures times and does not look
+ * at what comes back.
+ */
+export function answeredHit(socket: string, hello: Uint8Array, frame: Uint8Array): Promise<number> {
+  const addon = loadAddon();
+  return new Promise((resolve, reject) => {
+    let greeted = false;
+    const client = addon.clientOpen(
+      socket,
+      (reply) => {
+        const view = new DataView(reply.buffer, reply.byteOffset, reply.byteLength);
+        if ((view.getUint16(HEADER.FLAGS, true) & FLAG.ERROR) !== 0) {
+          reject(new CairnError("internal", "the ready-made frame was refused"));
+        } else if (greeted) resolve(view.getUint32(HEADER.COUNT, true));
+        else {
+          greeted = true;
+          addon.clientSend(client, frame, 0, frame.length, -1);
+          return;
+        }
+        addon.clientClose(client);
+      },
+      (reason) => reject(new CairnError("unavailable", reason)),
+    );
+    addon.clientSend(client, hello, 0, hello.length, -1);
+  });
+}
+
+/** HELLO as the native client of `engineId` sends it. */
+export function helloFrame(engineId: string, rowBytes: number): Uint8Array {
+  return coldFrame(OP.HELLO, 0, 1, 0, 0, benchHello(engineId, rowBytes));
 }
 
 interface Pair {
@@ -96,7 +133,7 @@ async function measurePairs(
   repetitions: number,
   turn: number,
 ): Promise<Pair[]> {
-  const hello = base64(coldFrame(OP.HELLO, 0, 1, 0, 0, benchHello(ENGINE_ID, PAYLOAD_BYTES)));
+  const hello = base64(helloFrame(ENGINE_ID, PAYLOAD_BYTES));
   const pairs: Pair[] = [];
   for (let repetition = 0; repetition < repetitions; repetition += 1) {
     const daemonTimes = await roundTrips({
@@ -215,6 +252,8 @@ function run(options: ScenarioOptions): Promise<Measurement> {
       chainKeys(words, 1, KEYS);
       await client.store(0, words, 0, KEYS);
       const request = lookupFrame(words, client.handle);
+      const hello = helloFrame(ENGINE_ID, PAYLOAD_BYTES);
+      assert((await answeredHit(daemon.socket, hello, request)) === KEYS, "the frame hits");
       const idle = await measurePairs(daemon, request, options.repetitions, 0);
       const load = await underLoad(daemon, request, options.repetitions);
       return measurement(idle, load);

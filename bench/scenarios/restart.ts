@@ -20,7 +20,7 @@ const BATCH = 4_096;
 const SLOT_BYTES = 512;
 const SECONDS_MAX = 2;
 const GIVE_UP_MS = 60_000;
-const RETRY_MS = 1;
+const RETRY_MS = 5;
 const ENGINE_ID = "bench-restart";
 
 const row = (client: BenchClient, index: number): Uint32Array =>
