@@ -72,6 +72,8 @@ export class Harness {
 }
 
 export interface RawFrame {
+  /** Header and body. */
+  readonly bytes: Uint8Array;
   readonly header: FrameHeader;
   readonly body: Uint8Array;
   readonly descriptor: number;
@@ -103,7 +105,7 @@ export class RawClient {
     readHeader(new DataView(copy.buffer), 0, header);
     const body = copy.subarray(HEADER_BYTES);
     const error = (header.flags & FLAG.ERROR) === 0 ? undefined : errorOf(body);
-    const frame = { header, body, descriptor: carried, error };
+    const frame = { bytes: copy, header, body, descriptor: carried, error };
     const waiting = this.#waiting.shift();
     if (waiting === undefined) this.#frames.push(frame);
     else waiting(frame);
@@ -121,6 +123,13 @@ export class RawClient {
     return new Promise((resolve) => {
       this.#waiting.push(resolve);
     });
+  }
+
+  /** The next frame as bytes. */
+  async nextBytes(): Promise<Uint8Array> {
+    const frame = await this.next();
+    if (frame === undefined) throw new Error(`closed: ${this.closedBy}`);
+    return frame.bytes;
   }
 
   async ask(bytes: Uint8Array, carried = -1): Promise<RawFrame> {
