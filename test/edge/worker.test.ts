@@ -1,3 +1,4 @@
+import { spawn } from "node:child_process";
 import { chmodSync, existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { type IncomingMessage, request, type RequestOptions } from "node:http";
 import { request as secureRequest } from "node:https";
@@ -99,7 +100,19 @@ describe("the edge's worker thread", () => {
     });
   });
 
-  test("a Unix socket is made for its owner and group, replaces a dead one, and refuses a living one", async () => {
+  test("the socket that a killed daemon left behind is replaced", async () => {
+    const path = join(directory, "left.sock");
+    const script = `require("net").createServer().listen(${JSON.stringify(path)}, () => console.log("up"))`;
+    const child = spawn(process.execPath, ["-e", script], { stdio: ["ignore", "pipe", "ignore"] });
+    await new Promise((resolve) => child.stdout.once("data", resolve));
+    child.kill("SIGKILL");
+    await new Promise((resolve) => child.once("close", resolve));
+    expect(existsSync(path)).toBe(true);
+    await start({ listen: `unix:${path}` });
+    expect((await fetchFrom({ socketPath: path, path: "/healthz" })).status).toBe(200);
+  });
+
+  test("a Unix socket is made for its owner and group, and a living one or a file is refused", async () => {
     const path = join(directory, "run", "edge.sock");
     const listen = `unix:${path}`;
     const first = await start({ listen });
@@ -189,7 +202,7 @@ describe("server-sent events", () => {
     message.destroy();
   });
 
-  test("a client that reads nothing is cut off and counted, and the others stay", async () => {
+  test("a client that reads nothing is cut off and counted, and the edge goes on", async () => {
     const { handle } = await start({ listen: "127.0.0.1:0" });
     const port = portOf(handle);
     const slow = connect(port, "127.0.0.1");

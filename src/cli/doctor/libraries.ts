@@ -152,8 +152,10 @@ const CHECKS: readonly LibraryCheck[] = [
     check: "libnuma",
     probe: "numa",
     called: (values) => {
-      const found = `available ${values["available"]}, highest node ${values["maxNode"]}`;
-      return finding("libnuma", "ok", found, null, "ffi-napi: numa_available, numa_max_node");
+      const source = "ffi-napi: numa_available, numa_max_node";
+      if (Number(values["available"]) < 0)
+        return finding("libnuma", "absent", "the kernel gives it no policy to set", null, source);
+      return finding("libnuma", "ok", `highest node ${values["maxNode"]}`, null, source);
     },
     looked: () =>
       libraryLooked("libnuma", "libnuma.so.1", "None needed: cairn binds by system call."),
