@@ -50,7 +50,7 @@ export const FULL: Size = {
   model: {
     name: "cairn-demo",
     seed: 2024,
-    layers: 8,
+    layers: 6,
     embedding: 512,
     heads: 8,
     kvHeads: 2,
@@ -60,8 +60,8 @@ export const FULL: Size = {
     contextTokens: 1024,
     weightType: "f16",
   },
-  systemCharacters: 480,
-  newTokens: 12,
+  systemCharacters: 448,
+  newTokens: 10,
 };
 
 export const QUICK: Size = {
