@@ -6,6 +6,7 @@ import { assert } from "../src/assert.ts";
 import { Ledger } from "../src/ledger/ledger.ts";
 import { type LedgerOptions, TIER } from "../src/ledger/types.ts";
 import { LIMITS } from "../src/limits.ts";
+import { LruPolicy } from "../src/policy/lru.ts";
 
 export const KEY_WORDS = 8;
 /** Payload declared to the ledger; it decides nothing here but the size class. */
@@ -50,7 +51,7 @@ export function bareLedgerOptions(options: BareLedgerOptions): LedgerOptions {
 }
 
 export function bareLedger(options: BareLedgerOptions): Ledger {
-  return new Ledger(bareLedgerOptions(options));
+  return new Ledger(bareLedgerOptions(options), new LruPolicy());
 }
 
 /** Adds the one chained namespace of 32-byte keys that these runs use. */

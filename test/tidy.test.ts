@@ -203,7 +203,14 @@ describe("each rule catches what it forbids", () => {
       "type E = any;",
     ];
     for (const text of anys) expect(rules.anyTypes([file("src/a.ts", text)]), text).toHaveLength(1);
-    const fine = ["Promise.any(a);", "// any: any", 'const a = ": any";', "if (any(b)) c();"];
+    const fine = [
+      "Promise.any(a);",
+      "// any: any",
+      'const a = ": any";',
+      "if (any(b)) c();",
+      "if (any) d();",
+      "a = b || any;",
+    ];
     for (const text of fine) expect(rules.anyTypes([file("src/a.ts", text)]), text).toEqual([]);
   });
 

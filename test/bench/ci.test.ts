@@ -2,13 +2,13 @@ import { spawnSync } from "node:child_process";
 import { describe, expect, it } from "vitest";
 import * as ci from "../../.ci/check.ts";
 
-const report: ci.VitestReport = {
-  numPassedTests: 3,
-  numFailedTests: 0,
-  numPendingTests: 0,
-  numTodoTests: 0,
-  testResults: [{ status: "passed", assertionResults: [1, 2, 3] }],
-};
+const file = (name: string, ...statuses: string[]) => ({
+  name,
+  status: statuses.includes("failed") ? "failed" : "passed",
+  assertionResults: statuses.map((status) => ({ status })),
+});
+const good = file("a.test.ts", "passed", "passed", "passed");
+const report: ci.VitestReport = { testResults: [good] };
 const replay = { ...ci.TRACE, capacityBlocks: 5_000, hits: 34_300, hitRate: 0.124 };
 const daemon = { ...replay, wrongBlocks: 0, comparedBlocks: 34_300, pure: { hits: 34_300 } };
 const demo = {
@@ -24,9 +24,14 @@ const json = (value: object): string => `some words\n${JSON.stringify(value)}\n`
 describe("the check run counts", () => {
   it("vitest's cases, with skipped ones and files that do not load as failures", () => {
     expect(ci.count("vitest", 0, "", report)).toEqual([3, 0]);
-    expect(ci.count("vitest", 0, "", { ...report, numPendingTests: 1 })).toEqual([3, 1]);
-    const broken = { status: "failed", assertionResults: [] };
-    expect(ci.count("vitest", 1, "", { ...report, testResults: [broken] })).toEqual([3, 1]);
+    const skipped = file("b.test.ts", "passed", "pending");
+    expect(ci.count("vitest", 0, "", { testResults: [good, skipped] })).toEqual([4, 1]);
+    const failing = file("b.test.ts", "passed", "failed");
+    expect(ci.count("vitest", 1, "", { testResults: [good, failing] })).toEqual([4, 1]);
+    const broken = { name: "b.test.ts", status: "failed", assertionResults: [] };
+    expect(ci.count("vitest", 1, "", { testResults: [good, broken] })).toEqual([3, 1]);
+    const page = file("page.browser.test.ts", "passed", "skipped");
+    expect(ci.count("vitest", 0, "", { testResults: [good, page] })).toEqual([4, 0]);
   });
 
   it("a suite that ends badly or tells nothing as a failure", () => {
