@@ -1,6 +1,6 @@
 /**
- * Micro-benchmark of the ledger alone, for tuning: look-up, linear walk, STORE path, memory.
- * `node --import tsx bench/ledger-micro.ts [RESIDENT]`. Blocks are stored in shuffled chain order, 512 keys a call, so
+ * Micro-benchmark of the ledger alone, for tuning: look-up, linear walk, STORE path, memory. `node --import
+ * tsx bench/ledger-micro.ts [RESIDENT]`. Blocks are stored in shuffled chain order, 512 keys a call, so
  * that records of one chain do not lie beside each other but in runs of 512.
  */
 import { Ledger } from "../src/ledger/ledger.ts";
@@ -51,7 +51,10 @@ const statuses = new Uint8Array(BATCH);
 const blocks = new Uint32Array(BATCH);
 const failed = new Uint8Array(BATCH);
 
-/** Stores `runs` batches, round robin over the chains; returns processor nanoseconds per block, key making excluded. */
+/**
+ * Stores `runs` batches, round robin over the chains; returns processor nanoseconds per block, key making
+ * excluded.
+ */
 function store(ledger: Ledger, namespace: number, order: Uint32Array, depths: Uint32Array): number {
   let spent = 0;
   for (const chain of order) {

@@ -56,8 +56,8 @@ export function offerBlock(core: Core, block: Block): void {
 }
 
 /**
- * The copy of this class that leaves next, orphans before others; NO_BLOCK if none may. It stays in its index: evict it,
- * or leave it there.
+ * The copy of this class that leaves next, orphans before others; NO_BLOCK if none may. It stays in its
+ * index: evict it, or leave it there.
  */
 export function oldest(core: Core, tier: Tier, classIndex: number): Block {
   const orphan = settle(core, tier, tier.orphans[classIndex]!, R.IN_ORPHANS);
@@ -121,7 +121,9 @@ export function purgeZombies(core: Core): void {
   assert(core.table.zombies === 0, "a zombie stands in no age index");
 }
 
-/** The next logical time; halves all ages when 32 bits run out (order is kept, the oldest may become equal). */
+/**
+ * The next logical time; halves all ages when 32 bits run out (order is kept, the oldest may become equal).
+ */
 export function nextTick(core: Core): number {
   if (core.tick >= TICK_MAX) halveAges(core);
   core.tick += 1;

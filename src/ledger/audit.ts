@@ -1,6 +1,6 @@
 /**
- * The auditor: re-derives every count, link and index from the records alone and compares. It runs after every test and
- * in the model; it is slow (several passes) and meant for that.
+ * The auditor: re-derives every count, link and index from the records alone and compares. It runs after
+ * every test and in the model; it is slow (several passes) and meant for that.
  */
 import { assert } from "../assert.ts";
 import { ageRank, mayLeave } from "./ages.ts";
@@ -225,7 +225,10 @@ function auditTenants(core: Core, blocks: readonly Block[]): void {
   }
 }
 
-/** Rule 4: what may leave is indexed once, not younger than it is; bits and entries agree; zombies are counted. */
+/**
+ * Rule 4: what may leave is indexed once, not younger than it is; bits and entries agree; zombies are
+ * counted.
+ */
 function auditIndexes(core: Core): void {
   const zombies = new Set<Block>();
   for (const tier of core.tiers) {

@@ -1,7 +1,8 @@
 /**
- * The ledger's state, and the few operations that every rule is built from: read a copy's state, move it through the
- * state table with all counts following, hang a record into its parent's waiting list, give back slots and records.
- * The rules themselves stand in tree.ts, fill.ts, evict.ts, leases.ts, holes.ts and recover.ts as functions over Core.
+ * The ledger's state, and the few operations that every rule is built from: read a copy's state, move it
+ * through the state table with all counts following, hang a record into its parent's waiting list, give
+ * back slots and records. The rules themselves stand in tree.ts, fill.ts, evict.ts, leases.ts, holes.ts and
+ * recover.ts as functions over Core.
  */
 import { assert } from "../assert.ts";
 import type { ClassFeatures, EvictionPolicy } from "../policy/policy.ts";
@@ -104,7 +105,7 @@ export class Core {
     assert(options.namespacesMax <= R.NAMESPACE_MASK + 1, "namespace indexes have 16 bits");
     this.options = options;
     this.policy = policy;
-    this.table = new R.Table(options.blocksMax, seed);
+    this.table = new R.Table(options.blocksMax, options.namespacesMax, seed);
     this.records = this.table.records;
     this.tiers = options.tiers.map((tier, index) =>
       tier === undefined ? undefined : new Tier(index, tier),

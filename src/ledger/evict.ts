@@ -1,14 +1,16 @@
 /**
- * Making room (rules 2, 4 and 5). Eviction only drops; copies to a lower tier happen ahead of it and elsewhere.
+ * Making room (rules 2, 4 and 5). Eviction only drops; copies to a lower tier happen ahead of it and
+ * elsewhere.
  *
  * A slot for a class is looked for in this order:
  *   1. a free slot of the class, or a free slab;
  *   2. the oldest copy of its own class that may leave (orphans first);
- *   3. with two tiers: the oldest leaf of the other tier below a block whose last copy stands here and could leave but
- *      for that leaf; then 2 again;
- *   4. a slab of another class: the one with the fewest live slots is closed (it gives out no more slots), and each call
- *      empties it a bit further, by evicting what may leave in it and the oldest of its class. Until it is empty the
- *      answer is "full", which a client retries. So a class that comes late is never starved, and no call runs long.
+ *   3. with two tiers: the oldest leaf of the other tier below a block whose last copy stands here and
+ *      could leave but for that leaf; then 2 again;
+ *   4. a slab of another class: the one with the fewest live slots is closed (it gives out no more
+ *      slots), and each call empties it a bit further, by evicting what may leave in it and the oldest
+ *      of its class. Until it is empty the answer is "full", which a client retries. So a class that
+ *      comes late is never starved, and no call runs long.
  */
 import { assert } from "../assert.ts";
 import { mayLeave, oldest } from "./ages.ts";
@@ -86,7 +88,8 @@ export function takeSlot(core: Core, tier: Tier, classIndex: number, owner: Bloc
 }
 
 /**
- * Rule 5: drops the oldest leaf of the other tier below a block whose last copy stands in `tier`. False if there is none.
+ * Rule 5: drops the oldest leaf of the other tier below a block whose last copy stands in `tier`. False if
+ * there is none.
  */
 function evictBelow(core: Core, tier: Tier): boolean {
   const other = core.tiers[1 - tier.index];
@@ -138,8 +141,8 @@ function vacateOther(core: Core, tier: Tier, classIndex: number): boolean {
 }
 
 /**
- * A slab of another class that is being emptied already, else the one with the fewest live slots, of equal ones the one
- * where its class's next victim stands; −1 if none.
+ * A slab of another class that is being emptied already, else the one with the fewest live slots, of equal
+ * ones the one where its class's next victim stands; −1 if none.
  */
 function slabToVacate(core: Core, tier: Tier, classIndex: number): number {
   const slots = tier.slots;
@@ -160,7 +163,9 @@ function slabToVacate(core: Core, tier: Tier, classIndex: number): number {
   return best;
 }
 
-/** Evicts what may leave among the slots of a slab, from the last slot (the deepest blocks of a chain) down. */
+/**
+ * Evicts what may leave among the slots of a slab, from the last slot (the deepest blocks of a chain) down.
+ */
 function sweepSlab(core: Core, tier: Tier, slab: number, slotsMax: number): void {
   const slots = tier.slots;
   const classIndex = slots.slabClass(slab);

@@ -93,7 +93,8 @@ function checkKeys(core: Core, call: ReserveCall, parent: Block): void {
   for (let i = 0; i < count; i += 1) {
     const block = core.table.find(namespace.index, keyWords, words, at + i * keyWords);
     if (block === NO_BLOCK) missing += 1;
-    // A record outlives its children, so a known key under an unknown one contradicts an earlier STORE, too.
+    // A record outlives its children, so a known key under an unknown one contradicts an earlier STORE,
+    // too.
     else if (namespace.chained) checkPlace(core, block, above, startDepth + i + 1);
     above = block;
   }
@@ -165,7 +166,10 @@ function rollBack(
   }
 }
 
-/** What a STORE of this shard finds in a record that exists. FULL: a slot of the block is still in use by a copy job. */
+/**
+ * What a STORE of this shard finds in a record that exists. FULL: a slot of the block is still in use by a
+ * copy job.
+ */
 function statusOf(core: Core, block: Block, shard: number): number {
   if (core.isVisible(block)) return RESERVE.PRESENT;
   const dram = core.stateOf(block, TIER.DRAM);
@@ -195,7 +199,8 @@ function reserveOne(
   }
   const tier = core.tier(TIER.DRAM);
   const first = core.stateOf(block, TIER.DRAM) === STATE.ABSENT;
-  // Rule 2: the reservation counts as a child before a victim is chosen. In this tier it counts once the slot is held.
+  // Rule 2: the reservation counts as a child before a victim is chosen. In this tier it counts once the
+  // slot is held.
   // The block's own record is held too: evicting its last orphan child must not free it.
   hold(core, parent, 1);
   hold(core, block, 1);
@@ -222,7 +227,8 @@ function hold(core: Core, block: Block, count: number): void {
 
 function beginCopy(core: Core, block: Block, tier: Tier, age: number): void {
   core.openSlots(block, tier);
-  // An earlier life of this copy may have left its (older) entry in the age index, so an age never goes down.
+  // An earlier life of this copy may have left its (older) entry in the age index, so an age never goes
+  // down.
   const word = block * R.RECORD_WORDS + R.tierWord(tier.index) + R.AGE;
   if (core.records[word]! < age) core.records[word] = age;
   transition(core, block, tier.index, EVENT.RESERVE);
@@ -313,8 +319,9 @@ export function unpin(core: Core, block: Block, t: TierIndex): void {
 }
 
 /**
- * Demotion or promotion: pins the source and reserves all shards in the target. False (nothing changed): no visible
- * source, a copy is there already, the parent is not there (missing ancestors go first), or no room.
+ * Demotion or promotion: pins the source and reserves all shards in the target. False (nothing changed): no
+ * visible source, a copy is there already, the parent is not there (missing ancestors go first), or no
+ * room.
  */
 export function copyBegin(core: Core, block: Block, from: TierIndex, to: TierIndex): boolean {
   const tier = core.tier(to);

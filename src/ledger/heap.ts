@@ -1,12 +1,12 @@
 /**
- * Age index of one (tier, size class): a four-way min-heap of [rank, block] pairs, the ranks held inline so that a sift
- * reads consecutive memory and not one record per comparison.
+ * Age index of one (tier, size class): a four-way min-heap of [rank, block] pairs, the ranks held inline so
+ * that a sift reads consecutive memory and not one record per comparison.
  *
- * It is lazy in one direction. Ranks only grow while a block stays (a touch makes it younger), so a touch writes the age
- * into the record and leaves the heap alone; an entry that surfaces with an old rank is sifted down then, and one whose
- * block may no longer leave is dropped then. So the heap holds every block that rule 2 lets go, each once, with a rank
- * not above its true one, plus entries that fall away when they come up. A touch costs two writes, and a chain that is
- * stored in order puts its last block in only.
+ * It is lazy in one direction. Ranks only grow while a block stays (a touch makes it younger), so a touch
+ * writes the age into the record and leaves the heap alone; an entry that surfaces with an old rank is
+ * sifted down then, and one whose block may no longer leave is dropped then. So the heap holds every block
+ * that rule 2 lets go, each once, with a rank not above its true one, plus entries that fall away when they
+ * come up. A touch costs two writes, and a chain that is stored in order puts its last block in only.
  */
 import { assert } from "../assert.ts";
 
@@ -48,7 +48,10 @@ export class AgeHeap {
     this.#siftDown(0, rank, this.blockAt(0));
   }
 
-  /** Keeps the entries that `keep` accepts and restores the order; for purges and rank changes of all entries. */
+  /**
+   * Keeps the entries that `keep` accepts and restores the order; for purges and rank changes of all
+   * entries.
+   */
   rebuild(keep: (block: number) => boolean, rankOf: (rank: number, block: number) => number): void {
     const entries = this.#entries;
     let kept = 0;

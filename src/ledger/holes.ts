@@ -1,7 +1,8 @@
 /**
- * Loss and what follows (rule 8). A block that loses its last copy while it has live children keeps its record as a
- * hole. Look-ups are cut there at once; a cyclic scan of the table turns every visible or landed block under a
- * non-visible parent into an orphan; when one whole pass changed nothing, all holes end together.
+ * Loss and what follows (rule 8). A block that loses its last copy while it has live children keeps its
+ * record as a hole. Look-ups are cut there at once; a cyclic scan of the table turns every visible or
+ * landed block under a non-visible parent into an orphan; when one whole pass changed nothing, all holes
+ * end together.
  */
 import { assert } from "../assert.ts";
 import type { Core, Tier } from "./core.ts";
@@ -86,7 +87,9 @@ function sweepOne(core: Core, block: Block): boolean {
   return true;
 }
 
-/** A pass changed nothing: no block is visible under a hole any more, so holes that were refilled may show. */
+/**
+ * A pass changed nothing: no block is visible under a hole any more, so holes that were refilled may show.
+ */
 function endHoles(core: Core): void {
   const holes = core.holes;
   core.holes = [];

@@ -1,8 +1,9 @@
 /**
- * Leases (rule 7). A lease holds the deepest block of a prefix; rule 2 keeps every ancestor readable for it. It may wait
- * for one deeper block that the same request stores, and moves there when that becomes visible; if that block is given
- * up, it waits for the parent instead, so that it ends on the deepest block that made it. A hole below a lease sends it
- * back to the hole's parent at once. When leases expire is the caller's business.
+ * Leases (rule 7). A lease holds the deepest block of a prefix; rule 2 keeps every ancestor readable for
+ * it. It may wait for one deeper block that the same request stores, and moves there when that becomes
+ * visible; if that block is given up, it waits for the parent instead, so that it ends on the deepest block
+ * that made it. A hole below a lease sends it back to the hole's parent at once. When leases expire is the
+ * caller's business.
  */
 import { assert } from "../assert.ts";
 import { offerBlock } from "./ages.ts";
@@ -10,8 +11,10 @@ import type { Core } from "./core.ts";
 import * as R from "./table.ts";
 import { NO_BLOCK, type Block } from "./types.ts";
 
+const SPARES_MAX = 4_096;
+
 interface Lease {
-  readonly instance: number;
+  instance: number;
   block: Block;
   /** Block it will move to, NO_BLOCK for none. */
   target: Block;
@@ -22,6 +25,8 @@ interface Lease {
 export class LeaseTable {
   readonly #leases = new Map<number, Lease>();
   readonly #followers = new Map<Block, number[]>();
+  /** Closed leases, used again: a look-up makes no garbage. */
+  readonly #spare: Lease[] = [];
 
   get size(): number {
     return this.#leases.size;
@@ -37,7 +42,10 @@ export class LeaseTable {
       assert(core.isVisible(block), "a lease holds a visible block");
       core.addLeases(block, 1);
     }
-    this.#leases.set(lease, { instance, block, target: NO_BLOCK, held: [] });
+    const entry = this.#spare.pop() ?? { instance, block, target: NO_BLOCK, held: [] };
+    entry.instance = instance;
+    entry.block = block;
+    this.#leases.set(lease, entry);
   }
 
   /** Holds one more block of an unchained namespace. */
@@ -59,6 +67,8 @@ export class LeaseTable {
     this.#leases.delete(lease);
     if (entry.block !== NO_BLOCK) release(core, entry.block);
     for (const block of entry.held) release(core, block);
+    entry.held.length = 0;
+    if (this.#spare.length < SPARES_MAX) this.#spare.push(entry);
   }
 
   blockOf(lease: number): Block {
@@ -103,7 +113,10 @@ export class LeaseTable {
     }
   }
 
-  /** Rule 8: blocks became unreadable. Every lease below one falls back to the deepest block that is still whole. */
+  /**
+   * Rule 8: blocks became unreadable. Every lease below one falls back to the deepest block that is still
+   * whole.
+   */
   reduce(core: Core, lost: (block: Block) => boolean, depthLeast: number): void {
     for (const [lease, entry] of this.#leases) {
       if (entry.held.length > 0) this.#reduceHeld(core, lease, entry, lost);
@@ -189,8 +202,8 @@ function deeper(core: Core, block: Block, than: Block): boolean {
 }
 
 /**
- * May a lease on `from` move to the visible `block`? It is deeper and, while holes exist (below which blocks stay visible
- * until the scan has passed), everything between them is visible.
+ * May a lease on `from` move to the visible `block`? It is deeper and, while holes exist (below which
+ * blocks stay visible until the scan has passed), everything between them is visible.
  */
 function reaches(core: Core, block: Block, from: Block): boolean {
   if (!deeper(core, block, from)) return false;

@@ -1,10 +1,12 @@
 /**
- * The ledger: which blocks this node holds, where, and who may read or drop them (DESIGN §5). This class is its door;
- * the rules stand beside it: states.ts (one copy's life), tree.ts (visibility along chains), fill.ts (STORE and copies),
- * evict.ts and ages.ts (who leaves), lookup.ts, leases.ts, holes.ts (loss), recover.ts (start-up), resize.ts, audit.ts.
+ * The ledger: which blocks this node holds, where, and who may read or drop them (DESIGN §5). This class is
+ * its door; the rules stand beside it: states.ts (one copy's life), tree.ts (visibility along chains),
+ * fill.ts (STORE and copies), evict.ts and ages.ts (who leaves), lookup.ts, leases.ts, holes.ts (loss),
+ * recover.ts (start-up), resize.ts, audit.ts.
  *
- * Single-threaded and pure: no clock, no randomness, no I/O. All memory that grows with blocks is laid out at the start
- * (slot owners when a slab is assigned). Other threads read records, log and tenant accounts through view.ts.
+ * Single-threaded and pure: no clock, no randomness, no I/O. All memory that grows with blocks is laid out
+ * at the start (slot owners when a slab is assigned). Other threads read records, log and tenant accounts
+ * through view.ts.
  */
 import { assert } from "../assert.ts";
 import { CairnError } from "../errors.ts";
@@ -89,6 +91,7 @@ export class Ledger implements LedgerApi {
     const classOfTier = core.tiers.map((tier) =>
       tier === undefined ? 0 : openClass(tier, options.payloadBytes),
     );
+    core.table.keyWords[index] = options.keyWords;
     const bytes = classBytes(options.payloadBytes);
     core.namespaces.push({ ...options, index, classOfTier, classBytes: bytes });
     return index;
@@ -142,7 +145,10 @@ export class Ledger implements LedgerApi {
     return this.core.namespaceOf(block).index;
   }
 
-  /** Logical time of the copy's last use (rule 4: exact for leaves only); what a clean stop writes into headers. */
+  /**
+   * Logical time of the copy's last use (rule 4: exact for leaves only); what a clean stop writes into
+   * headers.
+   */
   ageOf(block: Block, tier: TierIndex): number {
     return this.core.records[block * R.RECORD_WORDS + R.tierWord(tier) + R.AGE]!;
   }
@@ -327,7 +333,10 @@ export class Ledger implements LedgerApi {
     this.core.flush();
   }
 
-  /** Demotion or promotion of one block (all shards): false = not now (see fill.ts); true: copyEnd() must follow. */
+  /**
+   * Demotion or promotion of one block (all shards): false = not now (see fill.ts); true: copyEnd() must
+   * follow.
+   */
   copyBegin(block: Block, from: TierIndex, to: TierIndex): boolean {
     return fill.copyBegin(this.core, block, from, to);
   }
@@ -340,7 +349,10 @@ export class Ledger implements LedgerApi {
     holes.corrupt(this.core, block, this.core.tier(tier));
   }
 
-  /** A tier was fenced: all its complete copies are lost. Copy jobs into it end with fillEnd or copyEnd as ever. */
+  /**
+   * A tier was fenced: all its complete copies are lost. Copy jobs into it end with fillEnd or copyEnd as
+   * ever.
+   */
   loseTier(tier: TierIndex): number {
     return holes.loseTier(this.core, this.core.tier(tier));
   }

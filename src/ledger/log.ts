@@ -1,10 +1,10 @@
 /**
- * The visibility log: a bounded ring, in shared memory, of every copy that became visible or stopped being so. Events,
- * metrics and the live page read it from other threads by sequence number (view.ts); the ledger never waits for them.
+ * The visibility log: a bounded ring, in shared memory, of every copy that became visible or stopped being
+ * so. Events, metrics and the live page read it from other threads by sequence number (view.ts); the ledger
+ * never waits for them.
  *
- * Entry of 20 words: 0 low word of its sequence ·
- * 1 kind | tier << 8 | namespace << 16 · 2 depth · 3 zero · 4–11 key · 12–19 parent key (zeros for a root, and when a
- * copy goes). Header: next sequence, low and high
+ * Entry of 20 words: 0 low word of its sequence · 1 kind | tier << 8 | namespace << 16 · 2 depth · 3 zero ·
+ * 4–11 key · 12–19 parent key (zeros for a root, and when a copy goes). Header: next sequence, low and high
  * word, stored last and as a barrier: while it is below s + entries, nothing of entry s was overwritten.
  */
 import { KEY_WORDS_MAX } from "./table.ts";

@@ -1,7 +1,7 @@
 /**
- * Look-ups (rules 6, 8, 9): the longest visible prefix by galloping and bisection, because visibility is a prefix
- * property; cut at the shallowest hole that lies on the chain. The linear walk is the oracle, the answer for unchained
- * namespaces, and the way while more holes exist than the list takes.
+ * Look-ups (rules 6, 8, 9): the longest visible prefix by galloping and bisection, because visibility is a
+ * prefix property; cut at the shallowest hole that lies on the chain. The linear walk is the oracle, the
+ * answer for unchained namespaces, and the way while more holes exist than the list takes.
  */
 import type { Core, Namespace } from "./core.ts";
 import * as R from "./table.ts";
@@ -124,8 +124,8 @@ function cutAtHoles(
 }
 
 /**
- * Guesses the records of the next keys: the first entry of each probe sequence. All index entries are read first, then
- * all records, so that the cache misses of a batch overlap instead of following one another.
+ * Guesses the records of the next keys: the first entry of each probe sequence. All index entries are read
+ * first, then all records, so that the cache misses of a batch overlap instead of following one another.
  */
 function readAhead(
   core: Core,
@@ -194,7 +194,10 @@ export function lookupLinear(
   result.probes = depth < count ? depth + 1 : depth;
 }
 
-/** How many blocks of the prefix stand in DRAM: exact when only one tier has any, or for short prefixes; else sampled. */
+/**
+ * How many blocks of the prefix stand in DRAM: exact when only one tier has any, or for short prefixes;
+ * else sampled.
+ */
 function split(
   core: Core,
   namespace: Namespace,
@@ -223,8 +226,9 @@ function split(
 }
 
 /**
- * LOAD under a lease (rules 7, 9): walks up from the lease's block, compares each key, pins the copies it will read.
- * blocks[i] is NO_BLOCK where the key differs or nothing readable is there. Returns how many were pinned.
+ * LOAD under a lease (rules 7, 9): walks up from the lease's block, compares each key, pins the copies it
+ * will read. blocks[i] is NO_BLOCK where the key differs or nothing readable is there. Returns how many
+ * were pinned.
  */
 export function pinRange(
   core: Core,

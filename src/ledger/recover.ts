@@ -1,8 +1,9 @@
 /**
- * Start-up from headers (rule 10). The caller adopts the assigned slabs, offers every valid header (over all tiers:
- * ordered by depth, then generation descending), and ends. Of duplicates the first offered, that is the highest
- * generation, wins; a block without all its shards is dropped; a block whose parent has no record is dropped; one whose
- * parent is not visible is an orphan. Times of last access become ages in the same order.
+ * Start-up from headers (rule 10). The caller adopts the assigned slabs, offers every valid header (over
+ * all tiers: ordered by depth, then generation descending), and ends. Of duplicates the first offered, that
+ * is the highest generation, wins; a block without all its shards is dropped; a block whose parent has no
+ * record is dropped; one whose parent is not visible is an orphan. Times of last access become ages in the
+ * same order.
  */
 import { assert } from "../assert.ts";
 import { offerBlock } from "./ages.ts";

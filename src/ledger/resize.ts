@@ -1,8 +1,8 @@
 /**
- * Live growth and shrinking of a tier. Growing adds slabs at the end. Shrinking closes slabs from the end: what may leave
- * and is not worth a copy is evicted by the caller's choice of `evictFirst`; the rest is moved. The ledger plans moves
- * (slot → slot), the caller copies, then reports each with moved(). A slot that is pinned or filling is not moved; the
- * caller asks again.
+ * Live growth and shrinking of a tier. Growing adds slabs at the end. Shrinking closes slabs from the end:
+ * what may leave and is not worth a copy is evicted by the caller's choice of `evictFirst`; the rest is
+ * moved. The ledger plans moves (slot → slot), the caller copies, then reports each with moved(). A slot
+ * that is pinned or filling is not moved; the caller asks again.
  */
 import { assert } from "../assert.ts";
 import type { Core, Tier } from "./core.ts";
@@ -14,8 +14,9 @@ import { NO_SLOT, STATE, type Block, type Slot } from "./types.ts";
 export const MOVE_WORDS = 4;
 
 /**
- * Closes the slab and plans up to `movesMax` moves out of it, MOVE_WORDS words each in `moves`. Sources are pinned until
- * moved(). Returns how many; 0 with slabEmpty() false means: pinned or no room, try later (or evict).
+ * Closes the slab and plans up to `movesMax` moves out of it, MOVE_WORDS words each in `moves`. Sources are
+ * pinned until moved(). Returns how many; 0 with slabEmpty() false means: pinned or no room, try later (or
+ * evict).
  */
 export function planMoves(
   core: Core,
@@ -48,7 +49,9 @@ export function planMoves(
   return planned;
 }
 
-/** The copy of a planned move ended. ok: the block stands in the new slot; else the new slot is freed again. */
+/**
+ * The copy of a planned move ended. ok: the block stands in the new slot; else the new slot is freed again.
+ */
 export function moved(
   core: Core,
   tier: Tier,

@@ -1,12 +1,13 @@
 /**
  * Slots of one tier: slabs, size classes, owners, free lists.
  *
- * A slab serves one size class. Each slot has one word: while it is taken its owner (record, and how far the shard's
- * fill has come), while it is free the next free index of its slab. Slabs of a class that have a free slot form a list;
- * slots of a new slab are handed out in order, so that a chain stored in order lies in order.
+ * A slab serves one size class. Each slot has one word: while it is taken its owner (record, and how far
+ * the shard's fill has come), while it is free the next free index of its slab. Slabs of a class that have
+ * a free slot form a list; slots of a new slab are handed out in order, so that a chain stored in order
+ * lies in order.
  *
- * A freed slot is announced to the backing store (`invalidate`) in batches, before the ledger call that freed it
- * returns: no fill of the slot can begin earlier, so no two headers of one key are ever valid.
+ * A freed slot is announced to the backing store (`invalidate`) in batches, before the ledger call that
+ * freed it returns: no fill of the slot can begin earlier, so no two headers of one key are ever valid.
  */
 import { assert } from "../assert.ts";
 import { NO_SLOT, type Block, type Slot, type SlabTierOptions } from "./types.ts";
@@ -137,7 +138,10 @@ export class SlotTable {
     return this.classes.length - 1;
   }
 
-  /** A free slot for `owner` (state RESERVED) from the class's slabs or a free slab; NO_SLOT if there is none. */
+  /**
+   * A free slot for `owner` (state RESERVED) from the class's slabs or a free slab; NO_SLOT if there is
+   * none.
+   */
   allocate(classIndex: number, owner: Block): Slot {
     const entry = this.classes[classIndex]!;
     if (entry.open === NONE && !this.assignFreeSlab(classIndex)) return NO_SLOT;
@@ -170,7 +174,9 @@ export class SlotTable {
     return true;
   }
 
-  /** Start-up: the backing store already serves this payload from the slab. Its slots are taken by take(). */
+  /**
+   * Start-up: the backing store already serves this payload from the slab. Its slots are taken by take().
+   */
   adopt(slab: number, payloadBytes: number): void {
     assert(slab < this.slabs && this.#class[slab] === NONE, "a slab can be adopted once");
     this.#freeSlabs = this.#freeSlabs.filter((free) => free !== slab);
@@ -231,7 +237,9 @@ export class SlotTable {
     } else if (full) this.#open(slab, entry);
   }
 
-  /** Notes a slot whose header is to be invalidated: it was freed, or (start-up) its header leads nowhere. */
+  /**
+   * Notes a slot whose header is to be invalidated: it was freed, or (start-up) its header leads nowhere.
+   */
   discard(slot: Slot): void {
     this.#freed[this.#freedCount] = slot;
     this.#freedCount += 1;

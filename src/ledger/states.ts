@@ -5,8 +5,8 @@
  *                          ↓         ↓↑       ↓↑
  *                       draining    orphan (invisible, slot kept, first to be evicted)
  *
- * quarantined holds the slot of a copy that proved wrong while copy jobs still read from it. Anything that is not in
- * the table is a bug and fails an assertion.
+ * quarantined holds the slot of a copy that proved wrong while copy jobs still read from it. Anything that
+ * is not in the table is a bug and fails an assertion.
  */
 import { assert } from "../assert.ts";
 import { STATE, type State } from "./types.ts";

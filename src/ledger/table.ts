@@ -1,18 +1,21 @@
 /**
  * The record table and its hash index.
  *
- * A record is 24 words (96 bytes). Its first 64 bytes answer a probe (key, depth, namespace, visible flag); the last 32
- * hold two tiers of {slot, state + pins, children in this tier, age}. Records stand in one SharedArrayBuffer, so the
- * addon reads keys and depths from it, and other threads may locate blocks (view.ts).
+ * A record is 24 words (96 bytes). Its first 64 bytes answer a probe (key, depth, namespace, visible flag);
+ * the last 32 hold two tiers of {slot, state + pins, children in this tier, age}. Records stand in one
+ * SharedArrayBuffer, so the addon reads keys and depths from it, and other threads may locate blocks
+ * (view.ts).
  *
- * The index is open addressing over 32-bit entries: record + 1 in the low bits, a tag of the hash in the spare high
- * bits, so that a probe reads a foreign record once in 2^(tag bits) collisions only. Linear probing, deletion by
- * backward shift (no tombstones), at least 1.45 entries per record, never rehashed. The hash takes the *last* eight key
- * bytes and the namespace: engines publish just those eight, so both kinds of key find their block.
+ * The index is open addressing over 32-bit entries: record + 1 in the low bits, a tag of the hash in the
+ * spare high bits, so that a probe reads a foreign record once in 2^(tag bits) collisions only. Linear
+ * probing, deletion by backward shift (no tombstones), at least 1.45 entries per record, never rehashed.
+ * The hash takes the *last* eight key bytes and the namespace: engines publish just those eight, so both
+ * kinds of key find their block.
  *
- * Children that are visible are only counted (LIVE). All others (pending, orphan, draining, without a copy) hang in
- * their parent's doubly linked waiting list: that is what landing, aborting and re-attaching walk. So a record needs
- * no links for the common case, and has children exactly when LIVE > 0 or the list is not empty.
+ * Children that are visible are only counted (LIVE). All others (pending, orphan, draining, without a copy)
+ * hang in their parent's doubly linked waiting list: that is what landing, aborting and re-attaching walk.
+ * So a record needs no links for the common case, and has children exactly when LIVE > 0 or the list is not
+ * empty.
  */
 import { assert } from "../assert.ts";
 import { NO_BLOCK, type Block } from "./types.ts";
@@ -125,6 +128,8 @@ export class Table implements TableShape {
   readonly indexBits: number;
   readonly seed: number;
   readonly mask: number;
+  /** Key words of each namespace, written when one is added. */
+  readonly keyWords: Uint8Array;
   readonly indexMask: number;
   readonly tagMask: number;
   /** Records in use. */
@@ -135,7 +140,7 @@ export class Table implements TableShape {
   zombies = 0;
   #free = NO_BLOCK;
 
-  constructor(blocksMax: number, seed: number) {
+  constructor(blocksMax: number, namespacesMax: number, seed: number) {
     assert(Number.isInteger(blocksMax) && blocksMax > 0, "blocksMax must be a positive integer");
     assert(blocksMax <= BLOCKS_MAX, "blocksMax is larger than the record table can be");
     this.blocksMax = blocksMax;
@@ -146,6 +151,7 @@ export class Table implements TableShape {
     this.hash = new Uint32Array(new SharedArrayBuffer(entries * 4));
     this.guard = new Int32Array(new SharedArrayBuffer(8));
     this.mask = entries - 1;
+    this.keyWords = new Uint8Array(namespacesMax);
     this.indexBits = 32 - Math.clz32(blocksMax);
     this.indexMask = 2 ** this.indexBits - 1;
     this.tagMask = ~this.indexMask;
@@ -179,7 +185,10 @@ export class Table implements TableShape {
     }
   }
 
-  /** Takes a record for a key that find() did not find; key, namespace, parent and depth are written, all else is zero. */
+  /**
+   * Takes a record for a key that find() did not find; key, namespace, parent and depth are written, all
+   * else is zero.
+   */
   insert(
     namespace: number,
     keyWords: number,
@@ -210,7 +219,7 @@ export class Table implements TableShape {
     records[base + PREVIOUS] = NO_BLOCK;
     for (let k = LEASES; k < RECORD_WORDS; k += 1) records[base + k] = 0;
     this.used += 1;
-    const code = this.#codeOf(base, keyWords);
+    const code = this.#codeOf(base);
     let i = code & this.mask;
     while (this.hash[i] !== 0) i = (i + 1) & this.mask;
     this.hash[i] = (code & this.tagMask) | (block + 1);
@@ -218,13 +227,13 @@ export class Table implements TableShape {
   }
 
   /** Takes the record out of the index; it may be allocated again after recycle(). */
-  remove(block: Block, keyWords: number, keyWordsOf: (namespace: number) => number): void {
+  remove(block: Block): void {
     const records = this.records;
     const hash = this.hash;
     const mask = this.mask;
     const base = block * RECORD_WORDS;
     assert((records[base + NAMESPACE]! & IN_USE) !== 0, "a free record was removed");
-    let i = this.#codeOf(base, keyWords) & mask;
+    let i = this.#codeOf(base) & mask;
     while ((hash[i]! & this.indexMask) !== block + 1) {
       assert(hash[i] !== 0, "a record in use is missing in the index");
       i = (i + 1) & mask;
@@ -233,8 +242,7 @@ export class Table implements TableShape {
     // Backward shift: an entry moves into the gap unless its home lies behind the gap.
     for (let j = (i + 1) & mask; hash[j] !== 0; j = (j + 1) & mask) {
       const other = ((hash[j]! & this.indexMask) - 1) * RECORD_WORDS;
-      const home =
-        this.#codeOf(other, keyWordsOf(records[other + NAMESPACE]! & NAMESPACE_MASK)) & mask;
+      const home = this.#codeOf(other) & mask;
       if (((j - home) & mask) >= ((j - i) & mask)) {
         hash[i] = hash[j]!;
         i = j;
@@ -259,10 +267,10 @@ export class Table implements TableShape {
     return this.#free !== NO_BLOCK || this.touched < this.blocksMax;
   }
 
-  #codeOf(base: number, keyWords: number): number {
+  #codeOf(base: number): number {
     const records = this.records;
-    const last = base + keyWords - 1;
     const namespace = records[base + NAMESPACE]! & NAMESPACE_MASK;
+    const last = base + this.keyWords[namespace]! - 1;
     return hashKey(records[last]!, records[last - 1]!, namespace, this.seed);
   }
 }

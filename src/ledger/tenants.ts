@@ -1,4 +1,7 @@
-/** What each tenant holds, per tier: blocks (copies) and bytes (slots by class size). Shared, read by other threads. */
+/**
+ * What each tenant holds, per tier: blocks (copies) and bytes (slots by class size). Shared, read by other
+ * threads.
+ */
 import { assert } from "../assert.ts";
 
 export class TenantAccounts {

@@ -1,10 +1,11 @@
 /**
  * The prefix tree: how one copy's move changes its parent and children (DESIGN §5, rules 1, 2 and 4).
  *
- * transition() is the only writer of a copy's state. With each move it keeps the parent's counts (children live at all,
- * children in this tier), raises the parent's age when a child leaves, keeps the visible flags, the waiting list and
- * the visibility log, and offers blocks that may leave now to the age index. The cascades (a block that becomes visible
- * takes its landed children along, an aborted one its pending descendants) run over work lists, never recursively.
+ * transition() is the only writer of a copy's state. With each move it keeps the parent's counts (children
+ * live at all, children in this tier), raises the parent's age when a child leaves, keeps the visible
+ * flags, the waiting list and the visibility log, and offers blocks that may leave now to the age index.
+ * The cascades (a block that becomes visible takes its landed children along, an aborted one its pending
+ * descendants) run over work lists, never recursively.
  */
 import { assert } from "../assert.ts";
 import { offerBlock } from "./ages.ts";
@@ -122,7 +123,10 @@ export function giveUp(core: Core, block: Block): void {
   core.options.observer.settled(block, false);
 }
 
-/** Rule 1 and 8: shows a complete block whose parent is visible, and below it whatever waited for it, top-down. */
+/**
+ * Rule 1 and 8: shows a complete block whose parent is visible, and below it whatever waited for it,
+ * top-down.
+ */
 export function makeVisible(core: Core, block: Block): void {
   const stack = core.stack;
   const bottom = stack.length;
@@ -237,7 +241,10 @@ export function fillFailed(core: Core, block: Block, tier: Tier): void {
   releaseRecord(core, block);
 }
 
-/** Aborts every pending descendant, deepest first; below one that keeps an orphan copy, landed children turn orphan. */
+/**
+ * Aborts every pending descendant, deepest first; below one that keeps an orphan copy, landed children turn
+ * orphan.
+ */
 function abortDescendants(core: Core, block: Block): void {
   const list = core.descendants;
   assert(list.length === 0, "aborts do not nest");
@@ -278,7 +285,9 @@ function isDead(core: Core, block: Block): boolean {
   );
 }
 
-/** Frees the record if nothing needs it; then its parent's, if that lived for this child only, and so on. */
+/**
+ * Frees the record if nothing needs it; then its parent's, if that lived for this child only, and so on.
+ */
 export function releaseRecord(core: Core, block: Block): void {
   let next = block;
   while (next !== NO_BLOCK && core.inUse(next)) {
@@ -293,7 +302,7 @@ function releaseOne(core: Core, block: Block): boolean {
   assert(core.leasesOf(block) === 0, "a leased block lost its record");
   giveUp(core, block);
   core.unlinkWaiting(block);
-  core.table.remove(block, core.namespaceOf(block).keyWords, (n) => core.namespaces[n]!.keyWords);
+  core.table.remove(block);
   const records = core.records;
   const base = block * R.RECORD_WORDS;
   const indexed =

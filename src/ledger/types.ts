@@ -2,7 +2,8 @@
  * The ledger's contract with the rest of the daemon (DESIGN §5). Everything here is pure: time is a number
  * handed in, randomness is a function handed in, slots are freed through a callback.
  *
- * Block: index of a record. Slot: slab << 18 | index (addon/binding.ts). Depth of a chain's first block is 1.
+ * Block: index of a record. Slot: slab << 18 | index (addon/binding.ts). Depth of a chain's first block is
+ * 1.
  */
 
 export type Block = number;
@@ -74,7 +75,10 @@ export interface LedgerObserver {
   leaseReduced(lease: number, depth: number): void;
 }
 
-/** What a STORE reservation found, one per key, written to the caller's status array (engine-api's STORE_STATUS values). */
+/**
+ * What a STORE reservation found, one per key, written to the caller's status array (engine-api's
+ * STORE_STATUS values).
+ */
 export const RESERVE = { PRESENT: 0, PENDING: 1, WANTED: 2, FULL: 3, PARENT_ABSENT: 4 } as const;
 
 /** Results of the last call, kept in fields so that the hot path allocates nothing. */
@@ -115,7 +119,10 @@ export interface RecoveredBlock {
 export interface LedgerApi {
   addNamespace(options: NamespaceOptions): NamespaceIndex;
 
-  /** Gallop + bisection on a chained namespace, linear walk otherwise or while the hole list overflows. Touches nothing. */
+  /**
+   * Gallop + bisection on a chained namespace, linear walk otherwise or while the hole list overflows.
+   * Touches nothing.
+   */
   lookup(namespace: NamespaceIndex, words: Uint32Array, at: number, count: number): LookupResult;
   /** The oracle: probes every key in order. */
   lookupLinear(
@@ -138,9 +145,10 @@ export interface LedgerApi {
   leaseBlock(lease: number): Block;
 
   /**
-   * STORE: reserves records and slots for keys of depth startDepth+1…; statuses[i] = RESERVE value; blocks[i] = record
-   * (NO_BLOCK if none). parentAt = word offset of the parent key, ignored when startDepth is 0. Each WANTED key has its
-   * slot (slotOf) and is RESERVED for `shard`. throws chainMismatch, ledgerFull (nothing taken), shardOutOfRange.
+   * STORE: reserves records and slots for keys of depth startDepth+1…; statuses[i] = RESERVE value;
+   * blocks[i] = record (NO_BLOCK if none). parentAt = word offset of the parent key, ignored when
+   * startDepth is 0. Each WANTED key has its slot (slotOf) and is RESERVED for `shard`. throws
+   * chainMismatch, ledgerFull (nothing taken), shardOutOfRange.
    */
   reserve(
     namespace: NamespaceIndex,
@@ -156,7 +164,10 @@ export interface LedgerApi {
   slotOf(block: Block, tier: TierIndex, shard: number): Slot;
   /** Reserved shard's copy starts (state RESERVED → FILLING). */
   fillStart(block: Block, tier: TierIndex, shard: number): void;
-  /** The copy ended. ok: landed (and visible if rule 1 says so); else the block and its pending descendants are aborted. */
+  /**
+   * The copy ended. ok: landed (and visible if rule 1 says so); else the block and its pending descendants
+   * are aborted.
+   */
   fillEnd(block: Block, tier: TierIndex, shard: number, ok: boolean): void;
   /** A reserved shard will not be filled (deadline, CANCEL, EOF). */
   fillAbort(block: Block, tier: TierIndex, shard: number): void;
@@ -164,8 +175,9 @@ export interface LedgerApi {
   watch(block: Block): void;
 
   /**
-   * LOAD under a lease: walks up from the lease's block to depth startDepth+count, compares keys, pins the slots it will
-   * copy from: blocks[i] (NO_BLOCK = key differs or not readable), tiers[i]. Returns how many were pinned.
+   * LOAD under a lease: walks up from the lease's block to depth startDepth+count, compares keys, pins the
+   * slots it will copy from: blocks[i] (NO_BLOCK = key differs or not readable), tiers[i]. Returns how many
+   * were pinned.
    */
   pinRange(
     lease: number,
@@ -179,14 +191,20 @@ export interface LedgerApi {
   ): number;
   unpin(block: Block, tier: TierIndex): void;
 
-  /** The payload or header of this copy proved wrong: quarantine, hole if it was the last copy with children. */
+  /**
+   * The payload or header of this copy proved wrong: quarantine, hole if it was the last copy with
+   * children.
+   */
   corrupt(block: Block, tier: TierIndex): void;
   /** One slice of the orphan scan (rule 8); true while there is more to do. */
   sweep(records: number): boolean;
   /** Evicts to the low watermark if above the high one; returns copies dropped. */
   evictToWatermark(tier: TierIndex): number;
 
-  /** Start-up: offer scanned headers in order of depth (keys at `at`, parent at `parentAt`), then finish. False = dropped (its slot is freed). */
+  /**
+   * Start-up: offer scanned headers in order of depth (keys at `at`, parent at `parentAt`), then finish.
+   * False = dropped (its slot is freed).
+   */
   recover(
     block: RecoveredBlock,
     tier: TierIndex,
@@ -196,7 +214,10 @@ export interface LedgerApi {
   ): boolean;
   recoverEnd(): void;
 
-  /** Live growth and shrinking. vacate returns moves {from slot, to slot, block} for the caller to copy, then moved() each. */
+  /**
+   * Live growth and shrinking. vacate returns moves {from slot, to slot, block} for the caller to copy,
+   * then moved() each.
+   */
   growTier(tier: TierIndex, slabs: number): void;
 
   /** Re-derives every count from scratch; throws AssertionFailure with the first difference. */

@@ -1,9 +1,9 @@
 /**
- * A read-only view of the ledger for another thread: where blocks are, by 32- or 8-byte keys, and the visibility log from
- * a sequence number on. Reads race with the ledger's writes; `guard` (odd or changed while entries move) makes a torn
- * look-up repeat, an entry that was overwritten meanwhile is
- * noticed by the log's header. A view never blocks the ledger. What it says may be
- * a moment old: it locates, it does not promise.
+ * A read-only view of the ledger for another thread: where blocks are, by 32- or 8-byte keys, and the
+ * visibility log from a sequence number on. Reads race with the ledger's writes; `guard` (odd or changed
+ * while entries move) makes a torn look-up repeat, an entry that was overwritten meanwhile is noticed by
+ * the log's header. A view never blocks the ledger. What it says may be a moment old: it locates, it does
+ * not promise.
  */
 import type { Core } from "./core.ts";
 import {
@@ -84,8 +84,8 @@ export class LedgerView {
   }
 
   /**
-   * Visible blocks whose key ends in `words` (keyWords of the namespace, or the last 2): at most one for a full key,
-   * several where 8 bytes are ambiguous.
+   * Visible blocks whose key ends in `words` (keyWords of the namespace, or the last 2): at most one for a
+   * full key, several where 8 bytes are ambiguous.
    */
   locate(
     namespace: number,
@@ -148,7 +148,10 @@ export class LedgerView {
     return Math.max(1, this.nextSequence - this.#shared.logEntries + 1);
   }
 
-  /** Up to `max` entries from `from` on. Undefined: some were overwritten before they could be read (resynchronise). */
+  /**
+   * Up to `max` entries from `from` on. Undefined: some were overwritten before they could be read
+   * (resynchronise).
+   */
   readLog(from: number, max: number): LogEntry[] | undefined {
     const entries: LogEntry[] = [];
     const end = Math.min(this.nextSequence, from + max);

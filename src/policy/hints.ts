@@ -1,6 +1,6 @@
 /**
- * Hints are advice: an engine says what it expects, the policy says what it made of it. None of them can pin a block
- * (leases do) or hurt another tenant.
+ * Hints are advice: an engine says what it expects, the policy says what it made of it. None of them can
+ * pin a block (leases do) or hurt another tenant.
  *
  * - retain: the chain will be used again; `ttlMs` says how long to believe it.
  * - drop: the chain will not be used again.

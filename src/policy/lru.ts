@@ -1,6 +1,6 @@
 /**
- * Leaf-first LRU: the default, and the floor that every other policy is measured against. The order is age alone; that
- * leaves go before their parents is a rule of the ledger, not of the policy.
+ * Leaf-first LRU: the default, and the floor that every other policy is measured against. The order is age
+ * alone; that leaves go before their parents is a rule of the ledger, not of the policy.
  */
 import type { HintRequest, HintVerdict } from "./hints.ts";
 import type { ClassFeatures, EvictionPolicy, ValueFeatures } from "./policy.ts";

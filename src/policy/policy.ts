@@ -1,11 +1,11 @@
 /**
- * What decides who leaves, who enters and what a hint means. The ledger keeps the rules of the tree (who *may* leave);
- * the policy only orders those.
+ * What decides who leaves, who enters and what a hint means. The ledger keeps the rules of the tree (who
+ * *may* leave); the policy only orders those.
  *
- * The ledger asks for a rank when a block enters the age index and once more when it surfaces there, never per touch.
- * That asks one thing of a policy: while a block stays, its rank does not go down but by `reRank`, on which the ledger
- * rebuilds the indexes. A learned policy gives each block a class of up to 256 (hit count × gap × hint × tenant) and
- * ranks by (age, class); LRU ranks by age and ignores classes.
+ * The ledger asks for a rank when a block enters the age index and once more when it surfaces there, never
+ * per touch. That asks one thing of a policy: while a block stays, its rank does not go down but by
+ * `reRank`, on which the ledger rebuilds the indexes. A learned policy gives each block a class of up to
+ * 256 (hit count × gap × hint × tenant) and ranks by (age, class); LRU ranks by age and ignores classes.
  */
 import type { HintRequest, HintVerdict } from "./hints.ts";
 
@@ -36,7 +36,10 @@ export interface EvictionPolicy {
   readonly classifies: boolean;
   /** New class (0…255) of a block that was stored or used. */
   classify(features: ClassFeatures): number;
-  /** Order of leaving, lowest first; a 32-bit unsigned integer, not falling while `age` rises within one class. */
+  /**
+   * Order of leaving, lowest first; a 32-bit unsigned integer, not falling while `age` rises within one
+   * class.
+   */
   rank(age: number, policyClass: number): number;
   /** Worth of keeping (or writing) the block, microseconds saved per byte; 0 = never. */
   value(value: ValueFeatures): number;

@@ -1,8 +1,9 @@
 /**
- * A random model of the ledger's rules (DESIGN §5): small forests of keys, tiny tiers, fills that end out of order or
- * fail, copies between tiers, corruption, fences, sweeps, restarts. The real Ledger runs; beside it stand naive oracles:
- * a Map of valid headers (what the store holds), a Map of what the visibility log says is visible, and the promises
- * given to leases. After each step they are compared; every few steps the auditor runs.
+ * A random model of the ledger's rules (DESIGN §5): small forests of keys, tiny tiers, fills that end out
+ * of order or fail, copies between tiers, corruption, fences, sweeps, restarts. The real Ledger runs;
+ * beside it stand naive oracles: a Map of valid headers (what the store holds), a Map of what the
+ * visibility log says is visible, and the promises given to leases. After each step they are compared;
+ * every few steps the auditor runs.
  */
 import { assert } from "../../src/assert.ts";
 import { CairnError } from "../../src/errors.ts";
@@ -361,7 +362,9 @@ export class Model {
     if (!ok) this.#count("failed");
   }
 
-  /** A pinned slot must still hold the key it was pinned for, unless the copy was declared wrong meanwhile. */
+  /**
+   * A pinned slot must still hold the key it was pinned for, unless the copy was declared wrong meanwhile.
+   */
   #checkBytes(job: Job): void {
     if (this.ledger.stateOf(job.block, job.tier) === STATE.QUARANTINED) return;
     for (const slot of job.slots) {

@@ -213,6 +213,21 @@ describe("rule 4: order of leaving", () => {
     expect([s.hit("a"), s.hit("x"), s.hit("y")]).toEqual([1, 0, 1]);
   });
 
+  test("each tier evicts its own leaves first, also where every block has a copy elsewhere", () => {
+    const s = small({ dram: 3, nvme: 4 });
+    s.store("abc");
+    s.copy("abc", 0, 1);
+    for (const [chain, left] of [
+      ["x", "abc"],
+      ["y", "ab"],
+    ] as const) {
+      s.store(chain);
+      expect(s.ledger.stateOf(s.block(left), 0)).toBe(STATE.ABSENT);
+      expect(s.ledger.stateOf(s.block("a"), 0)).toBe(STATE.VISIBLE);
+    }
+    expect(s.hit("abc")).toBe(3);
+  });
+
   test("a chain that is stored in order puts one block into the age index", () => {
     const s = small({ dram: 16 });
     s.store("abcdefghijkl");

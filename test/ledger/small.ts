@@ -1,6 +1,6 @@
 /**
- * A small ledger to write behaviour down with: chains are strings, one letter a block ("abc" is the block c under b
- * under a), namespaces are made on demand. Every test ends with audit().
+ * A small ledger to write behaviour down with: chains are strings, one letter a block ("abc" is the block c
+ * under b under a), namespaces are made on demand. Every test ends with audit().
  */
 import { Ledger } from "../../src/ledger/ledger.ts";
 import {
@@ -79,7 +79,10 @@ export class Small {
     return this.ledger.find(this.namespace, this.words(chain), (chain.length - 1) * KEY_WORDS);
   }
 
-  /** Reserves the blocks of `chain` below its first `start`; letters: p present, n pending, w wanted, f full, a absent parent. */
+  /**
+   * Reserves the blocks of `chain` below its first `start`; letters: p present, n pending, w wanted, f
+   * full, a absent parent.
+   */
   reserve(chain: string, start = 0, shard = 0): string {
     const count = chain.length - start;
     const statuses = new Uint8Array(count);
@@ -114,13 +117,15 @@ export class Small {
     this.ledger.fillEnd(this.block(chain), 0, shard, ok);
   }
 
-  /** Stores and fills what of the chain is wanted; a touch of the deepest follows, as the engine API does. */
+  /**
+   * Stores and fills what of the chain is wanted; a touch of the deepest follows, as the engine API does.
+   */
   store(chain: string, start = 0): string {
     const statuses = this.reserve(chain, start);
-    [...statuses].forEach((status, i) => {
+    statuses.split("").forEach((status, i) => {
       if (status === "w") this.start(chain.slice(0, start + i + 1));
     });
-    [...statuses].forEach((status, i) => {
+    statuses.split("").forEach((status, i) => {
       if (status === "w") this.end(chain.slice(0, start + i + 1));
     });
     const deepest = statuses.search(/[fa]/);
@@ -129,7 +134,9 @@ export class Small {
     return statuses;
   }
 
-  /** Copies each block of the chain to the other tier, missing ancestors first; false where one was refused. */
+  /**
+   * Copies each block of the chain to the other tier, missing ancestors first; false where one was refused.
+   */
   copy(chain: string, from: number, to: number): boolean {
     for (let depth = 1; depth <= chain.length; depth += 1) {
       const block = this.block(chain.slice(0, depth));

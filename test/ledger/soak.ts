@@ -1,6 +1,7 @@
 /**
- * Runs the model over many seeds: `soak.ts FIRST_SEED OPERATIONS`. Its own process, because the test runner's module
- * loader makes calls between modules many times slower. Prints one JSON line; a failure names its seed and step.
+ * Runs the model over many seeds: `soak.ts FIRST_SEED OPERATIONS`. Its own process, because the test
+ * runner's module loader makes calls between modules many times slower. Prints one JSON line; a failure
+ * names its seed and step.
  */
 import { configOf, Model } from "./model.ts";
 

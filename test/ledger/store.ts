@@ -1,7 +1,7 @@
 /**
- * What a backing store would hold: per slot a header that is valid or not. Ledger tests run on it, so that rule 10 (a
- * header is invalid before its slot is used again, no two valid headers of one key) is checked by what was written, not
- * by what the ledger believes.
+ * What a backing store would hold: per slot a header that is valid or not. Ledger tests run on it, so that
+ * rule 10 (a header is invalid before its slot is used again, no two valid headers of one key) is checked
+ * by what was written, not by what the ledger believes.
  */
 import { assert } from "../../src/assert.ts";
 import type { SlabTierOptions } from "../../src/ledger/types.ts";
@@ -22,7 +22,12 @@ export class FakeStore {
   generation = 0;
   readonly options: SlabTierOptions;
 
-  constructor(slabs: number, slotsPerSlab: number, blocksMax = 0, watermarks = [1, 1] as const) {
+  constructor(
+    slabs: number,
+    slotsPerSlab: number,
+    blocksMax = 0,
+    watermarks: readonly [number, number] = [1, 1],
+  ) {
     this.options = {
       slabs,
       slotsPerSlab: () => slotsPerSlab,

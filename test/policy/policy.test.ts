@@ -83,6 +83,7 @@ test("a policy with classes decides the order through the same interface", () =>
     return ["a", "b", "c", "x", "y", "z"].map((chain) => s.hit(chain));
   };
   expect(run(new LruPolicy())).toEqual([0, 0, 0, 1, 1, 1]);
-  // a, b and c were used twice: b, the oldest of them, makes room for x; then the newcomers leave for one another.
+  // a, b and c were used twice: b, the oldest of them, makes room for x; then the newcomers leave for one
+  // another.
   expect(run(new TwoClasses())).toEqual([1, 0, 1, 0, 0, 1]);
 });
