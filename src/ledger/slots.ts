@@ -100,7 +100,8 @@ export class SlotTable {
   grow(slabs: number): void {
     assert(slabs >= this.slabs && slabs <= SLABS_MAX, "slab count out of range");
     const widen = <T extends Int32Array | Int16Array | Uint8Array>(wide: T, narrow: T): T => {
-      wide.set(narrow);
+      // After a shrink the arrays are longer than the tier: what lies beyond is stale.
+      wide.set(narrow.subarray(0, this.slabs));
       return wide;
     };
     this.#class = widen(new Int16Array(slabs).fill(NONE), this.#class);
