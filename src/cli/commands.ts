@@ -85,8 +85,14 @@ Removes the pool files in dram.directory. Refused while a daemon holds them.
   {
     name: "demo",
     summary: "two llama.cpp engines share one daemon; every probability is compared",
-    usage: "usage: cairn demo [--json] [options]",
-    ownHelp: true,
+    usage: `usage: cairn demo [--quick] [--json]
+
+Two processes run the same model and share one daemon over its real socket: at least 20 requests with
+shared prefixes, cold and warm; every restored probability is compared with a recomputed one; a stored
+block is damaged on purpose; the daemon is killed and comes back. Exit code 1 if anything differs.
+
+  --quick                a smaller model
+  --json                 progress on standard error, one object on the last line of standard output`,
     run: async (words) => (await import("./siblings.ts")).demoCommand(words),
   },
   {

@@ -18,6 +18,13 @@ export interface FailureBody {
   readonly problems?: readonly Problem[];
 }
 
+/** node:util's parseArgs throws plain errors with such codes; they are the user's. */
+export function asUsage(error: unknown): unknown {
+  const code = (error as { readonly code?: unknown } | null)?.code;
+  const parsing = typeof code === "string" && code.startsWith("ERR_PARSE_ARGS");
+  return parsing && error instanceof Error ? new UsageError(error.message) : error;
+}
+
 /** Any thrown thing as a row of the error table; a usage error has code 0. */
 export function failureBody(error: unknown): FailureBody {
   if (error instanceof UsageError) {

@@ -5,7 +5,7 @@
 import { CairnError } from "../errors.ts";
 import { suggestion } from "../config/nearest.ts";
 import { COMMANDS } from "./commands.ts";
-import { EXIT, failureBody, UsageError } from "./exit.ts";
+import { asUsage, EXIT, failureBody, UsageError } from "./exit.ts";
 import { printJson } from "./output.ts";
 
 function overview(): string {
@@ -39,7 +39,13 @@ function report(error: unknown, json: boolean): number {
   return body.name === "configInvalid" ? EXIT.USAGE : EXIT.FAILURE;
 }
 
-function help(topic: string | undefined): number {
+function help(topic: string | undefined, json: boolean): number {
+  if (json) {
+    const chosen = COMMANDS.filter(({ name }) => topic === undefined || name === topic);
+    if (chosen.length === 0) throw unknownCommand(topic ?? "");
+    printJson({ commands: chosen.map(({ name, summary, usage }) => ({ name, summary, usage })) });
+    return EXIT.OK;
+  }
   if (topic === undefined) {
     process.stdout.write(`${overview()}\n`);
     return EXIT.OK;
@@ -60,14 +66,18 @@ export async function runCli(words: readonly string[]): Promise<number> {
   const [name, ...rest] = words;
   const json = rest.includes("--json");
   try {
-    if (name === undefined || name === "--help" || name === "-h") return help(undefined);
-    if (name === "help") return help(rest.find((word) => !word.startsWith("-")));
+    if (name === undefined || name === "--help" || name === "-h") return help(undefined, json);
+    if (name === "help")
+      return help(
+        rest.find((word) => !word.startsWith("-")),
+        json,
+      );
     const wanted = name === "--version" || name === "-v" ? "version" : name;
     const command = COMMANDS.find((one) => one.name === wanted);
     if (command === undefined) throw unknownCommand(name);
     const asksHelp = !command.ownHelp && (rest.includes("--help") || rest.includes("-h"));
-    return asksHelp ? help(wanted) : await command.run(rest);
+    return asksHelp ? help(wanted, json) : await command.run(rest);
   } catch (error) {
-    return report(error, json);
+    return report(asUsage(error), json);
   }
 }

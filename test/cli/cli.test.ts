@@ -79,6 +79,8 @@ describe("the command line", () => {
     const page = await cairn(["status", "--help"]);
     expect(page).toMatchObject({ code: 0 });
     expect(page.stdout).toContain("--token-file FILE");
+    const json = await cairn(["help", "top", "--json"]);
+    expect(json.json()).toMatchObject({ commands: [{ name: "top" }] });
   });
 
   test("a misspelt command, action or option suggests the nearest and exits 2", async () => {

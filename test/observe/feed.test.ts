@@ -1,4 +1,4 @@
-import { describe, expect, test, vi } from "vitest";
+import { describe, expect, test } from "vitest";
 import { CLOSE_REASON, ITEM } from "../../addon/binding.ts";
 import { STORE_STATUS } from "../../src/engine-api/protocol.ts";
 import { TIER_NAMES } from "../../src/ledger/types.ts";
@@ -18,7 +18,6 @@ import {
   STORE_STATUS_LABELS,
   TIER_LABELS,
 } from "../../src/observe/metrics.ts";
-import { sampleProcess } from "../../src/observe/process.ts";
 
 const rows: [string, MetricRow][] = Object.entries(METRICS);
 
@@ -107,22 +106,5 @@ describe("the feed", () => {
   test("a buffer of another layout is refused", () => {
     expect(() => new Feed(new SharedArrayBuffer(FEED_BYTES - 8))).toThrow(/layout/);
     expect(() => new FeedReader(new SharedArrayBuffer(8))).toThrow(/layout/);
-  });
-});
-
-describe("the process sampler", () => {
-  test("it writes CPU and memory at its first tick, measures the loop, and stops when told", async () => {
-    const feed = new Feed();
-    const reader = new FeedReader(feed.buffer);
-    const stop = sampleProcess(feed);
-    await vi.waitUntil(() => reader.histogram("eventLoopSeconds").count >= 2);
-    stop();
-    expect(reader.value("residentBytes")).toBeGreaterThan(2 ** 20);
-    expect(reader.value("cpuSeconds")).toBeGreaterThan(0);
-    const { count } = reader.histogram("eventLoopSeconds");
-    await new Promise((resolve) => {
-      setTimeout(resolve, 80);
-    });
-    expect(reader.histogram("eventLoopSeconds").count).toBe(count);
   });
 });
