@@ -6,7 +6,7 @@
 import { expect, test } from "vitest";
 import { assert } from "../../src/assert.ts";
 import { NO_BLOCK } from "../../src/ledger/types.ts";
-import { random } from "./model.ts";
+import { random } from "./forest.ts";
 import { Small } from "./small.ts";
 import { FakeStore } from "./store.ts";
 

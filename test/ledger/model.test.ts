@@ -2,7 +2,8 @@ import { execFile } from "node:child_process";
 import { promisify } from "node:util";
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { configOf, Model } from "./model.ts";
+import { configOf } from "./forest.ts";
+import { Model } from "./model.ts";
 
 const run = promisify(execFile);
 

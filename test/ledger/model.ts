@@ -11,30 +11,8 @@ import { Ledger } from "../../src/ledger/ledger.ts";
 import { LOG_KIND } from "../../src/ledger/log.ts";
 import { NO_BLOCK, NO_SLOT, RESERVE, STATE, type LedgerOptions } from "../../src/ledger/types.ts";
 import { LedgerView } from "../../src/ledger/view.ts";
+import { growForest, random, type ModelConfig, type Node } from "./forest.ts";
 import { FakeStore } from "./store.ts";
-
-export interface ModelConfig {
-  readonly seed: number;
-  readonly keys: number;
-  readonly namespaces: number;
-  readonly unchained: boolean;
-  readonly tiers: number;
-  readonly slots: readonly number[];
-  readonly shards: number;
-  readonly holesMax: number;
-  readonly leasesMax: number;
-  readonly spareRecords: number;
-  /** Relative weights of rough events; 0 turns them off. */
-  readonly losses: number;
-}
-
-interface Node {
-  readonly key: number;
-  readonly namespace: number;
-  readonly parent: number;
-  readonly depth: number;
-  readonly path: readonly number[];
-}
 
 interface Job {
   readonly kind: "fill" | "copy" | "load";
@@ -46,21 +24,10 @@ interface Job {
   readonly slots: readonly number[];
 }
 
-interface Promise {
+interface Promised {
   readonly namespace: number;
   leaf: number;
   depth: number;
-}
-
-/** Mulberry32. */
-export function random(seed: number): () => number {
-  let state = seed | 0;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return (t ^ (t >>> 14)) >>> 0;
-  };
 }
 
 const KEY_WORDS = 3;
@@ -85,13 +52,13 @@ const WEIGHTS: readonly (readonly [string, number])[] = [
 export class Model {
   readonly config: ModelConfig;
   readonly #random: () => number;
-  readonly nodes: Node[] = [];
+  readonly nodes: readonly Node[];
   readonly #leaves: number[] = [];
   stores: FakeStore[] = [];
   ledger: Ledger;
   #view: LedgerView;
   #jobs: Job[] = [];
-  readonly #leases = new Map<number, Promise>();
+  readonly #leases = new Map<number, Promised>();
   #nextLease = 1;
   #sequence = 1;
   /** Key → bits of tiers, as the visibility log tells it. */
@@ -105,42 +72,16 @@ export class Model {
   constructor(config: ModelConfig) {
     this.config = config;
     this.#random = random(config.seed);
-    this.#growForest();
+    this.nodes = growForest(config, this.#random);
+    const parents = new Set(this.nodes.map((node) => node.parent));
+    for (const { key, namespace } of this.nodes) {
+      if (!parents.has(key)) this.#leaves.push(key);
+      this.#keyOf.set(`${namespace}:${this.words([key]).join(",")}`, key);
+    }
     this.stores = config.slots
       .slice(0, config.tiers)
       .map((slots, tier) => this.#store(slots, tier));
     [this.ledger, this.#view] = this.#boot();
-  }
-
-  #growForest(): void {
-    const { keys, namespaces, unchained, seed } = this.config;
-    const kids = new Set<number>();
-    for (let key = 0; key < keys; key += 1) {
-      let parent = -1;
-      let namespace = key % namespaces;
-      const flat = unchained && namespace === namespaces - 1;
-      if (key >= namespaces * 2 && !flat) {
-        const bushy = seed % 4 !== 1;
-        for (let tries = 0; tries < 20; tries += 1) {
-          const near = this.#random() % 3 === 0 || !bushy;
-          const candidate = near
-            ? Math.max(0, key - 1 - (this.#random() % 3))
-            : this.#random() % key;
-          const other = this.nodes[candidate]!;
-          if (unchained && other.namespace === namespaces - 1) continue;
-          if (other.depth >= 9) continue;
-          parent = candidate;
-          namespace = other.namespace;
-          break;
-        }
-      }
-      const above = parent < 0 ? undefined : this.nodes[parent]!;
-      const path = [...(above?.path ?? []), key];
-      this.nodes.push({ key, namespace, parent, depth: (above?.depth ?? 0) + 1, path });
-      if (parent >= 0) kids.add(parent);
-      this.#keyOf.set(`${namespace}:${this.words([key]).join(",")}`, key);
-    }
-    for (let key = 0; key < keys; key += 1) if (!kids.has(key)) this.#leaves.push(key);
   }
 
   #store(slots: number, tier: number): FakeStore {
@@ -610,7 +551,7 @@ export class Model {
     assert(bisected === linear, "model: bisection differs from the linear walk");
   }
 
-  #checkLease(lease: number, promise: Promise): void {
+  #checkLease(lease: number, promise: Promised): void {
     const block = this.ledger.leaseBlock(lease);
     const depth = block === NO_BLOCK ? 0 : this.ledger.depthOf(block);
     assert(depth >= promise.depth, "model: a lease fell back without saying so");
@@ -642,24 +583,4 @@ export class Model {
       }
     }
   }
-}
-
-/** The swarm: small and smaller tables, every mix of features, drawn from the seed. */
-export function configOf(seed: number): ModelConfig {
-  const next = random(seed * 7919 + 13);
-  const tiers = 1 + (next() % 2);
-  const keys = 8 + (next() % 32);
-  return {
-    seed,
-    keys,
-    namespaces: 1 + (next() % 3),
-    unchained: next() % 4 === 0,
-    tiers,
-    slots: [2 + (next() % 12), 2 + (next() % 14)],
-    shards: next() % 3 === 0 ? 1 + (next() % 3) : 1,
-    holesMax: 1 + (next() % 3),
-    leasesMax: next() % 5,
-    spareRecords: 1 + (next() % 40),
-    losses: next() % 3,
-  };
 }

@@ -3,7 +3,8 @@
  * runner's module loader makes calls between modules many times slower. Prints one JSON line; a failure
  * names its seed and step.
  */
-import { configOf, Model } from "./model.ts";
+import { configOf } from "./forest.ts";
+import { Model } from "./model.ts";
 
 const STEPS = 1_500;
 const first = Number(process.argv[2] ?? 1);

@@ -6,7 +6,7 @@ import { classBytes } from "../../src/ledger/slots.ts";
 import { hashKey, RECORD_WORDS, Table } from "../../src/ledger/table.ts";
 import { NO_SLOT, STATE } from "../../src/ledger/types.ts";
 import { LedgerView } from "../../src/ledger/view.ts";
-import { random } from "./model.ts";
+import { random } from "./forest.ts";
 import { KEY_WORDS, NO_BLOCK, Small, type SmallOptions } from "./small.ts";
 import { FakeStore } from "./store.ts";
 
