@@ -223,6 +223,28 @@ void keep(Instance& instance, napi_value value) {
   instance.kept.push_back(reference);
 }
 
+std::vector<uint8_t> optionalBytes(const Call& call, napi_value value, const std::string& name) {
+  napi_valuetype type = napi_undefined;
+  check(napi_typeof(call.env, value, &type), "typeof");
+  if (type == napi_undefined) return {};
+  const Call::Bytes bytes = call.toBytes(value, name);
+  return std::vector<uint8_t>(bytes.data, bytes.data + bytes.length);
+}
+
+/// The frames that say why a connection is closed, by CLOSE_REASON; absent ones stay empty.
+void farewells(const Call& call, napi_value object, TransportOptions& options) {
+  options.refusal = optionalBytes(call, call.field(object, "refusal"), "refusal");
+  napi_value list = call.field(object, "farewells");
+  bool isList = false;
+  check(napi_is_array(call.env, list, &isList), "farewells");
+  if (!isList) return;
+  for (uint32_t reason = 0; reason < options.farewells.size(); reason++) {
+    napi_value entry;
+    check(napi_get_element(call.env, list, reason, &entry), "farewells");
+    options.farewells[reason] = optionalBytes(call, entry, "farewells");
+  }
+}
+
 TransportOptions transportOptions(const Call& call, napi_value object) {
   TransportOptions options{};
   options.frameBodyBytesMax = call.fieldUint32(object, "frameBodyBytesMax");
@@ -232,6 +254,7 @@ TransportOptions transportOptions(const Call& call, napi_value object) {
   options.helloTimeoutMs = call.fieldUint32(object, "helloTimeoutMs");
   options.magic = call.fieldUint32(object, "magic");
   options.version = call.fieldUint32(object, "version");
+  farewells(call, object, options);
   if (options.frameBodyBytesMax > (1u << 30)) fail("ARGUMENT", "frameBodyBytesMax must be at most 1 GiB");
   return options;
 }

@@ -11,6 +11,8 @@ namespace cairn {
 namespace {
 
 constexpr size_t kDescriptorRoom = 4;
+/// Descriptors held for frames that are not complete; a peer that sends one with every byte gets no more.
+constexpr size_t kDescriptorsHeldMax = 8;
 
 sockaddr_un addressOf(const std::string& path) {
   sockaddr_un address{};
@@ -120,7 +122,7 @@ ssize_t receiveWithDescriptors(int socket, uint8_t* into, size_t count, std::vec
     for (size_t i = 0; i < here; i++) {
       int fd;
       memcpy(&fd, CMSG_DATA(head) + i * sizeof fd, sizeof fd);
-      if (first) {
+      if (first && descriptors.size() < kDescriptorsHeldMax) {
         descriptors.push_back(fd);
       } else {
         ::close(fd);

@@ -198,7 +198,7 @@ void Transport::runCommands() {
     if (command.reason == CloseReason::kSlowReader) {
       closeNow(connection, command.reason);
     } else {
-      beginClose(connection, command.reason);
+      beginClose(connection, command.reason, false);
     }
   }
 }
@@ -225,6 +225,8 @@ void Transport::accept(uint32_t listener) {
     }
     if (counters_.connections.load(std::memory_order_relaxed) >= options_.connectionsMax) {
       counters_.connectionsRefused.fetch_add(1, std::memory_order_relaxed);
+      const std::vector<uint8_t>& words = options_.refusal;
+      if (!words.empty()) static_cast<void>(sendWithDescriptor(socket.get(), words.data(), words.size(), -1));
       continue;
     }
     open(std::move(socket), listener);
@@ -335,7 +337,7 @@ void Transport::consume(const Shared& connection, const uint8_t* bytes, size_t c
     connection->frameSinceMs = steadyMilliseconds();
     timed_ = true;
   }
-  if (parsed == Parsed::kBad) beginClose(connection, reason);
+  if (parsed == Parsed::kBad) beginClose(connection, reason, true);
   if (parsed == Parsed::kStalled) stall(connection);
 }
 
@@ -455,7 +457,7 @@ bool Transport::flush(Connection& connection) {
   return true;
 }
 
-void Transport::beginClose(const Shared& connection, CloseReason reason) {
+void Transport::beginClose(const Shared& connection, CloseReason reason, bool farewell) {
   bool now = false;
   {
     std::lock_guard lock(connection->mutex);
@@ -463,7 +465,12 @@ void Transport::beginClose(const Shared& connection, CloseReason reason) {
     connection->closing = true;
     connection->reason = reason;
     connection->reading = false;
-    now = connection->outbound.empty();
+    const std::vector<uint8_t>& words = options_.farewells[static_cast<size_t>(reason)];
+    if (farewell && !words.empty()) {
+      connection->outbound.push_back({words, 0, Descriptor()});
+      connection->outboundBytes += words.size();
+    }
+    now = !flush(*connection) || connection->outbound.empty();
     if (!now) applyInterest(*connection);
   }
   connection->closeByMs = steadyMilliseconds() + options_.frameTimeoutMs;
@@ -511,9 +518,9 @@ void Transport::checkTimes() {
     if (connection->closeByMs != 0 && now >= connection->closeByMs) {
       closeNow(connection, connection->reason);
     } else if (connection->closeByMs == 0 && !greeted && now - connection->acceptedMs >= options_.helloTimeoutMs) {
-      beginClose(connection, CloseReason::kHelloTimeout);
+      beginClose(connection, CloseReason::kHelloTimeout, true);
     } else if (connection->closeByMs == 0 && inFrame && now - connection->frameSinceMs >= options_.frameTimeoutMs) {
-      beginClose(connection, CloseReason::kFrameTimeout);
+      beginClose(connection, CloseReason::kFrameTimeout, true);
     }
     timed_ = timed_ || !greeted || inFrame || connection->closeByMs != 0;
   }

@@ -10,6 +10,7 @@
 // JS has polled: that is the back-pressure, in the client's own socket buffer.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <deque>
@@ -39,6 +40,8 @@ enum class CloseReason : uint32_t {
   kVersion = 8,
 };
 
+constexpr size_t kCloseReasons = 9;
+
 struct TransportOptions {
   uint32_t frameBodyBytesMax;
   uint32_t connectionsMax;
@@ -47,6 +50,10 @@ struct TransportOptions {
   uint32_t helloTimeoutMs;
   uint32_t magic;
   uint32_t version;
+  /// Whole frames that say why, sent before the transport closes for that reason; empty: closed without a word.
+  std::array<std::vector<uint8_t>, kCloseReasons> farewells{};
+  /// The same for a connection beyond connectionsMax.
+  std::vector<uint8_t> refusal{};
 };
 
 struct TransportCounters {
@@ -131,7 +138,8 @@ class Transport {
   void writable(const Shared& connection);
   bool flush(Connection& connection);
   void applyInterest(Connection& connection);
-  void beginClose(const Shared& connection, CloseReason reason);
+  /// Flushes, then closes. `farewell`: the peer is told why by us, JS has not done so.
+  void beginClose(const Shared& connection, CloseReason reason, bool farewell);
   void closeNow(const Shared& connection, CloseReason reason);
   void checkTimes();
   Shared find(uint32_t connection);
