@@ -32,6 +32,7 @@ import { TIER } from "./ledger/types.ts";
 import { LIMITS } from "./limits.ts";
 import { explainKey, nodeSnapshot, publishGauges } from "./node-snapshot.ts";
 import { Feed, METRIC } from "./observe/feed.ts";
+import { LruPolicy } from "./policy/lru.ts";
 import { PoolResizer } from "./transfer/resizer.ts";
 import { persistAges } from "./transfer/ages.ts";
 
@@ -204,7 +205,7 @@ class NodeDaemon implements Daemon {
           leaseReduced: (lease, depth) => server.leaseReduced(lease, depth),
         },
       },
-      undefined,
+      new LruPolicy(),
       randomBytes(4).readUInt32LE(),
     );
     const namespaces = new Namespaces(

@@ -2,7 +2,7 @@
  * The batch path for load generators: jobs by callback instead of promise, expectations pooled, keys and
  * rows written straight into the outgoing frame. Payload lies in the window already (dataReady).
  */
-import { CairnError } from "../../src/errors.ts";
+import type { CairnError } from "../../src/errors.ts";
 import {
   FLAG,
   HEADER_BYTES,

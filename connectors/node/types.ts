@@ -122,8 +122,8 @@ export interface WindowOptions {
   readonly offsetBytes?: number;
   readonly make?: "client" | "daemon";
   /**
-   * The adapter's own way of moving one engine block: gather() writes pattern bytes through the engine's layout into the
-   * row, scatter() brings the row back. Absent: rows are opaque bytes.
+   * The adapter's own way of moving one engine block: gather() writes pattern bytes through the engine's
+   * layout into the row, scatter() brings the row back. Absent: rows are opaque bytes.
    */
   readonly adapter?: LayoutAdapter;
   readonly hugePages?: boolean;

@@ -166,7 +166,7 @@ export class EngineServer implements CopyOwner {
   #event(at: number): void {
     const { events } = this.#options;
     const id = events[at + 1]!;
-    switch (events[at]) {
+    switch (events[at]!) {
       case EVENT.ACCEPT:
         this.#accept(id, events[at + 4]!, events[at + 5]!, events[at + 7]!);
         break;
@@ -319,7 +319,10 @@ export class EngineServer implements CopyOwner {
     if (sessions.leave(connection) && instance !== undefined) leases.endAll(instance, undefined);
   }
 
-  /** The coarse timer: lease expiry and STORE deadlines. Events are drained first, so that a late turn of ours expires nobody. */
+  /**
+   * The coarse timer: lease expiry and STORE deadlines. Events are drained first, so that a late turn of
+   * ours expires nobody.
+   */
   tick(): void {
     this.pump();
     const { context } = this;

@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { CairnClient, type Window } from "../../connectors/node/index.ts";
+import type { CairnClient, Window } from "../../connectors/node/index.ts";
 import {
   clientOf,
   descriptor,

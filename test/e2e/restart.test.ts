@@ -102,4 +102,35 @@ describe("a restart", () => {
     expect(second.log()).toMatch(/in use by another process/);
     await second.remove();
   });
+
+  it("asked for under load drains, exits 0 and loses nothing that was acknowledged", async () => {
+    daemon = await new TestDaemon().start();
+    client = await clientOf(daemon.socket, { strict: false });
+    const alive = client;
+    const window = await client.createWindow({ blocks: 8 * 16 });
+    const acknowledged: number[] = [];
+    let family = 100;
+    let running = true;
+    const lane = async (first: number): Promise<void> => {
+      while (running) {
+        const mine = family++;
+        const keys = keysOf(mine, 16);
+        for (let index = 0; index < 16; index++) {
+          window.row(first + index).set(payloadOf(keyAt(keys, index)));
+        }
+        const rows = rowsFrom(first, 16);
+        const { landed } = await alive.store({ window, startDepth: 0, keys, rows });
+        if (landed === 16) acknowledged.push(mine);
+        else running = false;
+      }
+    };
+    const lanes = Array.from({ length: 8 }, (_, index) => lane(index * 16));
+    await eventually(() => acknowledged.length > 20);
+    expect(await daemon.stop()).toBe(0);
+    await Promise.all(lanes);
+    await daemon.start();
+    await eventually(() => alive.connected);
+    const newest = acknowledged.slice(-50);
+    for (const mine of newest) expect((await client.lookup(1, keysOf(mine, 16))).hit).toBe(16);
+  });
 });

@@ -61,7 +61,7 @@ describe("a live daemon", () => {
       const tag = new DataView(golden.frame.buffer).getUint32(HEADER.TAG, true);
       answers.set(tag, [...(answers.get(tag) ?? []), golden]);
     }
-    // Two exchanges hang on values that a daemon draws at random: LOAD names a lease; what follows it is sent all the same.
+    // LOAD names a lease, which a daemon draws at random.
     const random = new Set([6]);
     for (const { frame, from } of frames) {
       if (from !== "client") continue;

@@ -116,5 +116,10 @@ export function goldenSection(): string {
   const lines = goldenFrames().map(
     ({ name, from, frame }) => `${from}: ${name}\n\`${hexOf(frame)}\`\n`,
   );
-  return `## Golden frames\nOne short session, with the descriptor of \`test/e2e/support.ts\`. Region, job, lease, seed and microseconds are examples.\n\n${lines.join("\n")}`;
+  const intro = [
+    "## Golden frames",
+    "One short session, with the descriptor of `test/e2e/support.ts`.",
+    "Region, job, lease, seed and microseconds are examples.",
+  ];
+  return `${intro.join("\n")}\n\n${lines.join("\n")}`;
 }
