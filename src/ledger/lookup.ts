@@ -8,7 +8,7 @@ import * as R from "./table.ts";
 import { NO_BLOCK, TIER, type Block, type LookupResult } from "./types.ts";
 
 /** Keys whose index entries are read ahead of their records in the linear walk. */
-const WALK_BATCH = 16;
+const WALK_BATCH = 32;
 const walkBlocks = new Uint32Array(WALK_BATCH);
 const walkFlags = new Uint32Array(WALK_BATCH);
 /** Only written: reading a record's first key word brings that cache line, too. */
@@ -124,7 +124,7 @@ function cutAtHoles(
 }
 
 /**
- * Guesses the records of the next keys: the first entry of each probe sequence. All index entries are read
+ * Guesses the records of the next keys: those from `next` on, else the first entry of each probe sequence. All index entries are read
  * first, then all records, so that the cache misses of a batch overlap instead of following one another.
  */
 function readAhead(
@@ -134,9 +134,16 @@ function readAhead(
   words: Uint32Array,
   first: number,
   batch: number,
+  next: Block,
 ): void {
-  const { hash, mask, indexMask, seed, records } = core.table;
+  const { hash, mask, indexMask, seed, records, touched } = core.table;
   for (let i = 0, last = first + keyWords - 1; i < batch; i += 1, last += keyWords) {
+    const block = next + i;
+    const word = block * R.RECORD_WORDS + keyWords - 1;
+    if (block < touched && records[word] === words[last]) {
+      walkBlocks[i] = block;
+      continue;
+    }
     const code = R.hashKey(words[last]!, words[last - 1]!, namespace, seed);
     // An empty entry guesses record 0; its key decides.
     walkBlocks[i] = Math.max(0, (hash[code & mask]! & indexMask) - 1);
@@ -162,17 +169,22 @@ export function lookupLinear(
   let depth = 0;
   let dram = 0;
   let last = NO_BLOCK;
+  // Chains that were stored in order lie in order: while the last batch did, the next record is tried first.
+  let next = NO_BLOCK;
   walk: while (depth < count) {
     const batch = Math.min(WALK_BATCH, count - depth);
     const first = at + depth * keyWords;
-    readAhead(core, index, keyWords, words, first, batch);
+    readAhead(core, index, keyWords, words, first, batch, next);
+    const begin = depth;
+    const before = last;
     for (let i = 0; i < batch; i += 1) {
       const keyAt = first + i * keyWords;
       let block = walkBlocks[i]!;
       let flags = walkFlags[i]!;
       const base = block * R.RECORD_WORDS;
       const hit =
-        (flags & R.NAMESPACE_MASK) === index && R.sameWords(records, base, words, keyAt, keyWords);
+        (flags & (R.NAMESPACE_MASK | R.IN_USE)) === (index | R.IN_USE) &&
+        R.sameWords(records, base, words, keyAt, keyWords);
       if (!hit) {
         // The first entry of the probe sequence was another key's.
         block = core.table.find(index, keyWords, words, keyAt);
@@ -185,6 +197,8 @@ export function lookupLinear(
       last = block;
       depth += 1;
     }
+    const inOrder = before === NO_BLOCK || last - before === depth - begin;
+    next = inOrder ? last + 1 : NO_BLOCK;
   }
   result.depth = depth;
   result.block = last;

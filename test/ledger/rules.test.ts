@@ -296,6 +296,32 @@ describe("rule 6: look-up", () => {
     }
   });
 
+  test("the walk agrees with bisection on long chains, in order, interleaved, and over recycled records", () => {
+    const s = small({ dram: 280, blocksMax: 400 });
+    const chainOf = (head: string, length: number): string =>
+      head + Array.from({ length: length - 1 }, (_, i) => String.fromCharCode(256 + i)).join("");
+    const grow = (head: string, from: number, to: number): void => {
+      expect(s.store(chainOf(head, to), from)).toBe("w".repeat(to - from));
+    };
+    grow("a", 0, 100);
+    for (let at = 0; at < 90; at += 15) {
+      grow("b", at, at + 15);
+      grow("c", at, at + 15);
+    }
+    // Evicts the tail of a and reuses its records.
+    grow("d", 0, 60);
+    for (const head of ["a", "b", "c", "d"]) {
+      for (const length of [1, 31, 32, 33, 64, 65, 90, 100]) {
+        const whole = chainOf(head, length);
+        const astray = `${chainOf(head, length - 1 || 1)}!`;
+        for (const chain of [whole, astray]) expect(s.hitLinear(chain)).toBe(s.hit(chain));
+      }
+    }
+    expect(s.hitLinear(chainOf("b", 90))).toBe(90);
+    expect(s.hitLinear(chainOf("d", 60))).toBe(60);
+    expect(s.hitLinear(chainOf("a", 100))).toBe(40);
+  });
+
   test("a key offered at the wrong depth is a miss", () => {
     const s = small();
     s.store("ab");
