@@ -1,0 +1,182 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { Job } from "../../src/engine-api/jobs.ts";
+import { Leases } from "../../src/engine-api/leases.ts";
+import type { Namespace } from "../../src/engine-api/namespaces.ts";
+import { Region } from "../../src/engine-api/regions.ts";
+import { Connection, Instance, NamespaceView, Sessions } from "../../src/engine-api/sessions.ts";
+import { Waiters } from "../../src/engine-api/waiters.ts";
+import { descriptor } from "../e2e/support.ts";
+
+const namespace: Namespace = {
+  index: 0,
+  digest: new Uint8Array(16),
+  digestHex: "",
+  descriptor: descriptor(),
+  tenant: "default",
+  variant: "",
+  keyBytes: 32,
+  keyWords: 8,
+  rowBytes: 100,
+  shards: 2,
+  blockBytes: 200,
+  recovered: false,
+  unprovenWriter: 0,
+};
+
+describe("waiters", () => {
+  it("agree with a plain list under any sequence of add, remove and settle", () => {
+    const jobs = [new Job(), new Job(), new Job()];
+    const step = fc.record({
+      what: fc.constantFrom("add", "remove", "settle"),
+      block: fc.nat(4),
+      job: fc.nat(2),
+      position: fc.nat(3),
+    });
+    fc.assert(
+      fc.property(fc.array(step, { maxLength: 200 }), (steps) => {
+        const waiters = new Waiters();
+        let model: { block: number; job: number; position: number }[] = [];
+        for (const { what, block, job, position } of steps) {
+          const same = (each: (typeof model)[number]): boolean =>
+            each.block === block && each.job === job && each.position === position;
+          if (what === "add" && !model.some(same)) {
+            const first = !model.some((each) => each.block === block);
+            expect(waiters.add(block, jobs[job]!, position)).toBe(first);
+            model.push({ block, job, position });
+          } else if (what === "remove") {
+            waiters.remove(block, jobs[job]!, position);
+            model = model.filter((each) => !same(each));
+          } else if (what === "settle") {
+            const told: string[] = [];
+            waiters.settle(block, true, (each, at) => told.push(`${jobs.indexOf(each)}:${at}`));
+            const expected = model.filter((each) => each.block === block);
+            expect(told.sort()).toEqual(
+              expected.map((each) => `${each.job}:${each.position}`).sort(),
+            );
+            model = model.filter((each) => each.block !== block);
+          }
+          expect(waiters.size).toBe(new Set(model.map((each) => each.block)).size);
+        }
+      }),
+    );
+  });
+});
+
+describe("leases", () => {
+  function table() {
+    const open = new Set<number>();
+    const leases = new Leases({
+      leaseOpen: (lease) => void open.add(lease),
+      leaseClose: (lease) => void open.delete(lease),
+      leaseFollow: () => undefined,
+      leaseBlock: () => 0,
+    });
+    const connection = new Connection(1, 1, 1, "default");
+    const instance = new Instance(1, "k", connection, "e", "x", [namespace]);
+    connection.instance = instance;
+    return { open, leases, connection, instance };
+  }
+
+  it("are one for each request id, and what they pin adds up", () => {
+    const { open, leases, connection, instance } = table();
+    const first = leases.request(connection, 7, 10);
+    leases.open(first, namespace, 3, 5);
+    const old = first.id;
+    expect(instance.pinnedBytes).toBe(1_000);
+    const again = leases.request(connection, 7, 10);
+    leases.open(again, namespace, 3, 2);
+    expect(again).toBe(first);
+    expect(open.has(old)).toBe(false);
+    expect(() => leases.require(instance, old)).toThrow("no such lease");
+    leases.follow(again, 4, 6);
+    expect(instance.pinnedBytes).toBe(1_200);
+    leases.reduced(again.id, 1);
+    expect(instance.pinnedBytes).toBe(200);
+    expect(leases.endRequest(instance, 7)).toBe(true);
+    expect(leases.endRequest(instance, 7)).toBe(false);
+    expect([instance.pinnedBytes, instance.leaseCount, leases.size, open.size]).toEqual([
+      0, 0, 0, 0,
+    ]);
+  });
+
+  it("are not another instance's, and not more than allowed", () => {
+    const { leases, connection } = table();
+    const lease = leases.request(connection, 1, 1);
+    leases.open(lease, namespace, 3, 1);
+    const stranger = new Instance(2, "s", connection, "s", "x", [namespace]);
+    expect(() => leases.require(stranger, lease.id)).toThrow("no such lease");
+    expect(() => leases.request(connection, 2, 1)).toThrow("leasesPerInstanceMax");
+  });
+
+  it("keep a chain that grows, is cut back and is forgotten", () => {
+    const { leases, connection, instance } = table();
+    const request = leases.request(connection, 1, 10);
+    const words = Uint32Array.from({ length: 800 }, (_, index) => index);
+    leases.extendChain(request, 8, 0, words, 0, 50);
+    leases.extendChain(request, 8, 50, words, 400, 50);
+    expect(request.chainKeys).toBe(100);
+    expect(request.chain[799]).toBe(799);
+    leases.extendChain(request, 8, 10, words, 0, 1);
+    expect(request.chainKeys).toBe(11);
+    expect(request.chain[80]).toBe(0);
+    expect(() => leases.extendChain(request, 8, 12, words, 0, 1)).toThrow("not held");
+    expect(instance.chainBytes).toBeGreaterThan(0);
+    leases.end(request);
+    expect(instance.chainBytes).toBe(0);
+  });
+});
+
+describe("regions", () => {
+  it("lend a row once, and all rows of a call or none", () => {
+    const request = {
+      kind: "window" as const,
+      make: "client" as const,
+      namespace: 1,
+      sizeBytes: 4_096,
+      offsetBytes: 64,
+      strideBytes: 128,
+      blocks: 8,
+      proof: false,
+    };
+    const region = new Region(1, new NamespaceView(1, namespace), request, 9);
+    expect(region.rangeAt(3)).toBe(64 + 3 * 128);
+    region.take(Uint32Array.of(0, 1, 2), 0, 3, 1);
+    expect(() => region.take(Uint32Array.of(3, 4, 1), 0, 3, 1)).toThrow("row 1");
+    expect(() => region.take(Uint32Array.of(3, 8), 0, 2, 1)).toThrow("row 8 of 8");
+    region.take(Uint32Array.of(9, 3, 9, 4), 1, 2, 2);
+    region.give(1);
+    region.take(Uint32Array.of(1), 0, 1, 1);
+    expect(() => region.give(7)).toThrow("was taken");
+  });
+});
+
+describe("tenants", () => {
+  it("are told by the socket, else by the uid, and never by what a client says", () => {
+    const sessions = new Sessions([
+      { name: "default", uids: [] },
+      { name: "team", uids: [7] },
+      { name: "open", uids: [] },
+    ]);
+    expect(sessions.tenantOf(0, 1)).toBe("default");
+    expect(sessions.tenantOf(0, 7)).toBe("team");
+    expect(sessions.tenantOf(1, 7)).toBe("team");
+    expect(() => sessions.tenantOf(1, 8)).toThrow("uid 8");
+    expect(sessions.tenantOf(2, 8)).toBe("open");
+  });
+
+  it("may use one engine id each, and an instance ends with its last connection", () => {
+    const sessions = new Sessions([{ name: "default", uids: [] }]);
+    const one = sessions.accept(1, 1, 5, "default");
+    const two = sessions.accept(2, 1, 5, "other");
+    const three = sessions.accept(3, 1, 6, "default");
+    const four = sessions.accept(4, 1, 5, "default");
+    const first = sessions.join(one, "e", "x", [namespace], 0);
+    expect(sessions.join(two, "e", "x", [namespace], 0)).not.toBe(first);
+    expect(() => sessions.join(three, "e", "x", [namespace], 0)).toThrow("uid 6");
+    expect(sessions.join(four, "e", "x", [namespace], 0)).toBe(first);
+    expect(sessions.leave(one)).toBe(false);
+    expect(sessions.leave(four)).toBe(true);
+    expect(sessions.find(three, "e")).toBeUndefined();
+  });
+});
