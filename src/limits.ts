@@ -57,6 +57,8 @@ export const LIMITS = {
   /** Default and largest deadline of a LOAD. */
   loadDeadlineMs: 5_000,
   loadDeadlineMsMax: 60_000,
+  /** Keys a namespace of one instance waits to see proved. More: the oldest is asked for again. */
+  proofsAskedMax: 64,
   shardsMax: 64,
   namespacesMax: 4_096,
   /** Holes listed before look-ups walk (DESIGN §5 rule 8). */

@@ -90,9 +90,12 @@ export function prove(context: EngineContext, frame: InboundFrame): void {
   const view = instance.view(integerField(body, "namespace", 1, 65_535));
   const block = findKey(context, view.namespace, body);
   const passed = booleanField(body, "ok");
-  if (!passed && !view.proven) {
+  const asked = view.answered(bytesField(body, "key"));
+  if (!asked || view.proven) {
+    // A verdict on a block that nobody asked about says nothing, and hiding costs a namespace.
+  } else if (!passed) {
     hideOlderBlocks(context, frame, view);
-  } else if (passed && !view.proven && view.asked) {
+  } else {
     // The block may have left since it was compared; the comparison still counts.
     view.proven = true;
     context.feed.add(METRIC.proofsPassed, 1);

@@ -44,7 +44,8 @@ export function lookup(context: EngineContext, frame: InboundFrame): void {
   let bits = found.sampled ? LOOKUP_BITS.SPLIT_SAMPLED : 0;
   let depth = clip(context, instance, namespace, hit);
   const block = depth === hit ? found.block : blockAt(context, namespace, depth);
-  if (block === NO_BLOCK) depth = 0;
+  // A clipped depth was not probed: a client whose keys are no chain may have anything there.
+  if (block === NO_BLOCK || !context.ledger.isVisible(block)) depth = 0;
   if (depth < hit) bits |= LOOKUP_BITS.CLIPPED;
   if (depth > 0 && !frame.has(FLAG.NO_LEASE)) {
     leases.open(request, namespace, block, depth);
@@ -55,8 +56,7 @@ export function lookup(context: EngineContext, frame: InboundFrame): void {
   if (leaseId === 0 && request.chainKeys === 0) leases.end(request);
   if (depth > 0 && proofNeeded(context, instance, view)) {
     bits |= LOOKUP_BITS.PROOF_WANTED;
-    view.asked = true;
-    writeProof(context, namespace, depth);
+    writeProof(context, view, namespace, depth);
     feed.add(METRIC.unprovenLookups, 1);
     depth = 0;
   } else {
@@ -149,13 +149,19 @@ export function proofNeeded(
   return recovered || (unprovenWriter !== 0 && unprovenWriter !== instance.number);
 }
 
-function writeProof(context: EngineContext, namespace: Namespace, depth: number): void {
+function writeProof(
+  context: EngineContext,
+  asking: NamespaceView,
+  namespace: Namespace,
+  depth: number,
+): void {
   const { view } = context.out;
   view.setUint32(BODY + 28, depth, true);
   const at = keys.at + (depth - 1) * namespace.keyWords;
   for (let word = 0; word < namespace.keyWords; word++) {
     view.setUint32(BODY + 32 + word * 4, keys.words[at + word]!, true);
   }
+  asking.ask(context.out.bytes.subarray(BODY + 32, BODY + 32 + namespace.keyBytes));
 }
 
 function writeHit(

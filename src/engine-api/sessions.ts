@@ -8,7 +8,8 @@ import { assert } from "../assert.ts";
 import { CairnError } from "../errors.ts";
 import type { Job } from "./jobs.ts";
 import type { Lease } from "./leases.ts";
-import type { Namespace } from "./namespaces.ts";
+import { LIMITS } from "../limits.ts";
+import { hex, type Namespace } from "./namespaces.ts";
 import type { Region } from "./regions.ts";
 
 export interface Tenant {
@@ -50,13 +51,31 @@ export class NamespaceView {
   blind = false;
   /** This instance has compared a stored block with its own and found them equal. */
   proven = false;
-  /** A LOOKUP has been answered proofWanted. */
-  asked = false;
+  /** Keys, in hex, that a LOOKUP was answered proofWanted for; the oldest is forgotten first. */
+  readonly #askedKeys = new Set<string>();
 
   constructor(handle: number, namespace: Namespace) {
     this.handle = handle;
     this.declared = namespace;
     this.namespace = namespace;
+  }
+
+  /** A LOOKUP has been answered proofWanted. */
+  get asked(): boolean {
+    return this.#askedKeys.size > 0;
+  }
+
+  ask(key: Uint8Array): void {
+    this.#askedKeys.add(hex(key));
+    if (this.#askedKeys.size <= LIMITS.proofsAskedMax) return;
+    const [oldest] = this.#askedKeys;
+    assert(oldest !== undefined, "a set above its bound has entries");
+    this.#askedKeys.delete(oldest);
+  }
+
+  /** Takes the question back; false when this key was not asked for. */
+  answered(key: Uint8Array): boolean {
+    return this.#askedKeys.delete(hex(key));
   }
 }
 
