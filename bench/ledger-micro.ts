@@ -5,6 +5,7 @@
  */
 import { Ledger } from "../src/ledger/ledger.ts";
 import type { SlabTierOptions } from "../src/ledger/types.ts";
+import { LruPolicy } from "../src/policy/lru.ts";
 
 const KEY_WORDS = 8;
 const CHAIN = 32_768;
@@ -95,16 +96,19 @@ function shuffledOrder(chains: number): Uint32Array {
 function main(): void {
   const chains = Math.max(1, Math.round(Number(process.argv[2] ?? 1_000_000) / CHAIN));
   const resident = chains * CHAIN;
-  const ledger = new Ledger({
-    blocksMax: resident + BATCH,
-    namespacesMax: 16,
-    tenantsMax: 4,
-    tiers: [tier(resident), tier(resident)],
-    holesMax: 1024,
-    splitSamplesMax: 64,
-    logEntries: 65_536,
-    observer: { settled: () => undefined, leaseReduced: () => undefined },
-  });
+  const ledger = new Ledger(
+    {
+      blocksMax: resident + BATCH,
+      namespacesMax: 16,
+      tenantsMax: 4,
+      tiers: [tier(resident), tier(resident)],
+      holesMax: 1024,
+      splitSamplesMax: 64,
+      logEntries: 65_536,
+      observer: { settled: () => undefined, leaseReduced: () => undefined },
+    },
+    new LruPolicy(),
+  );
   const namespace = ledger.addNamespace({
     keyWords: KEY_WORDS,
     shards: 1,

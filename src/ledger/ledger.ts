@@ -11,7 +11,6 @@
 import { assert } from "../assert.ts";
 import { CairnError } from "../errors.ts";
 import type { HintRequest, HintVerdict } from "../policy/hints.ts";
-import { LruPolicy } from "../policy/lru.ts";
 import type { EvictionPolicy } from "../policy/policy.ts";
 import { AgeHeap } from "./heap.ts";
 import { mayLeave, touch } from "./ages.ts";
@@ -65,7 +64,7 @@ export class Ledger implements LedgerApi {
   #recovery: Recovery | undefined;
 
   /** hashSeed: any integer; a secret one keeps clients from choosing keys that collide. */
-  constructor(options: LedgerOptions, policy: EvictionPolicy = new LruPolicy(), hashSeed = 0) {
+  constructor(options: LedgerOptions, policy: EvictionPolicy, hashSeed = 0) {
     this.core = new Core(options, policy, hashSeed, new LeaseTable());
     this.#call = {
       namespace: NO_NAMESPACE,

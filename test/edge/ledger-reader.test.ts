@@ -2,32 +2,36 @@ import { expect, test } from "vitest";
 import { openLedgerReader, namespaceTable } from "../../src/edge/ledger-reader.ts";
 import { Ledger } from "../../src/ledger/ledger.ts";
 import { TIER } from "../../src/ledger/types.ts";
+import { LruPolicy } from "../../src/policy/lru.ts";
 
 const KEY_WORDS = 8;
 
 function ledgerWith(logEntries: number): Ledger {
-  return new Ledger({
-    blocksMax: 64,
-    namespacesMax: 4,
-    tenantsMax: 2,
-    tiers: [
-      {
-        slabs: 1,
-        slotsPerSlab: () => 32,
-        assignSlab: () => undefined,
-        releaseSlab: () => undefined,
-        invalidate: () => undefined,
-        blocksMax: 0,
-        highWatermark: 1,
-        lowWatermark: 1,
-      },
-      undefined,
-    ],
-    holesMax: 8,
-    splitSamplesMax: 8,
-    logEntries,
-    observer: { settled: () => undefined, leaseReduced: () => undefined },
-  });
+  return new Ledger(
+    {
+      blocksMax: 64,
+      namespacesMax: 4,
+      tenantsMax: 2,
+      tiers: [
+        {
+          slabs: 1,
+          slotsPerSlab: () => 32,
+          assignSlab: () => undefined,
+          releaseSlab: () => undefined,
+          invalidate: () => undefined,
+          blocksMax: 0,
+          highWatermark: 1,
+          lowWatermark: 1,
+        },
+        undefined,
+      ],
+      holesMax: 8,
+      splitSamplesMax: 8,
+      logEntries,
+      observer: { settled: () => undefined, leaseReduced: () => undefined },
+    },
+    new LruPolicy(),
+  );
 }
 
 function key(first: number, last: number): Uint8Array {

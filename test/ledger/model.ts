@@ -11,6 +11,7 @@ import { Ledger } from "../../src/ledger/ledger.ts";
 import { LOG_KIND } from "../../src/ledger/log.ts";
 import { NO_BLOCK, NO_SLOT, RESERVE, STATE, type LedgerOptions } from "../../src/ledger/types.ts";
 import { LedgerView } from "../../src/ledger/view.ts";
+import { LruPolicy } from "../../src/policy/lru.ts";
 import { growForest, random, type ModelConfig, type Node } from "./forest.ts";
 import { FakeStore } from "./store.ts";
 
@@ -106,7 +107,7 @@ export class Model {
         leaseReduced: (lease, depth) => this.#reduced(lease, depth),
       },
     };
-    const ledger = new Ledger(options, undefined, this.config.seed);
+    const ledger = new Ledger(options, new LruPolicy(), this.config.seed);
     for (let i = 0; i < this.config.namespaces; i += 1) {
       const chained = !(this.config.unchained && i === this.config.namespaces - 1);
       const { shards } = this.config;

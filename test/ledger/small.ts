@@ -10,6 +10,7 @@ import {
   type LookupResult,
   type SlabTierOptions,
 } from "../../src/ledger/types.ts";
+import { LruPolicy } from "../../src/policy/lru.ts";
 import type { EvictionPolicy } from "../../src/policy/policy.ts";
 import { FakeStore } from "./store.ts";
 
@@ -53,7 +54,7 @@ export class Small {
         leaseReduced: (lease, depth) => this.reduced.push([lease, depth]),
       },
     };
-    this.ledger = new Ledger(ledgerOptions, options.policy);
+    this.ledger = new Ledger(ledgerOptions, options.policy ?? new LruPolicy());
     this.namespace = this.ledger.addNamespace({
       keyWords: KEY_WORDS,
       shards: options.shards ?? 1,
