@@ -151,41 +151,62 @@ export class XorShift {
   }
 }
 
-/** Keys of chain `chain`, written from word 0. Distinct chains share no key (but by a 2^-256 chance). */
-export function chainKeys(words: Uint32Array, chain: number, blocks: number): void {
-  assert(words.length >= blocks * KEY_WORDS, "the array holds the chain");
-  new XorShift(chain * 2_654_435_761 + 1).fill(words, 0, blocks * KEY_WORDS);
+/** Blocks stored by one call of the fill; keys are drawn a segment at a time. */
+const SEGMENT_BLOCKS = 512;
+
+/** Writes keys [segment · 512, …) of a chain from word `at` on, at most `blocks` of them. */
+function segmentKeys(
+  words: Uint32Array,
+  at: number,
+  chain: number,
+  segment: number,
+  blocks: number,
+): void {
+  const seed = Math.imul(chain, 0x9e37_79b1) ^ Math.imul(segment + 1, 0x85eb_ca6b);
+  const count = Math.min(blocks, SEGMENT_BLOCKS);
+  new XorShift(seed).fill(words, at, at + count * KEY_WORDS);
+  // A 32-bit generator has one orbit, on which segments may overlap: the first two words make each key unique.
+  for (let index = 0; index < count; index += 1) {
+    words[at + index * KEY_WORDS] = chain;
+    words[at + index * KEY_WORDS + 1] = segment * SEGMENT_BLOCKS + index;
+  }
 }
 
-/** Fills the ledger with `chains` chains of `chainBlocks` blocks each. Returns blocks made visible. */
+/** Keys of chain `chain`, written from word 0: no key stands twice in a chain or in two chains. */
+export function chainKeys(words: Uint32Array, chain: number, blocks: number): void {
+  assert(words.length >= blocks * KEY_WORDS, "the array holds the chain");
+  for (let depth = 0; depth < blocks; depth += SEGMENT_BLOCKS) {
+    segmentKeys(words, depth * KEY_WORDS, chain, depth / SEGMENT_BLOCKS, blocks - depth);
+  }
+}
+
+/**
+ * Fills the ledger with `chains` chains of `chainBlocks` blocks each; returns blocks made visible. All chains grow in
+ * turn, a segment at a time, so that records of one chain lie in runs of 512 and not in one piece, as they do when many
+ * engines store long prompts by chunks.
+ */
 export function fillChains(
   ledger: Ledger,
   namespace: number,
   chains: number,
   chainBlocks: number,
-  onChain: (chain: number) => void,
+  onSegment: (segment: number) => void,
 ): number {
-  const batch = 512;
-  const words = new Uint32Array(chainBlocks * KEY_WORDS);
-  const statuses = new Uint8Array(batch);
-  const blocks = new Uint32Array(batch);
+  // The last key of the segment before, then the keys of this one.
+  const words = new Uint32Array((2 * SEGMENT_BLOCKS + 1) * KEY_WORDS);
+  const at = SEGMENT_BLOCKS * KEY_WORDS;
+  const statuses = new Uint8Array(SEGMENT_BLOCKS);
+  const blocks = new Uint32Array(SEGMENT_BLOCKS);
   let visible = 0;
-  for (let chain = 0; chain < chains; chain += 1) {
-    chainKeys(words, chain, chainBlocks);
-    for (let depth = 0; depth < chainBlocks; depth += batch) {
-      const count = Math.min(batch, chainBlocks - depth);
-      visible += storeNow(
-        ledger,
-        namespace,
-        depth,
-        words,
-        depth * KEY_WORDS,
-        count,
-        statuses,
-        blocks,
-      );
+  for (let depth = 0; depth < chainBlocks; depth += SEGMENT_BLOCKS) {
+    const segment = depth / SEGMENT_BLOCKS;
+    const count = Math.min(SEGMENT_BLOCKS, chainBlocks - depth);
+    for (let chain = 0; chain < chains; chain += 1) {
+      if (depth > 0) segmentKeys(words, 0, chain, segment - 1, SEGMENT_BLOCKS);
+      segmentKeys(words, at, chain, segment, count);
+      visible += storeNow(ledger, namespace, depth, words, at, count, statuses, blocks);
     }
-    onChain(chain);
+    onSegment(segment);
   }
   return visible;
 }

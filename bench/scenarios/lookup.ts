@@ -51,9 +51,9 @@ export function filledLedger(residentBlocks: number): Filled {
     reserveBlocksMax: 512,
   });
   const namespace = addChainedNamespace(ledger);
-  const progress = new Progress("fill", chains);
-  const visible = fillChains(ledger, namespace, chains, CHAIN_BLOCKS, (chain) =>
-    progress.update(chain + 1),
+  const progress = new Progress("fill", CHAIN_BLOCKS / 512);
+  const visible = fillChains(ledger, namespace, chains, CHAIN_BLOCKS, (segment) =>
+    progress.update(segment + 1),
   );
   progress.end();
   assert(visible === chains * CHAIN_BLOCKS, "every block stored is visible");

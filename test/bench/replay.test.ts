@@ -1,5 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { addChainedNamespace, bareLedger, chainKeys, fillChains } from "../../bench/ledger.ts";
 import { isPayload, writePayload } from "../../bench/replay/payload.ts";
 import { ON_DEMAND, PRODUCTION, replayPure, requestKeys } from "../../bench/replay/pure.ts";
 import { idealHits, type Trace, TraceBuilder, traceKeys } from "../../bench/replay/trace.ts";
@@ -86,6 +87,26 @@ describe("the pure replay", () => {
       requests: 1,
       blocks: 0,
     });
+  });
+});
+
+describe("a filled ledger", () => {
+  it("holds every block of every chain under the keys that requests are drawn from", () => {
+    const blocks = 1_200;
+    const ledger = bareLedger({ capacityBlocks: 5 * blocks, ...ON_DEMAND, reserveBlocksMax: 512 });
+    const namespace = addChainedNamespace(ledger);
+    expect(fillChains(ledger, namespace, 5, blocks, () => undefined)).toBe(5 * blocks);
+    const words = new Uint32Array(blocks * 8);
+    const seen = new Set<string>();
+    for (let chain = 0; chain < 5; chain += 1) {
+      chainKeys(words, chain, blocks);
+      expect(ledger.lookup(namespace, words, 0, blocks).depth).toBe(blocks);
+      for (let at = 0; at < words.length; at += 8) seen.add(words.subarray(at, at + 8).join());
+    }
+    expect(seen.size).toBe(5 * blocks);
+    chainKeys(words, 5, blocks);
+    expect(ledger.lookup(namespace, words, 0, blocks).depth).toBe(0);
+    ledger.audit();
   });
 });
 
