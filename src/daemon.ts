@@ -71,8 +71,8 @@ export interface Daemon {
   start(): Promise<void>;
   /** Drains and stops; `immediate` cancels what is in flight. Idempotent. */
   stop(immediate?: boolean): Promise<void>;
-  /** Applies a whole, checked configuration. @throws CairnError restartNeeded; then nothing changed */
-  reload(next: Config): Promise<ConfigApplied>;
+  /** Applies a whole configuration, or what loads and checks one; counted either way. @throws CairnError configInvalid, restartNeeded; then nothing changed */
+  reload(next: Config | (() => Config)): Promise<ConfigApplied>;
   snapshot(): NodeSnapshot;
   /** Resolves with the edge's address once it listens, undefined when it could not. */
   readonly edgeAddress: Promise<string | undefined>;
@@ -324,7 +324,7 @@ class NodeDaemon implements Daemon {
           snapshot: () => nodeSnapshot(server, ledger, dram),
           config: () => this.config,
           configPut: (document) =>
-            this.reload(overlayConfig(this.config, document, "PUT /v1/config")),
+            this.reload(() => overlayConfig(this.config, document, "PUT /v1/config")),
           explain: (key) => explainKey(ledger, server.context.namespaces.list, key),
         },
         onFailure: (error) => this.#fault(error),
@@ -343,10 +343,20 @@ class NodeDaemon implements Daemon {
     return nodeSnapshot(this.parts.server, this.parts.ledger, this.parts.dram);
   }
 
-  async reload(next: Config): Promise<ConfigApplied> {
+  async reload(next: Config | (() => Config)): Promise<ConfigApplied> {
+    try {
+      const applied = this.#apply(typeof next === "function" ? next() : next);
+      this.feed.addAt(METRIC.configReloads, 0, 1);
+      return applied;
+    } catch (error) {
+      this.feed.addAt(METRIC.configReloads, 1, 1);
+      throw error;
+    }
+  }
+
+  #apply(next: Config): ConfigApplied {
     const { live, restartNeeded } = diffConfig(this.config, next);
     if (restartNeeded.length > 0) {
-      this.feed.addAt(METRIC.configReloads, 1, 1);
       const fields = restartNeeded.map(({ path }) => path).join(", ");
       throw new CairnError("restartNeeded", `needs a restart: ${fields}`);
     }
@@ -356,12 +366,7 @@ class NodeDaemon implements Daemon {
     const capacity = config.dram.capacityBytes;
     if (capacity !== this.config.dram.capacityBytes && capacity !== "auto") {
       const slabs = Math.floor(capacity / parts.dram.slabBytes);
-      try {
-        this.#resizer?.aim(slabs, config.dram.directory);
-      } catch (error) {
-        this.feed.addAt(METRIC.configReloads, 1, 1);
-        throw error;
-      }
+      this.#resizer?.aim(slabs, config.dram.directory);
     }
     this.config = config;
     Object.assign(this.#settings, settingsOf(config, parts.dram.capacityBytes));
@@ -369,7 +374,6 @@ class NodeDaemon implements Daemon {
     const tierOptions = parts.ledger.core.tier(TIER.DRAM).options;
     Object.assign(tierOptions, { highWatermark, lowWatermark });
     this.#log.level = config.log.level;
-    this.feed.addAt(METRIC.configReloads, 0, 1);
     const applied = live.map(({ path }) => path);
     this.#log.info({ applied }, "configuration reloaded");
     return { applied, config };

@@ -44,5 +44,5 @@ function onSignals(
 }
 
 async function reload(daemon: Daemon, sources: ConfigSources): Promise<void> {
-  await daemon.reload(loadConfig(sources).config);
+  await daemon.reload(() => loadConfig(sources).config);
 }

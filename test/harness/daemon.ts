@@ -136,6 +136,11 @@ export class TestDaemon {
   async launch(): Promise<void> {
     this.configure({});
     this.spawn();
+    await this.serves();
+  }
+
+  /** Waits until a started process serves engines; throws with its own words when it ends instead. */
+  async serves(): Promise<void> {
     await eventually("the daemon serves", () => this.#serves(), START_MS);
   }
 
