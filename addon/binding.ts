@@ -201,7 +201,13 @@ export interface Addon {
   listen(path: string, mode: number, listener: number): void;
   unlisten(listener: number): void;
   /** Queues bytes [offset, offset+length) of `from` for the connection; tries to write at once. descriptor -1 = none. False: connection gone. */
-  send(connection: number, from: Uint8Array, offset: number, length: number, descriptor: number): boolean;
+  send(
+    connection: number,
+    from: Uint8Array,
+    offset: number,
+    length: number,
+    descriptor: number,
+  ): boolean;
   /** The first HELLO of this connection was accepted: the hello timeout is over. */
   established(connection: number): void;
   closeConnection(connection: number, reason: number): void;
@@ -256,11 +262,20 @@ export interface Addon {
    * frame-sized reply of `replyBytes` (0 = read one whole frame), `count` times; returns microseconds of each
    * round trip. Its twin is benchEcho: answers every `requestBytes` with `replyBytes` until the client leaves.
    */
-  benchRoundTrips(path: string, hello: Uint8Array, request: Uint8Array, replyBytes: number, count: number): Float64Array;
+  benchRoundTrips(
+    path: string,
+    hello: Uint8Array,
+    request: Uint8Array,
+    replyBytes: number,
+    count: number,
+  ): Float64Array;
   benchEcho(path: string, requestBytes: number, replyBytes: number): void;
 
   /** Client side (connectors/node, tests); independent of start(). */
-  clientMemfd(sizeBytes: number, hugePages: boolean): { readonly descriptor: number; readonly buffer: ArrayBuffer };
+  clientMemfd(
+    sizeBytes: number,
+    hugePages: boolean,
+  ): { readonly descriptor: number; readonly buffer: ArrayBuffer };
   /** Maps a received memfd as an external ArrayBuffer (at most 4 GiB). */
   clientMap(descriptor: number, sizeBytes: number): ArrayBuffer;
   /**
@@ -273,6 +288,12 @@ export interface Addon {
     onClose: (reason: string) => void,
   ): number;
   /** False: connection gone, or more than 64 MiB unsent. */
-  clientSend(client: number, bytes: Uint8Array, offset: number, length: number, descriptor: number): boolean;
+  clientSend(
+    client: number,
+    bytes: Uint8Array,
+    offset: number,
+    length: number,
+    descriptor: number,
+  ): boolean;
   clientClose(client: number): void;
 }

@@ -15,6 +15,8 @@ const args = [nodeGyp, "rebuild", "--jobs", "2", ...process.argv.slice(2)];
 if (headersBeside) args.push(`--nodedir=${prefix}`);
 const result = spawnSync(process.execPath, args, { cwd: root, stdio: "inherit" });
 if (result.status !== 0) {
-  console.error("cairn: the native addon did not build; a C++20 compiler, make and python3 are needed.");
+  console.error(
+    "cairn: the native addon did not build; a C++20 compiler, make and python3 are needed.",
+  );
 }
 process.exit(result.status ?? 1);
