@@ -304,6 +304,18 @@ class NodeDaemon implements Daemon {
     };
     gauges();
     this.#timers.push(setInterval(gauges, GAUGES_MS));
+    if (process.env["CAIRN_TEST_AUDIT"] === "1") this.#timers.push(this.#audit(ledger));
+  }
+
+  /** For tests: every count of the ledger is derived again from scratch, several times a second. */
+  #audit(ledger: Ledger): NodeJS.Timeout {
+    return setInterval(() => {
+      try {
+        ledger.audit();
+      } catch (error) {
+        this.#fault(error);
+      }
+    }, GAUGES_MS);
   }
 
   async #startEdge({ ledger, server, dram }: DaemonParts): Promise<string | undefined> {

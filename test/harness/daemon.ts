@@ -158,7 +158,7 @@ export class TestDaemon {
     const args = ["--import", "tsx", join(ROOT, "src/cli.ts"), "daemon"];
     const child = spawn(process.execPath, [...args, "--config", this.configPath], {
       cwd: ROOT,
-      env: cleanEnvironment(),
+      env: { ...cleanEnvironment(), CAIRN_TEST_AUDIT: "1" },
       stdio: ["ignore", log, log],
     });
     closeSync(log);
@@ -314,7 +314,9 @@ export async function withDaemon<T>(
   const daemon = new TestDaemon(settings);
   try {
     await daemon.launch();
-    return await use(daemon);
+    const result = await use(daemon);
+    if (/a fault in cairn/.test(daemon.log())) throw new Error(daemon.log());
+    return result;
   } finally {
     await daemon.remove();
   }
