@@ -21,6 +21,7 @@
         "addon/scan.cc",
         "addon/socket.cc",
         "addon/table.cc",
+        "addon/toucher.cc",
         "addon/transport.cc"
       ],
       "include_dirs": [

@@ -42,7 +42,7 @@ struct NamespaceEntry {
 };
 static_assert(sizeof(NamespaceEntry) == 24);
 
-/// mbind without libnuma: prefer-bind the range to one node. A kernel without NUMA answers ENOSYS.
+/// mbind without libnuma: bind the range to one node. A kernel without NUMA answers ENOSYS.
 void bindToNode(void* address, uint64_t bytes, int node) {
 #ifdef SYS_mbind
   constexpr int kBind = 2;
@@ -54,6 +54,21 @@ void bindToNode(void* address, uint64_t bytes, int node) {
   if (result != 0 && errno != ENOSYS) failErrno("mbind to NUMA node " + std::to_string(node));
 #else
   static_cast<void>(address), static_cast<void>(bytes), static_cast<void>(node);
+#endif
+}
+
+/// mbind without libnuma: spread the range over nodes, page by page. False: the kernel or a sandbox does not let
+/// us, or a node has gone; then pages lie where they are first touched.
+bool interleaveOver(void* address, uint64_t bytes, const std::vector<uint32_t>& nodes) {
+#ifdef SYS_mbind
+  constexpr int kInterleave = 3;
+  unsigned long mask[kNumaNodesMax / (8 * sizeof(unsigned long))] = {};
+  const size_t bits = 8 * sizeof(unsigned long);
+  for (const uint32_t node : nodes) mask[node / bits] |= 1ul << (node % bits);
+  return syscall(SYS_mbind, address, bytes, kInterleave, mask, kNumaNodesMax + 1, 0) == 0;
+#else
+  static_cast<void>(address), static_cast<void>(bytes), static_cast<void>(nodes);
+  return false;
 #endif
 }
 
@@ -76,6 +91,8 @@ std::shared_ptr<Arena> Arena::open(const Options& options) {
   std::shared_ptr<Arena> arena(new Arena());
   arena->path_ = options.path;
   arena->numaNode_ = options.numaNode;
+  arena->interleaveNodes_ = options.interleaveNodes;
+  for (const uint32_t node : options.interleaveNodes) CAIRN_ASSERT(node < kNumaNodesMax, "a NUMA node fits the mask");
   arena->hugePages_ = options.hugePages;
   arena->users_ = std::make_unique<std::atomic<uint32_t>[]>(kSlabsMax);
   arena->openFile(options.path);
@@ -162,13 +179,28 @@ void Arena::mapSlabs(uint32_t from, uint32_t to) {
   void* at = mmap(base_ + offset, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file_.get(),
                   static_cast<off_t>(offset));
   if (at == MAP_FAILED) failErrno("mmap " + path_);
-  if (numaNode_ >= 0) bindToNode(at, bytes, numaNode_);
   // Advice: a file system without huge pages answers EINVAL, which is no fault.
   if (hugePages_) static_cast<void>(madvise(at, bytes, MADV_HUGEPAGE));
   static_cast<void>(madvise(at, bytes, MADV_DONTDUMP));
 }
 
+void Arena::setNumaPolicy(uint64_t from, uint64_t to) {
+  if ((numaNode_ < 0 && interleaveNodes_.empty()) || from >= to) return;
+  // The policy of shared memory belongs to the file: this mapping may go as soon as it is set.
+  void* at = mmap(nullptr, to - from, PROT_NONE, MAP_SHARED, file_.get(), static_cast<off_t>(from));
+  if (at == MAP_FAILED) failErrno("mmap " + path_);
+  try {
+    if (numaNode_ >= 0) bindToNode(at, to - from, numaNode_);
+    if (!interleaveNodes_.empty()) numaPolicySet_ = interleaveOver(at, to - from, interleaveNodes_);
+  } catch (...) {
+    munmap(at, to - from);
+    throw;
+  }
+  munmap(at, to - from);
+}
+
 void Arena::allocateFile(uint64_t from, uint64_t to) {
+  setNumaPolicy(from, to);
   for (uint64_t at = from; at < to;) {
     const uint64_t bytes = std::min(kAllocateBytes, to - at);
     int error = fallocate(file_.get(), 0, static_cast<off_t>(at), static_cast<off_t>(bytes)) == 0 ? 0 : errno;

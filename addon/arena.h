@@ -29,6 +29,7 @@ constexpr uint32_t kSlotsPerSlabMax = 1u << kSlotIndexBits;
 constexpr uint32_t kSlabsMax = 1u << (32 - kSlotIndexBits);
 constexpr uint32_t kNamespacesMax = 4096;
 constexpr uint32_t kArenaFormat = 1;
+constexpr uint32_t kNumaNodesMax = 1024;
 constexpr size_t kHeadBytes = 4u << 20;
 constexpr size_t kDigestBytes = 16;
 
@@ -58,6 +59,8 @@ class Arena {
     uint64_t slabBytes;
     uint32_t slabs;
     int numaNode;
+    /// Spread pages over these nodes instead; empty = no.
+    std::vector<uint32_t> interleaveNodes;
     bool hugePages;
   };
 
@@ -73,6 +76,8 @@ class Arena {
 
   bool reopened() const { return reopened_; }
   bool clean() const { return clean_; }
+  /// interleaveNodes was asked for and the kernel agreed.
+  bool numaPolicySet() const { return numaPolicySet_; }
   uint64_t slabBytes() const { return slabBytes_; }
   uint32_t slabs() const { return static_cast<uint32_t>(slabs_.size()); }
   const ArenaSlab& slab(uint32_t index) const { return slabs_[index]; }
@@ -109,6 +114,8 @@ class Arena {
   void writeSuperblock(bool clean);
   void writeSlabs();
   void writeNamespaces(const std::vector<ArenaNamespace>& namespaces);
+  /// Before pages are allocated: fallocate gives them their place.
+  void setNumaPolicy(uint64_t from, uint64_t to);
   void allocateFile(uint64_t from, uint64_t to);
   uint64_t fileBytes(uint32_t slabs) const { return kHeadBytes + uint64_t{slabs} * slabBytes_; }
   void checkIdle(uint32_t slab) const;
@@ -120,6 +127,8 @@ class Arena {
   uint64_t reservedBytes_ = 0;
   uint64_t slabBytes_ = 0;
   int numaNode_ = -1;
+  std::vector<uint32_t> interleaveNodes_;
+  bool numaPolicySet_ = false;
   bool hugePages_ = false;
   bool reopened_ = false;
   bool clean_ = false;

@@ -15,13 +15,13 @@ export const EVENT_WORDS = 8;
 export const EVENT = {
   /** id = connection; a = pid, b = uid, c = gid, d = listener. */
   ACCEPT: 1,
-  /** id = connection; offset/length = the whole frame (header + body) in `inbox`, 8-byte aligned; a = descriptor or 0xffffffff. */
+  /** id = connection; offset/length = the whole frame (header + body) in `inbox`, 8-byte aligned; a = descriptor or 0xffffffff, b = microseconds it waited for poll(). */
   FRAME: 2,
   /** id = connection; a = CLOSE_REASON. No event of this connection follows. */
   CLOSE: 3,
   /** id = batch; offset/length = item status bytes in `statuses`; a = failed items, b = microseconds, c/d = bytes copied low/high. */
   COPIED: 4,
-  /** id = task given at the call; a = done, b = total, c = 0 running, 1 ended, 2 failed. Pre-touch, scan. */
+  /** id = task given at the call; a = done, b = total, c = 0 running, 1 ended, 2 failed; d = errno of a window. Pre-touch, scan, window. */
   PROGRESS: 5,
 } as const;
 
@@ -80,6 +80,8 @@ export interface ArenaOptions {
   readonly slabs: number;
   /** Bind to this NUMA node, -1 for none. */
   readonly numaNode: number;
+  /** Spread pages over these NUMA nodes; absent or empty for none. Where the kernel refuses, pages lie where they fall. */
+  readonly interleaveNodes?: readonly number[];
   /** madvise huge pages where the file system has them. */
   readonly hugePages: boolean;
 }
@@ -98,6 +100,8 @@ export interface ArenaInfo {
   readonly clean: boolean;
   readonly slabs: number;
   readonly slabBytes: number;
+  /** interleaveNodes was asked for and holds. */
+  readonly numaPolicySet: boolean;
 }
 
 export interface SlabInfo {
@@ -168,6 +172,8 @@ export interface AddonCounters {
   readonly copyBusyMicroseconds: number;
   readonly itemsCorrupt: number;
   readonly itemsIdentity: number;
+  /** Faults injected on purpose (arenaFlipBit). */
+  readonly faultsInjected: number;
 }
 
 export interface CopyBatch {
@@ -213,10 +219,15 @@ export interface Addon {
   closeConnection(connection: number, reason: number): void;
   closeDescriptor(descriptor: number): void;
 
-  /** Maps a sealed memfd (checks seals and size, pre-faults). Takes over the descriptor. Throws code NOT_SEALED, TOO_SMALL or an errno. */
+  /** Maps a sealed memfd (checks seals and size); touches no page. Takes over the descriptor. Throws code NOT_SEALED, TOO_SMALL or an errno. */
   regionMap(descriptor: number, sizeBytes: number): RegionInfo;
-  /** Makes a sealed memfd and maps it; the descriptor is for send(), then closeDescriptor(). */
+  /** Makes a sealed memfd and maps it untouched; the descriptor is for send(), then closeDescriptor(). */
   regionCreate(sizeBytes: number): RegionInfo & { readonly descriptor: number };
+  /**
+   * Touches every page on a native thread, windows in turn; one PROGRESS event under `task`: ended, or failed
+   * with an errno (ECANCELED: unmapped meanwhile).
+   */
+  regionTouch(region: number, task: number): void;
   /** Unmaps once no copy uses it; items not begun end REGION. */
   regionUnmap(region: number): void;
   /** Layout-proof pattern (docs/protocol.md): compare, then write that of seed + 1. False on difference. */
@@ -278,6 +289,8 @@ export interface Addon {
   ): { readonly descriptor: number; readonly buffer: ArrayBuffer };
   /** Maps a received memfd as an external ArrayBuffer (at most 4 GiB). */
   clientMap(descriptor: number, sizeBytes: number): ArrayBuffer;
+  /** Takes the memory away from this ArrayBuffer and every view of it: they have length 0 from here on. */
+  clientDetach(buffer: ArrayBuffer): void;
   /**
    * Connects; frames are read by uv_poll on the JS loop (no thread). onFrame gets a view that is valid during the
    * call only; descriptor -1 = none. onClose is called once. Throws an errno name if nobody listens.

@@ -1,16 +1,28 @@
 #include "events.h"
 
+#include <algorithm>
+#include <chrono>
 #include <cstring>
 
 #include "common.h"
 
 namespace cairn {
 
+namespace {
+
+uint64_t monotonicMicroseconds() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(now).count());
+}
+
+}  // namespace
+
 void EventHub::ring() {
   if (!rung_.exchange(true, std::memory_order_seq_cst)) doorbell_();
 }
 
 void EventHub::push(Event&& event) {
+  if (event.type == kFrame) event.pushedAt = monotonicMicroseconds();
   {
     std::lock_guard lock(mutex_);
     queue_.push_back(std::move(event));
@@ -28,6 +40,7 @@ size_t EventHub::poll(uint32_t* words, size_t eventsMax, uint8_t* statuses, size
   }
   size_t count = 0;
   size_t statusAt = 0;
+  uint64_t now = 0;
   while (!taken_.empty() && count < eventsMax) {
     Event& event = taken_.front();
     if (event.type == kCopied) {
@@ -39,6 +52,10 @@ size_t EventHub::poll(uint32_t* words, size_t eventsMax, uint8_t* statuses, size
       statusAt += event.statuses.size();
     } else if (event.type == kFrame) {
       handedOutEnd_ = event.ringEnd;
+      if (now == 0) now = monotonicMicroseconds();
+      // Pushed after the clock was read: no time at all.
+      const uint64_t waited = now > event.pushedAt ? now - event.pushedAt : 0;
+      event.b = static_cast<uint32_t>(std::min<uint64_t>(waited, UINT32_MAX));
     }
     const uint32_t out[kEventWords] = {event.type, event.id, event.offset, event.length,
                                        event.a,    event.b,  event.c,      event.d};

@@ -28,6 +28,8 @@ struct Event {
   uint32_t d;
   /// FRAME: ring position after the frame.
   uint64_t ringEnd;
+  /// FRAME: monotonic microseconds of push().
+  uint64_t pushedAt;
   /// COPIED: item statuses, copied out by poll().
   std::vector<uint8_t> statuses;
 };

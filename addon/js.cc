@@ -186,6 +186,7 @@ void stopInstance(Instance& instance) {
   instance.stopHelpers.store(true);
   for (Helper& helper : instance.helpers) helper.thread.join();
   instance.helpers.clear();
+  if (instance.toucher != nullptr) instance.toucher->stop();
   if (instance.transport != nullptr) instance.transport->stop();
   if (instance.engine != nullptr) instance.engine->stop();
   instance.regions.clear();
@@ -307,6 +308,7 @@ napi_value start(Call& call) {
   try {
     instance.transport = std::make_unique<Transport>(transport, *instance.ring, *instance.hub);
     instance.engine = std::make_unique<CopyEngine>(copyThreads, *instance.hub);
+    instance.toucher = std::make_unique<RegionToucher>(*instance.hub);
   } catch (...) {
     stopInstance(instance);
     throw;
@@ -416,6 +418,14 @@ napi_value regionCreate(Call& call) {
   return info;
 }
 
+napi_value regionTouch(Call& call) {
+  Instance& instance = call.instance();
+  instance.needRunning();
+  std::shared_ptr<Region> region = instance.region(call.uint32(0));
+  instance.toucher->touch(std::move(region), call.uint32(1));
+  return call.nothing();
+}
+
 napi_value regionUnmap(Call& call) {
   Instance& instance = call.instance();
   const uint32_t id = call.uint32(0);
@@ -453,6 +463,7 @@ napi_value counters(Call& call) {
   set("copyBusyMicroseconds", copies.busyMicroseconds);
   set("itemsCorrupt", copies.itemsCorrupt);
   set("itemsIdentity", copies.itemsIdentity);
+  call.set(result, "faultsInjected", static_cast<double>(instance.faultsInjected));
   return result;
 }
 
@@ -468,6 +479,7 @@ void addMethods(napi_env env, napi_value exports) {
   addMethod(env, exports, "closeDescriptor", entry<closeDescriptor>);
   addMethod(env, exports, "regionMap", entry<regionMap>);
   addMethod(env, exports, "regionCreate", entry<regionCreate>);
+  addMethod(env, exports, "regionTouch", entry<regionTouch>);
   addMethod(env, exports, "regionUnmap", entry<regionUnmap>);
   addMethod(env, exports, "regionProve", entry<regionProve>);
   addMethod(env, exports, "counters", entry<counters>);

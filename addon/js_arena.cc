@@ -9,7 +9,6 @@ namespace cairn::js {
 namespace {
 
 constexpr uint32_t kHelperThreadsMax = 64;
-enum ProgressState : uint32_t { kRunning = 0, kEnded = 1, kFailed = 2 };
 
 void pushProgress(EventHub& hub, uint32_t task, uint32_t done, uint32_t total, ProgressState state) {
   Event event{};
@@ -35,6 +34,23 @@ uint32_t threadsArgument(const Call& call, size_t index) {
   return threads;
 }
 
+/// The optional list of NUMA nodes to spread pages over.
+void interleaveNodes(const Call& call, napi_value object, Arena::Options& options) {
+  napi_value list = call.field(object, "interleaveNodes");
+  bool isList = false;
+  check(napi_is_array(call.env, list, &isList), "interleaveNodes");
+  if (!isList) return;
+  uint32_t count = 0;
+  check(napi_get_array_length(call.env, list, &count), "interleaveNodes");
+  for (uint32_t i = 0; i < count; i++) {
+    napi_value entry;
+    check(napi_get_element(call.env, list, i, &entry), "interleaveNodes");
+    const uint32_t node = call.toUint32(entry, "interleaveNodes");
+    if (node >= kNumaNodesMax) fail("ARGUMENT", "a NUMA node must be below 1024");
+    options.interleaveNodes.push_back(node);
+  }
+}
+
 napi_value arenaOpen(Call& call) {
   Instance& instance = call.instance();
   if (instance.stopped) fail("CLOSED", "the addon is stopped");
@@ -48,6 +64,7 @@ napi_value arenaOpen(Call& call) {
   if (!(node >= -1) || node > 1023) fail("ARGUMENT", "numaNode must be -1 to 1023");
   options.numaNode = static_cast<int>(node);
   check(napi_get_value_bool(call.env, call.field(object, "hugePages"), &options.hugePages), "hugePages");
+  interleaveNodes(call, object, options);
   const std::shared_ptr<Arena> arena = Arena::open(options);
   const uint32_t id = instance.nextArena++;
   instance.arenas.emplace(id, arena);
@@ -57,6 +74,7 @@ napi_value arenaOpen(Call& call) {
   call.set(info, "clean", call.boolean(arena->clean(), nullptr));
   call.set(info, "slabs", arena->slabs());
   call.set(info, "slabBytes", static_cast<double>(arena->slabBytes()));
+  call.set(info, "numaPolicySet", call.boolean(arena->numaPolicySet(), nullptr));
   return info;
 }
 

@@ -162,7 +162,10 @@ void onPoll(uv_poll_t* handle, int status, int events) {
   auto& client = *static_cast<Client*>(handle->data);
   if (client.closing) return;
   if (status < 0) {
-    beginClose(client, uv_err_name(status));
+    // libuv calls any error state of the socket EBADF; here it is a peer that died with our bytes unread. What it
+    // had sent before comes first.
+    readFrames(client);
+    beginClose(client, status == UV_EBADF ? "PEER" : uv_err_name(status));
     return;
   }
   if ((events & UV_WRITABLE) != 0 && !client.socket->flush()) {
@@ -272,11 +275,21 @@ napi_value clientMap(Call& call) {
   return bufferOver(call, fd, sizeBytes, false);
 }
 
+napi_value clientDetach(Call& call) {
+  bool detachable = false;
+  if (napi_is_arraybuffer(call.env, call.value(0), &detachable) != napi_ok || !detachable) {
+    fail("ARGUMENT", "argument 1 must be an ArrayBuffer");
+  }
+  check(napi_detach_arraybuffer(call.env, call.value(0)), "detach");
+  return call.nothing();
+}
+
 }  // namespace
 
 void addClientMethods(napi_env env, napi_value exports) {
   addMethod(env, exports, "clientMemfd", entry<clientMemfd>);
   addMethod(env, exports, "clientMap", entry<clientMap>);
+  addMethod(env, exports, "clientDetach", entry<clientDetach>);
   addMethod(env, exports, "clientOpen", entry<clientOpen>);
   addMethod(env, exports, "clientSend", entry<clientSend>);
   addMethod(env, exports, "clientClose", entry<clientClose>);

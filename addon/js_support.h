@@ -21,6 +21,7 @@
 #include "region.h"
 #include "ring.h"
 #include "scan.h"
+#include "toucher.h"
 #include "transport.h"
 
 namespace cairn::js {
@@ -64,6 +65,7 @@ struct Instance {
   std::unique_ptr<EventHub> hub;
   std::unique_ptr<Transport> transport;
   std::unique_ptr<CopyEngine> engine;
+  std::unique_ptr<RegionToucher> toucher;
   Ledger ledger;
   napi_ref ledgerRecords = nullptr;
   std::map<uint32_t, std::shared_ptr<Arena>> arenas;

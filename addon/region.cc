@@ -24,17 +24,22 @@ uint64_t patternWord(uint64_t seed, uint64_t index) {
 
 }  // namespace
 
-uint8_t* mapShared(int file, uint64_t sizeBytes, bool huge) {
+uint8_t* mapUntouched(int file, uint64_t sizeBytes, bool huge) {
   void* at = mmap(nullptr, sizeBytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   if (at == MAP_FAILED) failErrno("mmap a window");
   if (huge) static_cast<void>(madvise(at, sizeBytes, MADV_HUGEPAGE));
   static_cast<void>(madvise(at, sizeBytes, MADV_DONTDUMP));
-  const int error = populateRange(static_cast<uint8_t*>(at), sizeBytes);
+  return static_cast<uint8_t*>(at);
+}
+
+uint8_t* mapShared(int file, uint64_t sizeBytes, bool huge) {
+  uint8_t* at = mapUntouched(file, sizeBytes, huge);
+  const int error = populateRange(at, sizeBytes);
   if (error != 0) {
     munmap(at, sizeBytes);
     failErrno("touch a window", error);
   }
-  return static_cast<uint8_t*>(at);
+  return at;
 }
 
 std::shared_ptr<Region> Region::map(Descriptor file, uint64_t sizeBytes) {
@@ -53,7 +58,7 @@ std::shared_ptr<Region> Region::map(Descriptor file, uint64_t sizeBytes) {
   struct statfs system;
   if (fstatfs(file.get(), &system) != 0) failErrno("fstatfs a window");
   if (system.f_type == HUGETLBFS_MAGIC) fail("UNSAFE", "huge-page memfds are not accepted as windows");
-  return std::shared_ptr<Region>(new Region(mapShared(file.get(), sizeBytes, false), sizeBytes));
+  return std::shared_ptr<Region>(new Region(mapUntouched(file.get(), sizeBytes, false), sizeBytes));
 }
 
 Descriptor makeSealedMemfd(const char* name, uint64_t sizeBytes) {
@@ -67,7 +72,7 @@ Descriptor makeSealedMemfd(const char* name, uint64_t sizeBytes) {
 
 std::pair<std::shared_ptr<Region>, Descriptor> Region::create(uint64_t sizeBytes) {
   Descriptor file = makeSealedMemfd("cairn-window", sizeBytes);
-  uint8_t* base = mapShared(file.get(), sizeBytes, false);
+  uint8_t* base = mapUntouched(file.get(), sizeBytes, false);
   return {std::shared_ptr<Region>(new Region(base, sizeBytes)), std::move(file)};
 }
 

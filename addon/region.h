@@ -18,7 +18,7 @@ namespace cairn {
 
 class Region {
  public:
-  /// Takes over the descriptor. Throws NOT_SEALED, TOO_SMALL, UNSAFE or an errno name.
+  /// Takes over the descriptor; no page is touched yet (toucher.h). Throws NOT_SEALED, TOO_SMALL, UNSAFE or an errno name.
   static std::shared_ptr<Region> map(Descriptor file, uint64_t sizeBytes);
   /// Makes a sealed memfd and maps it.
   static std::pair<std::shared_ptr<Region>, Descriptor> create(uint64_t sizeBytes);
@@ -46,7 +46,9 @@ class Region {
 
 /// A new memfd of this size, sealed against shrinking and growing.
 Descriptor makeSealedMemfd(const char* name, uint64_t sizeBytes);
-/// Maps a whole descriptor shared and touches every page. huge = advise huge pages.
+/// Maps a whole descriptor shared. huge = advise huge pages.
+uint8_t* mapUntouched(int file, uint64_t sizeBytes, bool huge);
+/// The same, and touches every page before it returns.
 uint8_t* mapShared(int file, uint64_t sizeBytes, bool huge);
 
 }  // namespace cairn

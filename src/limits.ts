@@ -44,6 +44,8 @@ export const LIMITS = {
   /** A window may take at most this share of the memory that is free when it is registered. More: windowMap. */
   windowShareOfFreeMemory: 0.5,
   regionsPerConnectionMax: 64,
+  /** Regions over one memfd: each row is held against the busy rows of all. More: overloaded. */
+  regionsPerMemfdMax: 16,
   /** Rows of one region; one byte each is kept here. More: malformedFrame. */
   regionBlocksMax: 16 * MIB,
   namespacesPerHelloMax: 64,

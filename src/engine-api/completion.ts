@@ -100,6 +100,7 @@ export function removeRegion(context: EngineContext, connection: Connection, reg
   const instance = connection.instance;
   assert(instance !== undefined, "regions belong to connections that said HELLO");
   context.addon.regionUnmap(region.id);
+  region.remove();
   connection.regions.delete(region.id);
   instance.windowBytes -= region.sizeBytes;
   assert(instance.windowBytes >= 0, "window bytes never go below zero");

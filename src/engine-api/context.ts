@@ -16,7 +16,7 @@ import type { Leases } from "./leases.ts";
 import type { Namespaces } from "./namespaces.ts";
 import type { Outbound } from "./outbound.ts";
 import { FLAG, HEADER_BYTES } from "./protocol.ts";
-import type { Region } from "./regions.ts";
+import type { Region, Windows } from "./regions.ts";
 import type { Connection, Instance, Sessions } from "./sessions.ts";
 import type { Waiters } from "./waiters.ts";
 
@@ -134,6 +134,7 @@ export interface EngineContext {
   readonly namespaces: Namespaces;
   readonly jobs: Jobs;
   readonly waiters: Waiters;
+  readonly windows: Windows;
   readonly settings: EngineSettings;
   readonly frame: InboundFrame;
   readonly epoch: string;
@@ -156,7 +157,7 @@ export interface EngineContext {
 /** Region of a hot call, checked. @throws CairnError unknownRegion, regionUnproven */
 export function usableRegion(connection: Connection, id: number): Region {
   const region = connection.regions.get(id);
-  if (region === undefined || region.closingTag !== -1) {
+  if (region === undefined || region.closingTag !== -1 || !region.ready) {
     throw new CairnError("unknownRegion", `region ${id}`, id);
   }
   if (!region.proven) throw new CairnError("regionUnproven", `region ${id}`, id);

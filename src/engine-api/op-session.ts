@@ -1,30 +1,16 @@
-/** HELLO, REGISTER, PROVE_LAYOUT, UNREGISTER, HEARTBEAT, STATS: who an engine is and what it shares. */
-import { randomInt } from "node:crypto";
-import { fstatSync } from "node:fs";
+/** HELLO, PROVE_LAYOUT, UNREGISTER, HEARTBEAT, STATS: who an engine is and how its windows come and go. */
 import { assert } from "../assert.ts";
-import { CairnError, type ErrorName } from "../errors.ts";
+import { CairnError } from "../errors.ts";
 import { LIMITS } from "../limits.ts";
 import { METRIC } from "../observe/feed.ts";
-import {
-  booleanField,
-  type ColdMap,
-  decodeCold,
-  integerField,
-  listField,
-  mapValue,
-  textField,
-} from "./codec.ts";
+import { type ColdMap, decodeCold, integerField, listField, mapValue, textField } from "./codec.ts";
 import { settleRegion } from "./completion.ts";
-import { type EngineContext, type InboundFrame, NO_DESCRIPTOR } from "./context.ts";
+import type { EngineContext, InboundFrame } from "./context.ts";
 import { parseDescriptor } from "./descriptor.ts";
 import { type Job, JOB_KIND } from "./jobs.ts";
 import type { Namespace } from "./namespaces.ts";
-import { FLAG, type HelloReply, OP, PROTOCOL_VERSION, type RegisterRequest } from "./protocol.ts";
-import { checkGeometry, Region } from "./regions.ts";
+import { FLAG, type HelloReply, OP, PROTOCOL_VERSION } from "./protocol.ts";
 import type { Connection, Instance } from "./sessions.ts";
-
-/** Unit of st_blocks, whatever the file system's own block is. */
-const STAT_BLOCK_BYTES = 512;
 
 export function hello(context: EngineContext, frame: InboundFrame): void {
   const { connection } = frame;
@@ -106,113 +92,15 @@ function helloReply(context: EngineContext, instance: Instance): HelloReply {
   };
 }
 
-export function register(context: EngineContext, frame: InboundFrame): void {
-  const { connection } = frame;
-  const instance = frame.instance;
-  const request = registerRequest(decodeCold(frame.coldBody()));
-  const view = instance.view(request.namespace);
-  checkGeometry(request, view.namespace);
-  if (connection.regions.size >= LIMITS.regionsPerConnectionMax) {
-    throw new CairnError("overloaded", "regionsPerConnectionMax regions are registered");
-  }
-  if (instance.windowBytes + request.sizeBytes > context.settings.windowBytesMax) {
-    throw new CairnError("windowBudget", `${request.sizeBytes} bytes more`, instance.windowBytes);
-  }
-  const mapped = mapWindow(context, frame, request);
-  const seed = randomInt(1, 2 ** 31);
-  const region = new Region(mapped.region, view, request, seed);
-  connection.regions.set(region.id, region);
-  instance.windowBytes += region.sizeBytes;
-  context.feed.add(METRIC.regions, 1);
-  context.feed.add(METRIC.regionBytes, region.sizeBytes);
-  const reply = {
-    region: region.id,
-    sizeBytes: region.sizeBytes,
-    proof: request.proof,
-    seed,
-    block: 0,
-  };
-  const { tag } = frame.header;
-  context.out.cold(connection.id, OP.REGISTER, tag, region.id, reply, mapped.descriptor);
-  if (mapped.descriptor !== -1) context.addon.closeDescriptor(mapped.descriptor);
-}
-
-function registerRequest(body: ColdMap): RegisterRequest {
-  const kind = textField(body, "kind", 16);
-  if (kind !== "window") throw new CairnError("malformedFrame", `kind ${kind}: only window`);
-  const make = textField(body, "make", 16);
-  if (make !== "client" && make !== "daemon") {
-    throw new CairnError("malformedFrame", "make: client or daemon");
-  }
-  const bytesMax = 2 ** 50;
-  return {
-    kind,
-    make,
-    namespace: integerField(body, "namespace", 1, 65_535),
-    sizeBytes: integerField(body, "sizeBytes", 1, bytesMax),
-    offsetBytes: integerField(body, "offsetBytes", 0, bytesMax),
-    strideBytes: integerField(body, "strideBytes", 1, bytesMax),
-    blocks: integerField(body, "blocks", 1, LIMITS.regionBlocksMax),
-    proof: booleanField(body, "proof"),
-  };
-}
-
-interface MappedWindow {
-  readonly region: number;
-  /** A descriptor to hand out and then close; −1 when the client made the window. */
-  readonly descriptor: number;
-}
-
-/** @throws CairnError malformedFrame, windowNotSealed, windowTooSmall, windowMap */
-function mapWindow(
-  context: EngineContext,
-  frame: InboundFrame,
-  request: RegisterRequest,
-): MappedWindow {
-  const carried = frame.descriptor;
-  if ((request.make === "client") !== (carried !== NO_DESCRIPTOR)) {
-    throw new CairnError("malformedFrame", "a client-made window carries one descriptor");
-  }
-  checkHostMemory(carried, request.sizeBytes);
-  try {
-    if (request.make === "daemon") return context.addon.regionCreate(request.sizeBytes);
-    frame.descriptor = NO_DESCRIPTOR; // The addon takes it over, also when it refuses.
-    const { region } = context.addon.regionMap(carried, request.sizeBytes);
-    return { region, descriptor: -1 };
-  } catch (error) {
-    const code = (error as { code?: unknown }).code;
-    const message = error instanceof Error ? error.message : String(error);
-    throw new CairnError(windowError(code), message);
-  }
-}
-
-/**
- * Windows are touched whole when they are mapped. Pages that nobody has touched yet come out of what the host has
- * free, and a daemon that took the last of it would be killed for its client. @throws CairnError windowMap
- */
-function checkHostMemory(carried: number, sizeBytes: number): void {
-  let missing = sizeBytes;
-  if (carried !== NO_DESCRIPTOR) {
-    const { size, blocks } = fstatSync(carried);
-    missing = size < sizeBytes ? 0 : sizeBytes - blocks * STAT_BLOCK_BYTES;
-  }
-  const freeBytes = process.availableMemory();
-  if (missing <= freeBytes * LIMITS.windowShareOfFreeMemory) return;
-  throw new CairnError("windowMap", `${missing} bytes to touch, ${freeBytes} free on this host`);
-}
-
-function windowError(code: unknown): ErrorName {
-  if (code === "NOT_SEALED") return "windowNotSealed";
-  if (code === "TOO_SMALL") return "windowTooSmall";
-  return "windowMap";
-}
-
 export function proveLayout(context: EngineContext, frame: InboundFrame): void {
   const { connection } = frame;
   const region = connection.regions.get(frame.id);
-  if (region === undefined) throw new CairnError("unknownRegion", "no such region");
+  if (region === undefined || !region.ready) {
+    throw new CairnError("unknownRegion", "no such region");
+  }
   const body = decodeCold(frame.coldBody());
   const block = integerField(body, "block", 0, region.blocks - 1);
+  if (!region.isFree(block)) throw new CairnError("rangeBusy", `row ${block}`, block);
   const { rowBytes } = region.view.namespace;
   const at = region.rangeAt(block);
   if (!context.addon.regionProve(region.id, at, rowBytes, region.seed)) {
@@ -234,7 +122,7 @@ export function unregister(
 ): void {
   const { connection } = frame;
   const region = connection.regions.get(frame.id);
-  if (region === undefined || region.closingTag !== -1) {
+  if (region === undefined || region.closingTag !== -1 || !region.ready) {
     throw new CairnError("unknownRegion", "no such region");
   }
   region.closingTag = frame.header.tag;

@@ -19,15 +19,8 @@ import type { Namespaces } from "./namespaces.ts";
 import { hint, prefetch, prove, touch } from "./op-advice.ts";
 import { load, loadCopied } from "./op-load.ts";
 import { lookup } from "./op-lookup.ts";
-import {
-  endRequest,
-  heartbeat,
-  hello,
-  proveLayout,
-  register,
-  stats,
-  unregister,
-} from "./op-session.ts";
+import { REGION_TASK_FIRST, register, windowTouched } from "./op-register.ts";
+import { endRequest, heartbeat, hello, proveLayout, stats, unregister } from "./op-session.ts";
 import {
   abandonWaiting,
   abortUnfilled,
@@ -39,6 +32,7 @@ import {
 } from "./op-store.ts";
 import { asCairnError, Outbound } from "./outbound.ts";
 import { OP } from "./protocol.ts";
+import { Windows } from "./regions.ts";
 import { type Instance, Sessions, type Tenant } from "./sessions.ts";
 import { Waiters } from "./waiters.ts";
 
@@ -98,6 +92,7 @@ export class EngineServer implements CopyOwner {
       namespaces: options.namespaces,
       jobs: new Jobs(),
       waiters: new Waiters(),
+      windows: new Windows(),
       settings: options.settings,
       frame: new InboundFrame(options.inbox),
       epoch: options.epoch,
@@ -180,12 +175,21 @@ export class EngineServer implements CopyOwner {
         this.context.copies.ended(id, this.#options.statuses, events[at + 2]!);
         break;
       case EVENT.PROGRESS:
-        this.#options.onProgress(id, events[at + 4]!, events[at + 5]!, events[at + 6]!);
+        this.#progress(id, events[at + 4]!, events[at + 5]!, events[at + 6]!, events[at + 7]!);
         break;
       default:
         assert(false, "the addon sends only events of its table");
     }
     drainFinished(this.context);
+  }
+
+  #progress(task: number, done: number, total: number, outcome: number, errno: number): void {
+    if (task < REGION_TASK_FIRST) {
+      this.#options.onProgress(task, done, total, outcome);
+      return;
+    }
+    const error = windowTouched(this.context, task - REGION_TASK_FIRST, errno);
+    if (error !== undefined) this.#countError(error.errorName);
   }
 
   #accept(id: number, pid: number, uid: number, listener: number): void {

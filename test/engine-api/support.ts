@@ -1,6 +1,7 @@
 /** A daemon inside the test's process, and a client that sends frames byte by byte. */
 import { mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
+import type { Addon } from "../../addon/binding.ts";
 import { loadAddon } from "../../addon/load.ts";
 import { errorOf } from "../../connectors/node/link.ts";
 import { defaultConfig, resolveConfig } from "../../src/config/defaults.ts";
@@ -28,7 +29,7 @@ export class Harness {
   readonly lines: string[] = [];
   readonly daemon: Daemon;
 
-  constructor(over: Record<string, unknown> = {}) {
+  constructor(over: Record<string, unknown> = {}, addon?: Addon) {
     const log = (fields: object, message: string): void => {
       this.lines.push(`${message} ${JSON.stringify(fields)}`);
     };
@@ -49,7 +50,8 @@ export class Harness {
       },
       "test",
     );
-    this.daemon = createDaemon(config, { logger, version: "test", edge: false });
+    const options = { logger, version: "test", edge: false };
+    this.daemon = createDaemon(config, addon === undefined ? options : { ...options, addon });
   }
 
   async start(): Promise<this> {

@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { Job } from "../../src/engine-api/jobs.ts";
 import { Leases } from "../../src/engine-api/leases.ts";
 import type { Namespace } from "../../src/engine-api/namespaces.ts";
-import { Region } from "../../src/engine-api/regions.ts";
+import { Region, Windows } from "../../src/engine-api/regions.ts";
 import { Connection, Instance, NamespaceView, Sessions } from "../../src/engine-api/sessions.ts";
 import { Waiters } from "../../src/engine-api/waiters.ts";
 import { descriptor } from "../e2e/support.ts";
@@ -128,18 +128,20 @@ describe("leases", () => {
 });
 
 describe("regions", () => {
+  const request = {
+    kind: "window" as const,
+    make: "client" as const,
+    namespace: 1,
+    sizeBytes: 4_096,
+    offsetBytes: 64,
+    strideBytes: 128,
+    blocks: 8,
+    proof: false,
+  };
+  const view = new NamespaceView(1, namespace);
+
   it("lend a row once, and all rows of a call or none", () => {
-    const request = {
-      kind: "window" as const,
-      make: "client" as const,
-      namespace: 1,
-      sizeBytes: 4_096,
-      offsetBytes: 64,
-      strideBytes: 128,
-      blocks: 8,
-      proof: false,
-    };
-    const region = new Region(1, new NamespaceView(1, namespace), request, 9);
+    const region = new Region(1, view, request, 9, new Windows(), "memfd");
     expect(region.rangeAt(3)).toBe(64 + 3 * 128);
     region.take(Uint32Array.of(0, 1, 2), 0, 3, 1);
     expect(() => region.take(Uint32Array.of(3, 4, 1), 0, 3, 1)).toThrow("row 1");
@@ -148,6 +150,61 @@ describe("regions", () => {
     region.give(1);
     region.take(Uint32Array.of(1), 0, 1, 1);
     expect(() => region.give(7)).toThrow("was taken");
+  });
+
+  it("of one memfd lend no byte twice, whatever their offsets and strides", () => {
+    const geometry = fc.record({
+      offsetBytes: fc.nat(300),
+      strideBytes: fc.integer({ min: 100, max: 260 }),
+      blocks: fc.integer({ min: 1, max: 12 }),
+    });
+    const step = fc.record({ region: fc.nat(2), row: fc.nat(11) });
+    fc.assert(
+      fc.property(fc.tuple(geometry, geometry, geometry), fc.array(step), (shapes, steps) => {
+        const windows = new Windows();
+        const regions = shapes.map(
+          (shape, id) => new Region(id, view, { ...request, ...shape }, 9, windows, "memfd"),
+        );
+        const owners = new Map<number, string>();
+        for (const { region: at, row } of steps) {
+          const region = regions[at]!;
+          if (row >= region.blocks) continue;
+          const name = `${at}:${row}`;
+          const bytes = Array.from({ length: 100 }, (_, i) => region.rangeAt(row) + i);
+          if (owners.get(bytes[0]!) === name) {
+            region.give(row);
+            for (const byte of bytes) owners.delete(byte);
+            continue;
+          }
+          const free = bytes.every((byte) => !owners.has(byte));
+          expect(region.isFree(row)).toBe(free);
+          if (free) {
+            region.take(Uint32Array.of(row), 0, 1, 1);
+            for (const byte of bytes) owners.set(byte, name);
+          } else {
+            expect(() => region.take(Uint32Array.of(row), 0, 1, 1)).toThrow(`row ${row}`);
+          }
+        }
+      }),
+    );
+  });
+
+  it("that are removed hold their busy rows against their aliases until the copies end", () => {
+    const windows = new Windows();
+    const first = new Region(1, view, request, 9, windows, "memfd");
+    const second = new Region(2, view, request, 9, windows, "memfd");
+    const stranger = new Region(3, view, request, 9, windows, "other");
+    first.take(Uint32Array.of(5), 0, 1, 1);
+    first.remove();
+    expect(second.isFree(5)).toBe(false);
+    expect(second.isFree(4)).toBe(true);
+    expect(stranger.isFree(5)).toBe(true);
+    expect(windows.aliases("memfd")).toBe(2);
+    first.give(5);
+    expect(second.isFree(5)).toBe(true);
+    expect(windows.aliases("memfd")).toBe(1);
+    second.remove();
+    expect(windows.aliases("memfd")).toBe(0);
   });
 });
 
