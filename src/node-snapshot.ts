@@ -189,6 +189,9 @@ export function publishGauges(feed: Feed, ledger: Ledger, pool: Capacity, addon:
   feed.set(METRIC.evictions, tier.evictions);
   feed.set(METRIC.orphans, tier.stateBlocks[STATE.ORPHAN] ?? 0);
   feed.set(METRIC.holes, ledger.holeCount);
+  feed.set(METRIC.abortedBlocks, ledger.core.aborted);
+  feed.set(METRIC.orphansMade, ledger.core.orphaned);
+  feed.set(METRIC.holesMade, ledger.core.holesMade);
   feed.set(METRIC.ledgerBlocks, ledger.core.table.used);
   feed.set(METRIC.ledgerBlocksMax, ledger.core.table.blocksMax);
   feed.set(METRIC.ledgerBytes, ledger.bytes);
@@ -197,6 +200,7 @@ export function publishGauges(feed: Feed, ledger: Ledger, pool: Capacity, addon:
   feed.set(METRIC.framesReceivedBytes, counters.bytesReceived);
   feed.set(METRIC.framesSentBytes, counters.bytesSent);
   feed.set(METRIC.connectionsRefused, counters.connectionsRefused);
+  feed.set(METRIC.injectedFaults, counters.faultsInjected);
   feed.set(METRIC.inboxStalls, counters.inboxFullStalls);
   feed.set(METRIC.copyQueueBytes, counters.copyQueueBytes);
   feed.set(METRIC.copyBusySeconds, counters.copyBusyMicroseconds / 1e6);

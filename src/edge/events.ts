@@ -16,7 +16,7 @@ import type { EdgeMetrics } from "./prometheus.ts";
 /** Unsent bytes a client may have; a digest is about 2 KiB, so this is minutes behind. */
 export const CLIENT_QUEUE_BYTES_MAX = 256 * 1_024;
 const NOTICES_MAX = 50;
-/** Log entries read per tick; more are counted as lost to the page, not to the metrics. */
+/** Log entries read per tick; the others wait for the next, or are counted as lost. */
 const LOG_READ_MAX = 8_192;
 const BLOCKS_SHOWN_MAX = 24;
 
@@ -84,6 +84,7 @@ export class EventHub {
     if (this.reader === undefined) return;
     const { events, next, lost } = this.reader.read(this.sequence, LOG_READ_MAX);
     this.sequence = next;
+    if (lost > 0) this.metrics.logEntriesLost.inc(lost);
     if (events.length === 0 && lost === 0) return;
     this.broadcast("blocks", { atMs, lost, ...summary(events) });
   }

@@ -56,6 +56,7 @@ export interface EdgeMetrics {
   readonly requests: Counter<"route" | "status">;
   readonly eventClients: Gauge;
   readonly eventClientsCut: Counter;
+  readonly logEntriesLost: Counter;
 }
 
 export function buildMetrics(feed: FeedReader, info: NodeInfo): EdgeMetrics {
@@ -86,6 +87,11 @@ export function buildMetrics(feed: FeedReader, info: NodeInfo): EdgeMetrics {
     eventClientsCut: new Counter({
       name: "cairn_edge_event_clients_cut_total",
       help: "Clients of /v1/events cut off because they read too slowly.",
+      registers,
+    }),
+    logEntriesLost: new Counter({
+      name: "cairn_visibility_log_lost_total",
+      help: "Entries of the visibility log that were overwritten before the edge read them.",
       registers,
     }),
   };

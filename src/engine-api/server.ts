@@ -76,6 +76,8 @@ export class EngineServer implements CopyOwner {
   readonly #settled = (job: Job, position: number, visible: boolean): void =>
     settlePosition(this.context, job, position, visible);
   #pumping = false;
+  /** When the events in hand were polled, monotonic milliseconds. */
+  #polledAt = 0;
   #stopped = false;
 
   constructor(options: EngineServerOptions) {
@@ -148,6 +150,7 @@ export class EngineServer implements CopyOwner {
     this.#pumping = true;
     try {
       for (let turn = 0; turn < POLLS_PER_TURN_MAX; turn++) {
+        this.#polledAt = performance.now();
         const events = this.#options.addon.poll();
         if (events === 0) return;
         for (let index = 0; index < events; index++) this.#event(index * EVENT_WORDS);
@@ -166,7 +169,7 @@ export class EngineServer implements CopyOwner {
         this.#accept(id, events[at + 4]!, events[at + 5]!, events[at + 7]!);
         break;
       case EVENT.FRAME:
-        this.#frame(id, events[at + 2]!, events[at + 3]!, events[at + 4]!);
+        this.#frame(id, events[at + 2]!, events[at + 3]!, events[at + 4]!, events[at + 5]!);
         break;
       case EVENT.CLOSE:
         this.#close(id, events[at + 4]!);
@@ -205,7 +208,14 @@ export class EngineServer implements CopyOwner {
     }
   }
 
-  #frame(id: number, offset: number, length: number, descriptor: number): void {
+  /** waitedMicroseconds: from the frame's last byte to the poll. */
+  #frame(
+    id: number,
+    offset: number,
+    length: number,
+    descriptor: number,
+    waitedMicroseconds: number,
+  ): void {
     const { frame, sessions, feed } = this.context;
     const connection = sessions.connections.get(id);
     if (connection === undefined) {
@@ -215,6 +225,8 @@ export class EngineServer implements CopyOwner {
     }
     frame.load(connection, offset, length, descriptor, performance.now());
     feed.add(METRIC.framesReceived, 1);
+    const seconds = waitedMicroseconds / 1e6 + (frame.at - this.#polledAt) / 1e3;
+    feed.observe(METRIC.frameQueueSeconds, seconds);
     try {
       this.#dispatch(frame);
     } catch (error) {

@@ -84,6 +84,10 @@ export class Core {
   sweepCursor = 0;
   /** Records the scan has passed since it last changed something. */
   sweepClean = 0;
+  /** Ever since the start, for the metrics: pending blocks aborted, blocks turned orphan, holes made. */
+  aborted = 0;
+  orphaned = 0;
+  holesMade = 0;
   /** Logical time. */
   tick = 1;
   /** True between the first recover() and recoverEnd(): age indexes are built at the end. */

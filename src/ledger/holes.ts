@@ -59,6 +59,7 @@ function makeHole(core: Core, block: Block): void {
   core.sweepClean = 0;
   if (core.hasFlag(block, R.FLAG_HOLE)) return;
   core.setFlag(block, R.FLAG_HOLE);
+  core.holesMade += 1;
   core.holes.push(block);
 }
 

@@ -163,12 +163,14 @@ export function hide(core: Core, block: Block): void {
   stack.push(block);
   while (stack.length > bottom) {
     const next = stack.pop()!;
+    const before = core.orphan(next);
     for (let tier = 0; tier < core.tiers.length; tier += 1) {
       const state = core.stateOf(next, tier);
       if (state === STATE.VISIBLE || state === STATE.LANDED) {
         transition(core, next, tier, EVENT.HIDE);
       }
     }
+    if (!before && core.orphan(next)) core.orphaned += 1;
     if (!core.pending(next)) giveUp(core, next);
     pushLandedChildren(core, next, stack);
   }
@@ -230,6 +232,7 @@ function freeIdleSlots(core: Core, block: Block, tier: Tier): boolean {
 /** Rule 1: a fill failed. The copy goes; with it, if no other is left or coming, all that waited for it. */
 export function fillFailed(core: Core, block: Block, tier: Tier): void {
   abortCopy(core, block, tier);
+  core.aborted += 1;
   if (core.isVisible(block) || core.pending(block)) return;
   if (core.complete(block, -1)) {
     giveUp(core, block);
@@ -254,6 +257,7 @@ function abortDescendants(core: Core, block: Block): void {
   }
   for (let i = list.length - 1; i >= 0; i -= 1) {
     const next = list[i]!;
+    core.aborted += 1;
     for (let t = 0; t < core.tiers.length; t += 1) {
       const tier = core.tiers[t];
       if (tier !== undefined && isPending(core.stateOf(next, t))) abortCopy(core, next, tier);

@@ -197,10 +197,6 @@ export const METRICS = {
     "Blocks that lost their last copy while they had children.",
   ),
   orphansMade: counter("cairn_orphans_made_total", "Blocks that became orphans."),
-  logOverwritten: counter(
-    "cairn_visibility_log_lost_total",
-    "Log entries a reader was too slow for.",
-  ),
   recoveredBlocks: counter("cairn_recovered_blocks_total", "Blocks found again at start."),
   droppedBlocks: counter(
     "cairn_recovery_dropped_blocks_total",

@@ -2,7 +2,16 @@ import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { CairnClient, Window } from "../../connectors/node/index.ts";
 import { METRIC } from "../../src/observe/feed.ts";
 import { TIER } from "../../src/ledger/types.ts";
-import { clientOf, descriptor, keyAt, keysOf, payloadOf, rowsFrom } from "../e2e/support.ts";
+import {
+  clientOf,
+  descriptor,
+  eventually,
+  keyAt,
+  keysOf,
+  payloadOf,
+  rowsFrom,
+} from "../e2e/support.ts";
+import { FeedReader } from "../../src/observe/feed.ts";
 import { Harness } from "./support.ts";
 
 const BLOCKS = 16;
@@ -133,5 +142,23 @@ describe("namespaces that declare no chain", () => {
     expect(loaded.landed).toBe(BLOCKS);
     client.endRequest(1);
     await client.heartbeat();
+  });
+});
+
+describe("the feed", () => {
+  it("counts injected faults and how long frames waited", async () => {
+    const { client, window } = await engine("feed");
+    const keys = keysOf(77, 1);
+    await store(client, window, keys);
+    const { feed } = harness.daemon;
+    const reader = new FeedReader(feed.buffer);
+    const waited = reader.histogram("frameQueueSeconds");
+    const frames = feed.get(METRIC.framesReceived);
+    expect(waited.count).toBe(frames);
+    expect(waited.sumSeconds).toBeGreaterThan(0);
+    const before = feed.get(METRIC.injectedFaults);
+    const { addon, dram } = harness.parts;
+    addon.arenaFlipBit(dram.arena, slotOf(keys), 1);
+    await eventually(() => feed.get(METRIC.injectedFaults) === before + 1);
   });
 });

@@ -27,6 +27,17 @@ describe("rule 8: holes", () => {
     expect(s.ledger.stateOf(s.block("abcde"), 0)).toBe(STATE.ORPHAN);
   });
 
+  test("holes, orphans and aborted blocks are counted", () => {
+    const s = small();
+    s.store("abcde");
+    s.ledger.corrupt(s.block("ab"), 0);
+    s.sweepAll();
+    s.reserve("xyz");
+    s.ledger.fillAbort(s.block("xy"), 0, 0);
+    const { holesMade, orphaned, aborted } = s.ledger.core;
+    expect({ holesMade, orphaned, aborted }).toEqual({ holesMade: 1, orphaned: 3, aborted: 2 });
+  });
+
   test("a leaf that is lost leaves no hole", () => {
     const s = small();
     s.store("ab");

@@ -1,3 +1,5 @@
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { CLOSE_REASON, ITEM } from "../../addon/binding.ts";
 import { STORE_STATUS } from "../../src/engine-api/protocol.ts";
@@ -25,6 +27,16 @@ describe("the table of metrics", () => {
   test("no two rows share a Prometheus name", () => {
     const names = rows.map(([, { name }]) => name);
     expect(new Set(names).size).toBe(names.length);
+  });
+
+  test("every row is written somewhere", () => {
+    const root = new URL("../../src", import.meta.url).pathname;
+    const files = readdirSync(root, { recursive: true, encoding: "utf8" }).filter((name) =>
+      name.endsWith(".ts"),
+    );
+    const source = files.map((name) => readFileSync(join(root, name), "utf8")).join("\n");
+    const unwritten = rows.filter(([name]) => !new RegExp(`METRIC\\.${name}\\b`).test(source));
+    expect(unwritten.map(([name]) => name)).toEqual([]);
   });
 
   test("names follow the Prometheus conventions", () => {
