@@ -156,8 +156,8 @@ describe("the feed", () => {
     const frames = feed.get(METRIC.framesReceived);
     expect(waited.count).toBe(frames);
     expect(waited.sumSeconds).toBeGreaterThan(0);
-    const before = feed.get(METRIC.injectedFaults);
     const { addon, dram } = harness.parts;
+    const before = addon.counters().faultsInjected;
     addon.arenaFlipBit(dram.arena, slotOf(keys), 1);
     await eventually(() => feed.get(METRIC.injectedFaults) === before + 1);
   });
