@@ -20,7 +20,13 @@ interface Lease {
   target: Block;
   /** Blocks of an unchained namespace, each held on its own. */
   held: Block[];
+  /** Ancestors of `trailFrom` that a LOAD has walked past, from the deepest up; see ancestor(). */
+  trail: Block[];
+  trailFrom: Block;
 }
+
+/** Depths between two blocks of a trail. */
+const TRAIL_STEP = 128;
 
 export class LeaseTable {
   readonly #leases = new Map<number, Lease>();
@@ -42,7 +48,7 @@ export class LeaseTable {
       assert(core.isVisible(block), "a lease holds a visible block");
       core.addLeases(block, 1);
     }
-    const entry = this.#spare.pop() ?? { instance, block, target: NO_BLOCK, held: [] };
+    const entry = this.#spare.pop() ?? newLease(instance, block);
     entry.instance = instance;
     entry.block = block;
     this.#leases.set(lease, entry);
@@ -68,11 +74,43 @@ export class LeaseTable {
     if (entry.block !== NO_BLOCK) release(core, entry.block);
     for (const block of entry.held) release(core, block);
     entry.held.length = 0;
+    entry.trail.length = 0;
+    entry.trailFrom = NO_BLOCK;
     if (this.#spare.length < SPARES_MAX) this.#spare.push(entry);
   }
 
   blockOf(lease: number): Block {
     return this.#get(lease).block;
+  }
+
+  /**
+   * The ancestor of the lease's block that stands at `depth` (at most that block's own). A long prefix is
+   * loaded in many pieces, and each walks up from the lease's block: so the walk leaves every 128th block
+   * behind as a trail, and the next begins at the nearest one below its depth. They are ancestors of a block
+   * that is held, so their records stay; when the lease moves, the trail starts afresh.
+   */
+  ancestor(core: Core, lease: number, depth: number): Block {
+    const entry = this.#get(lease);
+    const { trail } = entry;
+    if (entry.trailFrom !== entry.block) {
+      trail.length = 0;
+      entry.trailFrom = entry.block;
+    }
+    let block = entry.block;
+    let at = core.depthOf(block);
+    assert(depth > 0 && depth <= at, "an ancestor stands above its descendant");
+    const top = Math.floor(at / TRAIL_STEP) * TRAIL_STEP;
+    const wanted = Math.ceil(depth / TRAIL_STEP) * TRAIL_STEP;
+    if (wanted <= top && trail.length > 0) {
+      const index = Math.min((top - wanted) / TRAIL_STEP, trail.length - 1);
+      block = trail[index]!;
+      at = top - index * TRAIL_STEP;
+    }
+    for (; at > depth; at -= 1) {
+      if (at === top - trail.length * TRAIL_STEP) trail.push(block);
+      block = core.parentOf(block);
+    }
+    return block;
   }
 
   instanceOf(lease: number): number {
@@ -132,6 +170,7 @@ export class LeaseTable {
       this.#unfollow(core, lease, entry);
       const before = entry.block;
       entry.block = keep;
+      entry.trailFrom = NO_BLOCK;
       if (keep !== NO_BLOCK) core.addLeases(keep, 1);
       release(core, before);
       core.options.observer.leaseReduced(lease, keep === NO_BLOCK ? 0 : core.depthOf(keep));
@@ -197,6 +236,10 @@ export class LeaseTable {
   }
 }
 
+function newLease(instance: number, block: Block): Lease {
+  return { instance, block, target: NO_BLOCK, held: [], trail: [], trailFrom: NO_BLOCK };
+}
+
 function deeper(core: Core, block: Block, than: Block): boolean {
   return than === NO_BLOCK || core.depthOf(block) > core.depthOf(than);
 }
@@ -216,6 +259,7 @@ function reaches(core: Core, block: Block, from: Block): boolean {
 function moveTo(core: Core, entry: Lease, block: Block): void {
   const before = entry.block;
   entry.block = block;
+  entry.trailFrom = NO_BLOCK;
   core.addLeases(block, 1);
   if (before !== NO_BLOCK) release(core, before);
 }

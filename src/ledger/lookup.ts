@@ -262,8 +262,8 @@ export function pinRange(
   const namespace = core.namespaceOf(block);
   const keyWords = namespace.keyWords;
   let pinned = 0;
-  while (namespace.chained && core.depthOf(block) > startDepth + count) {
-    block = core.parentOf(block);
+  if (namespace.chained && core.depthOf(block) > startDepth + count) {
+    block = core.leases.ancestor(core, lease, startDepth + count);
   }
   const deepest = namespace.chained ? core.depthOf(block) - startDepth : count;
   for (let i = deepest - 1; i >= 0; i -= 1) {
