@@ -5,16 +5,8 @@ import { FLAG, OP, STORE_STATUS } from "../../src/engine-api/protocol.ts";
 import { TestDaemon, withDaemon } from "../harness/daemon.ts";
 import { chainOf, type EngineOptions, failuresOf, TestEngine } from "../harness/engine.ts";
 import { eventually } from "../harness/eventually.ts";
-import {
-  descriptorOf,
-  fillBody,
-  frameOf,
-  helloOf,
-  loadBody,
-  lookupBody,
-  storeBody,
-} from "../harness/frames.ts";
-import { errorName, errorOf, type Frame, Wire } from "../harness/wire.ts";
+import { fillBody, frameOf, loadBody, lookupBody, storeBody } from "../harness/frames.ts";
+import { errorName, errorOf, type Frame } from "../harness/wire.ts";
 
 let daemon: TestDaemon;
 const engines: TestEngine[] = [];
@@ -647,20 +639,57 @@ it("a HINT about anything is answered, accepted, clipped or refused", async () =
   expect(errorName(odd)).toBe("malformedFrame");
 });
 
-it("tenants cannot reach each other's blocks by naming the same namespace", async () => {
-  const uid = process.getuid?.() ?? 0;
-  const own = new TestDaemon({});
+describe("a block of two shards", () => {
+  const shards = { shards: 2, model: "two-shards" };
+
+  it("is visible when both ranks have written, and fails for both when one never does", async () => {
+    const ranks = await Promise.all(
+      [0, 1].map((rank) =>
+        start({ engineId: "ranks", descriptor: shards, hello: { role: "worker", rank, ranks: 2 } }),
+      ),
+    );
+    const keys = freshChain(3);
+    const call = async (rank: number): Promise<Frame> => {
+      const engine = ranks[rank]!;
+      const rows = engine.gather(keys);
+      const body = storeBody({ region: engine.region, keys, tokens: 48, shard: rank, rows });
+      const fields = { op: OP.STORE, flags: FLAG.DATA_READY, count: 3, namespace: 1, body };
+      const reply = await engine.wire.call(fields);
+      expect(errorName(reply)).toBe("none");
+      return engine.wire.completion(reply.tag);
+    };
+    const alone = await call(0);
+    expect(alone.count).toBe(0);
+    expect(failuresOf(alone)).toHaveLength(3);
+    expect((await ranks[0]!.lookup(keys)).hit).toBe(0);
+    const both = await Promise.all([call(0), call(1)]);
+    expect(both.map(({ count }) => count)).toEqual([3, 3]);
+    for (const [rank, engine] of ranks.entries()) {
+      const { lease } = await engine.lookup(keys, 900 + rank);
+      const body = loadBody({ region: engine.region, keys, rows: [0, 1, 2], shard: rank });
+      const tag = engine.wire.nextTag();
+      engine.wire.send(frameOf({ op: OP.LOAD, tag, id: lease, count: 3, body }));
+      expect((await engine.wire.completion(tag)).count).toBe(3);
+    }
+  });
+});
+
+it("a tenant cannot reach another's blocks by naming the same namespace and keys", async () => {
+  const own = new TestDaemon();
   const other = `${own.directory}/other.sock`;
-  own.configure({ tenants: [{ name: "other", socket: other, uids: [uid] }] });
+  own.configure({ tenants: [{ name: "other", socket: other }] });
   try {
     await own.launch();
-    const ours = await TestEngine.start(other, { engineId: "same" });
+    const theirs = await TestEngine.start(other, { engineId: "same" });
+    const ours = await TestEngine.start(own.socket, { engineId: "same" });
     const keys = freshChain(4);
-    await ours.store(keys);
-    expect((await ours.lookup(keys)).hit).toBe(4);
-    const wire = await Wire.connect(own.socket);
-    const hello = await wire.cold(OP.HELLO, helloOf("same", [descriptorOf()]));
-    expect(errorName(hello)).toBe("none");
+    await theirs.store(keys);
+    const { lease } = await theirs.lookup(keys);
+    expect((await ours.lookup(keys)).hit).toBe(0);
+    expect(errorName(await loadCall(ours, lease, keys, [0, 1, 2, 3]))).toBe("unknownLease");
+    const stored = await ours.store(keys);
+    expect(stored.statuses).toEqual(Array(4).fill(STORE_STATUS.WANTED));
+    expect(await theirs.load(lease, keys)).toMatchObject({ landed: 4, wrong: 0 });
   } finally {
     await own.remove();
   }

@@ -13,7 +13,7 @@ import { LONG, scaled } from "../harness/scale.ts";
 const MIB = 1024 * 1024;
 /** A pool that holds everything, and one that must evict all the while. */
 const STORMS = [
-  { what: "with room", capacityBytes: 512 * MIB, rounds: scaled(2, 14), keepsAll: true },
+  { what: "with room", capacityBytes: 512 * MIB, rounds: scaled(1, 14), keepsAll: true },
   { what: "with eviction", capacityBytes: 16 * MIB, rounds: scaled(1, 8), keepsAll: false },
 ] as const;
 const BLOCKS = 8;

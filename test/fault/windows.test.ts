@@ -288,3 +288,61 @@ describe("rows that are not free", () => {
     );
   });
 });
+
+describe("a window under the daemon's hands", () => {
+  const MIB = 1024 * 1024;
+  const ROWS = 16;
+  const settings = { dram: { capacityBytes: 128 * MIB, slabBytes: 8 * MIB } };
+  const wide = { rows: ROWS, descriptor: { rowBytes: MIB, model: "wide-rows" } };
+
+  it("scribbled on while it is stored gives blocks that verify: what was written is what was hashed", async () => {
+    await withDaemon(settings, async (own) => {
+      const engine = await TestEngine.start(own.socket, wide);
+      for (let round = 0; round < 5; round++) {
+        const keys = chainOf(`scribble-${round}`, ROWS);
+        const rows = engine.gather(keys);
+        const body = storeBody({ region: engine.region, keys, tokens: ROWS * 16, rows });
+        const tag = engine.wire.nextTag();
+        const reply = engine.wire.reply(tag);
+        const completion = engine.wire.completion(tag);
+        const fields = { op: OP.STORE, flags: FLAG.DATA_READY, tag, count: ROWS, namespace: 1 };
+        engine.wire.send(frameOf({ ...fields, body }));
+        // No await: this thread writes while the daemon's threads read.
+        for (let pass = 0; pass < 40; pass++) engine.window.fill(pass);
+        await reply;
+        expect((await completion).count).toBe(ROWS);
+        expect(await engine.read(keys)).toMatchObject({ hit: ROWS, landed: ROWS, failed: [] });
+      }
+      expect(await own.metric("corruptBlocks")).toBe(0);
+    });
+  });
+
+  it("is not written any more after CANCEL is answered, nor after the connection is closed", async () => {
+    await withDaemon(settings, async (own) => {
+      const engine = await TestEngine.start(own.socket, wide);
+      const keys = chainOf("late", ROWS);
+      await engine.store(keys);
+      const { lease } = await engine.lookup(keys, 1);
+      const rows = keys.map((_key, index) => index);
+      const body = loadBody({ region: engine.region, keys, rows });
+      const untouched = new Uint8Array(engine.window.byteLength).fill(0xdd);
+      for (let round = 0; round < 20; round++) {
+        const tag = engine.wire.nextTag();
+        const completion = engine.wire.completion(tag);
+        engine.wire.send(frameOf({ op: OP.LOAD, tag, id: lease, count: ROWS, body }));
+        await engine.wire.call({ op: OP.CANCEL, id: tag });
+        engine.window.fill(0xdd);
+        await completion;
+        await engine.wire.call({ op: OP.FLUSH });
+        expect(Buffer.compare(engine.window, untouched)).toBe(0);
+      }
+      engine.wire.send(frameOf({ op: OP.LOAD, tag: 9_999, id: lease, count: ROWS, body }));
+      engine.close();
+      await own.settles("regions", 0);
+      await own.settles("jobs", 0);
+      engine.window.fill(0xdd);
+      await own.get("/metrics");
+      expect(Buffer.compare(engine.window, untouched)).toBe(0);
+    });
+  });
+});
