@@ -15,6 +15,7 @@
         "addon/js_arena.cc",
         "addon/js_client.cc",
         "addon/js_copy.cc",
+        "addon/js_doorbell.cc",
         "addon/populate.cc",
         "addon/region.cc",
         "addon/ring.cc",

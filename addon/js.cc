@@ -193,7 +193,7 @@ void stopInstance(Instance& instance) {
   instance.scans.clear();
   // Not marked clean: an arena is closed in order by arenaClose only.
   instance.arenas.clear();
-  if (instance.doorbell != nullptr) napi_release_threadsafe_function(instance.doorbell, napi_tsfn_abort);
+  if (instance.doorbell != nullptr) instance.doorbell->close();
   instance.doorbell = nullptr;
 }
 
@@ -205,17 +205,6 @@ void destroyInstance(napi_env, void* data, void*) {
   auto* instance = static_cast<Instance*>(data);
   stopInstance(*instance);
   delete instance;
-}
-
-/// Runs on the JS thread, at most once per doorbell ring.
-void onDoorbell(napi_env env, napi_value onReady, void* context, void*) {
-  auto* instance = static_cast<Instance*>(context);
-  if (env == nullptr || onReady == nullptr || instance->stopped) return;
-  instance->hub->answered();
-  napi_value receiver;
-  if (napi_get_undefined(env, &receiver) != napi_ok) return;
-  // An exception stays pending: Node reports it as uncaught.
-  static_cast<void>(napi_call_function(env, receiver, onReady, 0, nullptr, nullptr));
 }
 
 void keep(Instance& instance, napi_value value) {
@@ -261,12 +250,8 @@ TransportOptions transportOptions(const Call& call, napi_value object) {
 }
 
 void makeDoorbell(Instance& instance, napi_value onReady) {
-  napi_value name;
-  check(napi_create_string_utf8(instance.env, "cairn", NAPI_AUTO_LENGTH, &name), "name");
-  check(napi_create_threadsafe_function(instance.env, onReady, nullptr, name, 0, 1, nullptr, nullptr, &instance,
-                                        onDoorbell, &instance.doorbell),
-        "doorbell");
-  // After the thread-safe function: hooks run in reverse order, and its threads must end before it does.
+  instance.doorbell = Doorbell::make(instance.env, onReady, [&instance] { instance.hub->answered(); });
+  // After the doorbell: hooks run in reverse order, and the threads that ring it must end before it does.
   check(napi_add_env_cleanup_hook(instance.env, cleanUp, &instance), "clean-up hook");
 }
 
@@ -301,9 +286,7 @@ napi_value start(Call& call) {
   instance.statuses = statusView.data;
   instance.statusBytes = statusView.length;
   instance.ring = std::make_unique<InboxRing>(static_cast<uint8_t*>(inboxData), inboxBytes);
-  instance.hub = std::make_unique<EventHub>([&instance] {
-    napi_call_threadsafe_function(instance.doorbell, nullptr, napi_tsfn_nonblocking);
-  });
+  instance.hub = std::make_unique<EventHub>([&instance] { instance.doorbell->ring(); });
   makeDoorbell(instance, onReady);
   try {
     instance.transport = std::make_unique<Transport>(transport, *instance.ring, *instance.hub);

@@ -18,6 +18,7 @@
 #include "common.h"
 #include "copy.h"
 #include "events.h"
+#include "js_doorbell.h"
 #include "region.h"
 #include "ring.h"
 #include "scan.h"
@@ -55,7 +56,7 @@ struct Instance {
   napi_env env = nullptr;
   bool started = false;
   bool stopped = false;
-  napi_threadsafe_function doorbell = nullptr;
+  Doorbell* doorbell = nullptr;
   std::vector<napi_ref> kept;
   uint32_t* events = nullptr;
   size_t eventsMax = 0;

@@ -23,6 +23,11 @@ class InboxRing {
   };
   /// Producer: room for a frame. Each call takes it at once; the caller fills it before it announces it.
   Space allocate(size_t bytes);
+  /// Producer: contiguous room for `bytes` that is not taken yet (at = nullptr: there is none); `end` is where it
+  /// starts. Valid until the next allocate() or take().
+  Space ahead(size_t bytes) const;
+  /// Producer: takes the first `bytes` of what ahead() offered; returns the position after them.
+  uint64_t take(const Space& space, size_t bytes);
   /// Consumer: everything up to `end` may be overwritten.
   void release(uint64_t end) { tail_.store(end, std::memory_order_seq_cst); }
   size_t sizeBytes() const { return sizeBytes_; }

@@ -285,29 +285,42 @@ void Transport::applyInterest(Connection& connection) {
 }
 
 void Transport::readable(const Shared& connection, bool hungUp) {
-  int fd;
-  bool reading;
-  CloseReason reason;
-  {
-    std::lock_guard lock(connection->mutex);
-    if (!connection->socket) return;
-    fd = connection->socket.get();
-    reading = connection->reading;
-    reason = connection->closing ? connection->reason : CloseReason::kPeer;
-  }
-  if (!reading) {
+  // No lock: socket, reading and closing are written by this thread alone (the lock is for the JS thread, which reads
+  // them in send()). Taking it here would wait for a send() that the woken client has just preempted.
+  if (!connection->socket) return;
+  const int fd = connection->socket.get();
+  if (!connection->reading) {
     // Only flushing (closing, or stalled with replies queued): a hang-up ends that.
-    if (hungUp) closeNow(connection, reason);
+    if (hungUp) closeNow(connection, connection->closing ? connection->reason : CloseReason::kPeer);
     return;
   }
-  const ssize_t got = receiveWithDescriptors(fd, scratch_.data(), scratch_.size(), connection->descriptors);
+  // A frame that arrives whole and alone, which is what a look-up does, is received where JS will read it.
+  const InboxRing::Space direct =
+      connection->partial.empty() ? ring_.ahead(kScratchBytes) : InboxRing::Space{nullptr, 0, 0};
+  uint8_t* into = direct.at != nullptr ? direct.at : scratch_.data();
+  const ssize_t got = receiveWithDescriptors(fd, into, kScratchBytes, connection->descriptors);
   if (got == -EAGAIN) return;
   if (got <= 0) {
     closeNow(connection, got == 0 || got == -ECONNRESET ? CloseReason::kPeer : CloseReason::kSystem);
     return;
   }
-  counters_.bytesReceived.fetch_add(static_cast<uint64_t>(got), std::memory_order_relaxed);
-  consume(connection, scratch_.data(), static_cast<size_t>(got));
+  const size_t count = static_cast<size_t>(got);
+  counters_.bytesReceived.fetch_add(count, std::memory_order_relaxed);
+  if (direct.at == nullptr) {
+    consume(connection, into, count);
+    return;
+  }
+  size_t total = 0;
+  CloseReason reason;
+  const bool whole = examine(direct.at, count, total, reason) == Parsed::kWhole;
+  if (whole) {
+    const uint64_t end = ring_.take(direct, total);
+    announce(*connection, {direct.at, direct.offset, end}, total, readFrameHeader(direct.at).flags);
+  }
+  // What follows lies in room that belongs to nobody.
+  const size_t used = whole ? total : 0;
+  memcpy(scratch_.data(), direct.at + used, count - used);
+  consume(connection, scratch_.data(), count - used);
 }
 
 void Transport::consume(const Shared& connection, const uint8_t* bytes, size_t count) {
@@ -341,35 +354,41 @@ void Transport::consume(const Shared& connection, const uint8_t* bytes, size_t c
   if (parsed == Parsed::kStalled) stall(connection);
 }
 
-Transport::Parsed Transport::parse(Connection& connection, const uint8_t* bytes, size_t count, size_t& used,
-                                   CloseReason& reason) {
-  while (count - used >= 4) {
-    const uint8_t* frame = bytes + used;
-    uint32_t magic;
-    memcpy(&magic, frame, 4);
-    if (magic != options_.magic) {
-      reason = CloseReason::kBadMagic;
-      return Parsed::kBad;
-    }
-    if (count - used < kFrameHeaderBytes) return Parsed::kMore;
-    const FrameHeader header = readFrameHeader(frame);
-    if (header.version != options_.version) {
-      reason = CloseReason::kVersion;
-      return Parsed::kBad;
-    }
-    if (header.bodyBytes > options_.frameBodyBytesMax) {
-      reason = CloseReason::kFrameTooLarge;
-      return Parsed::kBad;
-    }
-    const size_t total = kFrameHeaderBytes + header.bodyBytes;
-    if (count - used < total) return Parsed::kMore;
-    if (!deliver(connection, frame, total, header.flags)) return Parsed::kStalled;
-    used += total;
+Transport::Parsed Transport::examine(const uint8_t* frame, size_t count, size_t& total,
+                                     CloseReason& reason) const {
+  if (count < 4) return Parsed::kMore;
+  uint32_t magic;
+  memcpy(&magic, frame, 4);
+  if (magic != options_.magic) {
+    reason = CloseReason::kBadMagic;
+    return Parsed::kBad;
   }
-  return Parsed::kMore;
+  if (count < kFrameHeaderBytes) return Parsed::kMore;
+  const FrameHeader header = readFrameHeader(frame);
+  if (header.version != options_.version) {
+    reason = CloseReason::kVersion;
+    return Parsed::kBad;
+  }
+  if (header.bodyBytes > options_.frameBodyBytesMax) {
+    reason = CloseReason::kFrameTooLarge;
+    return Parsed::kBad;
+  }
+  total = kFrameHeaderBytes + header.bodyBytes;
+  return count < total ? Parsed::kMore : Parsed::kWhole;
 }
 
-bool Transport::deliver(Connection& connection, const uint8_t* frame, size_t bytes, uint16_t flags) {
+Transport::Parsed Transport::parse(Connection& connection, const uint8_t* bytes, size_t count, size_t& used,
+                                   CloseReason& reason) {
+  for (;;) {
+    size_t total = 0;
+    const Parsed found = examine(bytes + used, count - used, total, reason);
+    if (found != Parsed::kWhole) return found;
+    if (!deliver(connection, bytes + used, total)) return Parsed::kStalled;
+    used += total;
+  }
+}
+
+bool Transport::deliver(Connection& connection, const uint8_t* frame, size_t bytes) {
   InboxRing::Space space = ring_.allocate(bytes);
   if (space.at == nullptr) {
     // Say that we wait, then look again: JS may have polled in between and would not wake us.
@@ -378,6 +397,11 @@ bool Transport::deliver(Connection& connection, const uint8_t* frame, size_t byt
     if (space.at == nullptr) return false;
   }
   memcpy(space.at, frame, bytes);
+  announce(connection, space, bytes, readFrameHeader(frame).flags);
+  return true;
+}
+
+void Transport::announce(Connection& connection, const InboxRing::Space& space, size_t bytes, uint16_t flags) {
   Event event{};
   event.type = kFrame;
   event.id = connection.id;
@@ -391,7 +415,6 @@ bool Transport::deliver(Connection& connection, const uint8_t* frame, size_t byt
   }
   counters_.framesReceived.fetch_add(1, std::memory_order_relaxed);
   hub_.push(std::move(event));
-  return true;
 }
 
 void Transport::stall(const Shared& connection) {

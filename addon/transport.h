@@ -122,7 +122,7 @@ class Transport {
     CloseReason reason;
   };
   using Shared = std::shared_ptr<Connection>;
-  enum class Parsed { kMore, kStalled, kBad };
+  enum class Parsed { kWhole, kMore, kStalled, kBad };
 
   void run();
   void runCommands();
@@ -132,7 +132,10 @@ class Transport {
   void readable(const Shared& connection, bool hungUp);
   void consume(const Shared& connection, const uint8_t* bytes, size_t count);
   Parsed parse(Connection& connection, const uint8_t* bytes, size_t count, size_t& used, CloseReason& reason);
-  bool deliver(Connection& connection, const uint8_t* frame, size_t bytes, uint16_t flags);
+  /// The frame that starts here; kWhole: its `total` bytes are all there.
+  Parsed examine(const uint8_t* frame, size_t count, size_t& total, CloseReason& reason) const;
+  bool deliver(Connection& connection, const uint8_t* frame, size_t bytes);
+  void announce(Connection& connection, const InboxRing::Space& space, size_t bytes, uint16_t flags);
   void stall(const Shared& connection);
   void resumeStalled();
   void writable(const Shared& connection);
