@@ -39,6 +39,10 @@ export const LIMITS = {
   leasesPerInstanceMax: 4_096,
   /** Bytes an instance may pin by leases (config; 0 = half of DRAM). More: the lookup is clipped. */
   pinnedBytesMax: 0,
+  /** Prefixes of an instance among which a new lease looks for one it shares. Beyond: counted anew. */
+  recentPinsMax: 32,
+  /** Parent links walked to prove that a lease stands on a shared prefix. Beyond: counted anew. */
+  pinWalkMax: 1_024,
   /** Window bytes per instance (config). More: windowBudget. */
   windowBytesMax: 64 * 1024 * MIB,
   /** A window may take at most this share of the memory that is free when it is registered. More: windowMap. */

@@ -93,7 +93,7 @@ const EngineApiSection = section("The Unix socket that engines speak to (docs/pr
   pinnedBytesMax: bytes(LIMITS.pinnedBytesMax, 0, {
     reload: "live",
     description:
-      "Bytes an instance may pin by leases; more: the look-up is clipped. 0: half of DRAM.",
+      "Bytes an instance may pin by leases, a shared prefix counted once; more: the look-up is clipped. 0: half of DRAM.",
   }),
   windowBytesMax: bytes(LIMITS.windowBytesMax, 4_096, {
     reload: "live",

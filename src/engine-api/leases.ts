@@ -9,10 +9,17 @@
 import { randomFillSync } from "node:crypto";
 import { assert } from "../assert.ts";
 import { CairnError } from "../errors.ts";
+import type { Ledger } from "../ledger/ledger.ts";
+import { type Block, NO_BLOCK } from "../ledger/types.ts";
 import { LIMITS } from "../limits.ts";
-import { type Block, type LedgerApi, NO_BLOCK } from "../ledger/types.ts";
 import type { Namespace } from "./namespaces.ts";
+import type { Pin } from "./pins.ts";
 import type { Connection, Instance } from "./sessions.ts";
+
+type LeaseLedger = Pick<
+  Ledger,
+  "leaseOpen" | "leaseClose" | "leaseFollow" | "leaseBlock" | "parentOf"
+>;
 
 const NO_WORDS = new Uint32Array(0);
 
@@ -23,8 +30,12 @@ export class Lease {
   instance: Instance | undefined;
   connection: Connection | undefined;
   namespace: Namespace | undefined;
+  /** Blocks it holds, or will once what it follows is visible. */
   depth = 0;
-  pinnedBytes = 0;
+  /** The prefix that its LOOKUP found, undefined when it fell back or stands elsewhere. */
+  pin: Pin | undefined;
+  /** Bytes that count for this lease alone: depth below its pin. */
+  ownBytes = 0;
   chain: Uint32Array = NO_WORDS;
   chainKeys = 0;
 }
@@ -46,14 +57,14 @@ class LeaseIds {
 }
 
 export class Leases {
-  readonly #ledger: Pick<LedgerApi, "leaseOpen" | "leaseClose" | "leaseFollow" | "leaseBlock">;
+  readonly #ledger: LeaseLedger;
   readonly #byId = new Map<number, Lease>();
   readonly #free: Lease[] = [];
   readonly #ids = new LeaseIds();
   /** Sum over instances; for the gauge. */
   pinnedBytes = 0;
 
-  constructor(ledger: Pick<LedgerApi, "leaseOpen" | "leaseClose" | "leaseFollow" | "leaseBlock">) {
+  constructor(ledger: LeaseLedger) {
     this.#ledger = ledger;
   }
 
@@ -93,8 +104,45 @@ export class Leases {
     return lease;
   }
 
-  /** Takes a lease on `block` for an entry that holds none. */
-  open(lease: Lease, namespace: Namespace, block: Block, depth: number): void {
+  /**
+   * The longest pin of the instance that `block`, of this depth under the keys at words[at…], stands on:
+   * what a lease there would not pin anew.
+   */
+  shared(
+    instance: Instance,
+    namespace: Namespace,
+    block: Block,
+    depth: number,
+    words: Uint32Array,
+    at: number,
+  ): Pin | undefined {
+    if (!namespace.descriptor.chained || block === NO_BLOCK) return undefined;
+    const pin = instance.pins.candidate(namespace, words, at, depth);
+    if (pin === undefined || !this.#above(pin.block, block, depth - pin.depth)) return undefined;
+    return pin;
+  }
+
+  /** `ancestor` stands `steps` above `block`; false also where that is too far to prove. */
+  #above(ancestor: Block, block: Block, steps: number): boolean {
+    if (steps < 0 || steps > LIMITS.pinWalkMax) return false;
+    let at = block;
+    for (let step = 0; step < steps && at !== NO_BLOCK; step++) at = this.#ledger.parentOf(at);
+    return at === ancestor;
+  }
+
+  /**
+   * Takes a lease on `block` for an entry that holds none. words[at…]: keys of its chain; `pin`: what
+   * shared() found for this very block and depth.
+   */
+  open(
+    lease: Lease,
+    namespace: Namespace,
+    block: Block,
+    depth: number,
+    words: Uint32Array,
+    at: number,
+    pin: Pin | undefined,
+  ): void {
     assert(lease.id === 0 && lease.instance !== undefined, "one lease per request");
     assert(block !== NO_BLOCK && depth > 0, "a lease holds a block");
     let id = this.#ids.next();
@@ -103,6 +151,12 @@ export class Leases {
     lease.namespace = namespace;
     this.#byId.set(id, lease);
     lease.instance.leaseCount++;
+    const before = lease.instance.pinnedBytes;
+    if (namespace.descriptor.chained) {
+      const keyAt = at + (depth - 1) * namespace.keyWords;
+      lease.pin = lease.instance.pins.take(namespace, block, depth, pin, words, keyAt);
+    }
+    this.pinnedBytes += lease.instance.pinnedBytes - before;
     this.#charge(lease, depth);
     this.#ledger.leaseOpen(id, lease.instance.number, block);
   }
@@ -111,6 +165,10 @@ export class Leases {
   follow(lease: Lease, block: Block, depth: number): void {
     assert(lease.id !== 0, "only a held lease follows");
     if (depth <= lease.depth) return;
+    // A client may store another chain under its lease: that one shares nothing.
+    if (lease.pin !== undefined && !this.#above(lease.pin.block, block, depth - lease.pin.depth)) {
+      this.#unpin(lease);
+    }
     this.#ledger.leaseFollow(lease.id, block);
     this.#charge(lease, depth);
   }
@@ -118,7 +176,9 @@ export class Leases {
   /** The ledger cut the lease short (hole below it). */
   reduced(id: number, depth: number): void {
     const lease = this.#byId.get(id);
-    if (lease !== undefined) this.#charge(lease, depth);
+    if (lease === undefined) return;
+    if (lease.pin !== undefined && lease.pin.depth > depth) this.#unpin(lease);
+    this.#charge(lease, depth);
   }
 
   /** Gives the ledger's lease back; the entry and its chain stay. */
@@ -129,6 +189,7 @@ export class Leases {
     this.#ledger.leaseClose(lease.id);
     this.#byId.delete(lease.id);
     instance.leaseCount--;
+    this.#unpin(lease);
     this.#charge(lease, 0);
     lease.id = 0;
     lease.namespace = undefined;
@@ -220,14 +281,27 @@ export class Leases {
     }
   }
 
+  /** The lease no longer counts on its shared prefix. */
+  #unpin(lease: Lease): void {
+    const { instance, pin } = lease;
+    if (pin === undefined) return;
+    assert(instance !== undefined, "a pinned lease has an instance");
+    const before = instance.pinnedBytes;
+    instance.pins.give(pin);
+    lease.pin = undefined;
+    this.pinnedBytes += instance.pinnedBytes - before;
+  }
+
   #charge(lease: Lease, depth: number): void {
-    const instance = lease.instance;
-    assert(instance !== undefined && lease.namespace !== undefined, "a charged lease is held");
-    const bytes = depth * lease.namespace.blockBytes;
-    instance.pinnedBytes += bytes - lease.pinnedBytes;
-    this.pinnedBytes += bytes - lease.pinnedBytes;
-    lease.pinnedBytes = bytes;
+    const { instance, namespace } = lease;
+    assert(instance !== undefined && namespace !== undefined, "a charged lease is held");
+    const shared = lease.pin?.depth ?? 0;
+    assert(depth >= shared, "a lease is at least as deep as its pin");
+    const bytes = (depth - shared) * namespace.blockBytes;
+    instance.storedPinnedBytes += bytes - lease.ownBytes;
+    this.pinnedBytes += bytes - lease.ownBytes;
+    lease.ownBytes = bytes;
     lease.depth = depth;
-    assert(instance.pinnedBytes >= 0, "pinned bytes never go below zero");
+    assert(instance.storedPinnedBytes >= 0, "pinned bytes never go below zero");
   }
 }

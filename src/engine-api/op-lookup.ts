@@ -42,13 +42,21 @@ export function lookup(context: EngineContext, frame: InboundFrame): void {
   const { view: out } = context.out;
   for (let at = 0; at < LOOKUP_REPLY_BYTES; at += 8) out.setFloat64(BODY + at, 0, true);
   let bits = found.sampled ? LOOKUP_BITS.SPLIT_SAMPLED : 0;
-  let depth = clip(context, instance, namespace, hit);
+  const { words, at: keysAt } = keys;
+  const whole = hit === 0 ? NO_BLOCK : found.block;
+  let shared = leases.shared(instance, namespace, whole, hit, words, keysAt);
+  let depth = clip(context, instance, namespace, hit, shared?.depth ?? 0);
   const block = depth === hit ? found.block : blockAt(context, namespace, depth);
   // A clipped depth was not probed: a client whose keys are no chain may have anything there.
   if (block === NO_BLOCK || !context.ledger.isVisible(block)) depth = 0;
+  if (depth > 0 && depth < hit) {
+    const clipped = leases.shared(instance, namespace, block, depth, words, keysAt);
+    if (clipped !== shared) depth = 0;
+    shared = clipped;
+  }
   if (depth < hit) bits |= LOOKUP_BITS.CLIPPED;
   if (depth > 0 && !frame.has(FLAG.NO_LEASE)) {
-    leases.open(request, namespace, block, depth);
+    leases.open(request, namespace, block, depth, words, keysAt, shared);
     use(context, namespace, request, block, depth);
   }
   const leaseId = request.id;
@@ -116,17 +124,18 @@ function gatherKeys(
   keys.count = request.chainKeys;
 }
 
-/** The hit that the instance's pin budget allows. */
+/** The hit that the instance's pin budget allows; its first `shared` blocks are pinned already. */
 function clip(
   context: EngineContext,
   instance: Instance,
   namespace: Namespace,
   hit: number,
+  shared: number,
 ): number {
   const room = context.settings.pinnedBytesMax - instance.pinnedBytes;
-  if (hit * namespace.blockBytes <= room) return hit;
+  if ((hit - shared) * namespace.blockBytes <= room || hit === shared) return hit;
   context.feed.add(METRIC.lookupClipped, 1);
-  return Math.max(0, Math.floor(room / namespace.blockBytes));
+  return shared + Math.max(0, Math.floor(room / namespace.blockBytes));
 }
 
 function blockAt(context: EngineContext, namespace: Namespace, depth: number): Block {

@@ -10,6 +10,7 @@ import type { Job } from "./jobs.ts";
 import type { Lease } from "./leases.ts";
 import { LIMITS } from "../limits.ts";
 import { hex, type Namespace } from "./namespaces.ts";
+import { Pins } from "./pins.ts";
 import type { Region } from "./regions.ts";
 
 export interface Tenant {
@@ -91,8 +92,9 @@ export class Instance {
   /** Request id → lease and kept chain. */
   readonly requests = new Map<number, Lease>();
   leaseCount = 0;
-  /** Sum over leases of depth · bytes: an upper bound, a prefix under two leases counts twice. */
-  pinnedBytes = 0;
+  readonly pins = new Pins();
+  /** Bytes that leases stored on top of their pins. */
+  storedPinnedBytes = 0;
   windowBytes = 0;
   chainBytes = 0;
   /** Monotonic milliseconds of the last HEARTBEAT or LOOKUP. */
@@ -113,6 +115,11 @@ export class Instance {
     this.tenant = connection.tenant;
     this.uid = connection.uid;
     this.views = namespaces.map((namespace, index) => new NamespaceView(index + 1, namespace));
+  }
+
+  /** What its leases pin; a prefix that several share counts once (pins.ts). */
+  get pinnedBytes(): number {
+    return this.pins.bytes + this.storedPinnedBytes;
   }
 
   /** @throws CairnError unknownNamespace */

@@ -6,6 +6,7 @@ import type { Namespace } from "../../src/engine-api/namespaces.ts";
 import { Region, Windows } from "../../src/engine-api/regions.ts";
 import { Connection, Instance, NamespaceView, Sessions } from "../../src/engine-api/sessions.ts";
 import { Waiters } from "../../src/engine-api/waiters.ts";
+import { NO_BLOCK } from "../../src/ledger/types.ts";
 import { descriptor } from "../e2e/support.ts";
 
 const namespace: Namespace = {
@@ -63,6 +64,22 @@ describe("waiters", () => {
   });
 });
 
+function parentOfBlock(block: number): number {
+  return block === 0 ? NO_BLOCK : (block - 1) >>> 1;
+}
+
+/** Blocks from the root down to this one. */
+function pathTo(block: number): number[] {
+  const path: number[] = [];
+  for (let at = block; at !== NO_BLOCK; at = parentOfBlock(at)) path.unshift(at);
+  return path;
+}
+
+/** Keys of a path, 8 words each. */
+function keysTo(block: number): Uint32Array {
+  return Uint32Array.from(pathTo(block).flatMap((each) => new Array(8).fill(each + 1) as number[]));
+}
+
 describe("leases", () => {
   function table() {
     const open = new Set<number>();
@@ -71,6 +88,8 @@ describe("leases", () => {
       leaseClose: (lease) => void open.delete(lease),
       leaseFollow: () => undefined,
       leaseBlock: () => 0,
+      // The blocks are a binary tree.
+      parentOf: parentOfBlock,
     });
     const connection = new Connection(1, 1, 1, "default");
     const instance = new Instance(1, "k", connection, "e", "x", [namespace]);
@@ -80,12 +99,13 @@ describe("leases", () => {
 
   it("are one for each request id, and what they pin adds up", () => {
     const { open, leases, connection, instance } = table();
+    const words = new Uint32Array(40);
     const first = leases.request(connection, 7, 10);
-    leases.open(first, namespace, 3, 5);
+    leases.open(first, namespace, 3, 5, words, 0, undefined);
     const old = first.id;
     expect(instance.pinnedBytes).toBe(1_000);
     const again = leases.request(connection, 7, 10);
-    leases.open(again, namespace, 3, 2);
+    leases.open(again, namespace, 3, 2, words, 0, undefined);
     expect(again).toBe(first);
     expect(open.has(old)).toBe(false);
     expect(() => leases.require(instance, old)).toThrow("no such lease");
@@ -100,10 +120,75 @@ describe("leases", () => {
     ]);
   });
 
+  it("count each block that they share at least once, and a shared prefix no more than once", () => {
+    const step = fc.record({
+      what: fc.constantFrom("open", "lie", "follow", "reduce", "end"),
+      request: fc.nat(7),
+      block: fc.nat(254),
+      other: fc.nat(254),
+    });
+    fc.assert(
+      fc.property(fc.array(step, { maxLength: 100 }), (steps) => {
+        const { leases, connection, instance } = table();
+        const held = new Map<number, number>();
+        for (const { what, request, block, other } of steps) {
+          const path = pathTo(block);
+          const lease = instance.requests.get(request);
+          if (what === "open" || what === "lie") {
+            const keys = keysTo(what === "lie" ? other : block);
+            if (keys.length < path.length * 8) continue;
+            const entry = leases.request(connection, request, 100);
+            const pin = leases.shared(instance, namespace, block, path.length, keys, 0);
+            leases.open(entry, namespace, block, path.length, keys, 0, pin);
+            held.set(request, block);
+          } else if (lease === undefined) {
+            continue;
+          } else if (what === "follow") {
+            if (path.length <= lease.depth) continue;
+            leases.follow(lease, block, path.length);
+            held.set(request, block);
+          } else if (what === "reduce") {
+            const rest = pathTo(held.get(request)!);
+            leases.reduced(lease.id, rest.length - 1);
+            if (rest.length > 1) held.set(request, rest.at(-2)!);
+            else leases.endRequest(instance, request);
+            if (rest.length === 1) held.delete(request);
+          } else {
+            leases.endRequest(instance, request);
+            held.delete(request);
+          }
+          const paths = [...held.values()].map(pathTo);
+          const distinct = new Set(paths.flat()).size;
+          expect(instance.pinnedBytes).toBeGreaterThanOrEqual(distinct * namespace.blockBytes);
+          const sum = paths.reduce((total, each) => total + each.length, 0);
+          expect(instance.pinnedBytes).toBeLessThanOrEqual(sum * namespace.blockBytes);
+          expect(leases.pinnedBytes).toBe(instance.pinnedBytes);
+        }
+        for (const request of held.keys()) leases.endRequest(instance, request);
+        expect([instance.pinnedBytes, leases.pinnedBytes]).toEqual([0, 0]);
+      }),
+    );
+  });
+
+  it("on one prefix count it once, and each what it stored on top", () => {
+    const { leases, connection, instance } = table();
+    const prefix = 62;
+    const blocks = pathTo(prefix).length;
+    for (let request = 0; request < 100; request++) {
+      const entry = leases.request(connection, request, 100);
+      const keys = keysTo(prefix);
+      const pin = leases.shared(instance, namespace, prefix, blocks, keys, 0);
+      leases.open(entry, namespace, prefix, blocks, keys, 0, pin);
+      expect(instance.pinnedBytes).toBe((blocks + request) * namespace.blockBytes);
+      leases.follow(entry, 2 * prefix + 1 + (request % 2), blocks + 1);
+    }
+    expect(instance.pinnedBytes).toBe((blocks + 100) * namespace.blockBytes);
+  });
+
   it("are not another instance's, and not more than allowed", () => {
     const { leases, connection } = table();
     const lease = leases.request(connection, 1, 1);
-    leases.open(lease, namespace, 3, 1);
+    leases.open(lease, namespace, 3, 1, new Uint32Array(8), 0, undefined);
     const stranger = new Instance(2, "s", connection, "s", "x", [namespace]);
     expect(() => leases.require(stranger, lease.id)).toThrow("no such lease");
     expect(() => leases.request(connection, 2, 1)).toThrow("leasesPerInstanceMax");
