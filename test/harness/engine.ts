@@ -231,9 +231,14 @@ export class TestEngine {
     };
   }
 
-  /** LOAD of keys at depths startDepth + 1 … into rows 0 …, each good row compared byte by byte. */
-  async load(lease: number, keys: readonly Uint8Array[], startDepth = 0): Promise<LoadAnswer> {
-    const rows = keys.map((_key, index) => index);
+  /** LOAD of keys at depths startDepth + 1 … into rows firstRow …, each good row compared byte by byte. */
+  async load(
+    lease: number,
+    keys: readonly Uint8Array[],
+    startDepth = 0,
+    firstRow = 0,
+  ): Promise<LoadAnswer> {
+    const rows = keys.map((_key, index) => firstRow + index);
     for (const row of rows) this.row(row).fill(0xee);
     const tag = this.wire.nextTag();
     const body = loadBody({ region: this.region, startDepth, keys, rows });
@@ -250,7 +255,7 @@ export class TestEngine {
     for (const [index, key] of keys.entries()) {
       if (bad.has(index)) continue;
       fillPayload(key, expected);
-      if (Buffer.compare(expected, this.row(index)) !== 0) wrong += 1;
+      if (Buffer.compare(expected, this.row(rows[index]!)) !== 0) wrong += 1;
     }
     return { landed: completion.count, failed, wrong };
   }
