@@ -4,6 +4,7 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { join } from "node:path";
+import { assert } from "../src/assert.ts";
 import { NODE_FLAGS, ROOT } from "./daemon.ts";
 
 export type ChildProgram =
@@ -17,9 +18,12 @@ export interface Child<T> {
   readonly result: Promise<T>;
 }
 
-export function startChild<T>(program: ChildProgram, input: unknown): Child<T> {
-  const args = [...NODE_FLAGS, join(ROOT, program), JSON.stringify(input)];
-  const child = spawn(process.execPath, args, { cwd: ROOT, stdio: ["ignore", "pipe", "inherit"] });
+/** `cpu`: the one processor it may run on (placement.ts); undefined = any. */
+export function startChild<T>(program: ChildProgram, input: unknown, cpu?: number): Child<T> {
+  const node = [process.execPath, ...NODE_FLAGS, join(ROOT, program), JSON.stringify(input)];
+  const [command, ...args] = cpu === undefined ? node : ["taskset", "-c", String(cpu), ...node];
+  assert(command !== undefined, "a command has a name");
+  const child = spawn(command, args, { cwd: ROOT, stdio: ["ignore", "pipe", "inherit"] });
   let text = "";
   child.stdout.setEncoding("utf8");
   child.stdout.on("data", (chunk: string) => {
@@ -37,8 +41,8 @@ export function startChild<T>(program: ChildProgram, input: unknown): Child<T> {
   return { process: child, result };
 }
 
-export function runChild<T>(program: ChildProgram, input: unknown): Promise<T> {
-  return startChild<T>(program, input).result;
+export function runChild<T>(program: ChildProgram, input: unknown, cpu?: number): Promise<T> {
+  return startChild<T>(program, input, cpu).result;
 }
 
 /** In a child: its input. */

@@ -152,8 +152,9 @@ export class EngineServer implements CopyOwner {
       for (let turn = 0; turn < POLLS_PER_TURN_MAX; turn++) {
         this.#polledAt = performance.now();
         const events = this.#options.addon.poll();
-        if (events === 0) return;
         for (let index = 0; index < events; index++) this.#event(index * EVENT_WORDS);
+        // Whatever came meanwhile rings again; only a full array says that more may be waiting.
+        if ((events + 1) * EVENT_WORDS <= this.#options.events.length) return;
       }
       setImmediate(() => this.pump());
     } finally {
