@@ -23,6 +23,7 @@ class JobSlot implements Expectation {
   deadlineAt = 0;
   offered = 0;
   done: JobDone | undefined;
+  window: Window | undefined;
   readonly #port: BatchPort;
 
   constructor(port: BatchPort) {
@@ -41,13 +42,15 @@ class JobSlot implements Expectation {
   }
 
   fail(error: CairnError): void {
-    this.#port.lastError = error;
+    const { window } = this;
     this.#end(0, this.offered);
+    this.#port.failed(window, error);
   }
 
   #end(landed: number, failed: number): void {
     const done = this.done;
     this.done = undefined;
+    this.window = undefined;
     this.#port.recycle(this);
     done?.(landed, failed, this.offered);
   }
@@ -95,7 +98,7 @@ export class BatchPort {
     this.#rows(at, firstRow, count);
     const bodyBytes = at + count * 4 - HEADER_BYTES;
     const handle = this.#client.handle(window.namespace);
-    const slot = this.#slot(done, count);
+    const slot = this.#slot(window, done, count);
     const tag = this.#link.tag();
     this.#link.send(OP.STORE, FLAG.DATA_READY, tag, lease, count, handle, bodyBytes, slot);
   }
@@ -124,17 +127,23 @@ export class BatchPort {
     this.#rows(rowsAt, firstRow, count);
     const bodyBytes = rowsAt + count * 4 - HEADER_BYTES;
     const handle = this.#client.handle(window.namespace);
-    const slot = this.#slot(done, count);
+    const slot = this.#slot(window, done, count);
     this.#link.send(OP.LOAD, 0, this.#link.tag(), lease, count, handle, bodyBytes, slot);
+  }
+
+  failed(window: Window | undefined, error: CairnError): void {
+    this.lastError = error;
+    if (window !== undefined) this.#client.jobFailed(this.#link, window, error);
   }
 
   recycle(slot: JobSlot): void {
     this.#free.push(slot);
   }
 
-  #slot(done: JobDone, offered: number): JobSlot {
+  #slot(window: Window, done: JobDone, offered: number): JobSlot {
     const slot = this.#free.pop() ?? new JobSlot(this);
     slot.done = done;
+    slot.window = window;
     slot.offered = offered;
     slot.deadlineAt = performance.now() + DEADLINE_MS;
     return slot;

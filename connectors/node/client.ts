@@ -42,7 +42,7 @@ import type {
   WindowOptions,
 } from "./types.ts";
 import type { Window } from "./window.ts";
-import { makeWindow, registerWindow } from "./windows.ts";
+import { discardWindow, makeWindow, registerWindow, renewWindow } from "./windows.ts";
 
 const RECONNECT_MS_MIN = 50;
 const RECONNECT_MS_MAX = 2_000;
@@ -163,8 +163,22 @@ export class CairnClient {
     this.#link = undefined;
     this.#hello = undefined;
     this.#kept.clear();
-    for (const window of this.#windows) window.region = 0;
+    for (const window of this.#windows) {
+      window.region = 0;
+      if (window.unsettled) this.#renew(window);
+    }
     this.#later();
+  }
+
+  /** The daemon may still write into the window's memory: it gets another. */
+  #renew(window: Window): void {
+    try {
+      if (this.#closed) discardWindow(this.addon, window);
+      else renewWindow(this.addon, window);
+    } catch {
+      // No memory for another: the window stays unregistered for ever, and its jobs are misses.
+      this.#windows.delete(window);
+    }
   }
 
   #later(): void {
@@ -183,7 +197,7 @@ export class CairnClient {
     clearTimeout(this.#reconnect);
     clearInterval(this.#heartbeat);
     this.#link?.close("closed by the client");
-    for (const window of this.#windows) this.addon.closeDescriptor(window.memfd);
+    for (const { memfd } of this.#windows) if (memfd !== -1) this.addon.closeDescriptor(memfd);
     this.#windows.clear();
   }
 
@@ -278,7 +292,10 @@ export class CairnClient {
             resolve(readCompletion(reply));
             return true;
           },
-          fail: (error: CairnError) => this.#jobFailed(link, error, reject),
+          fail: (error: CairnError) => {
+            reject(error);
+            this.jobFailed(link, request.window, error);
+          },
         };
         const handle = this.handle(request.window.namespace);
         const tag = link.tag();
@@ -293,11 +310,13 @@ export class CairnClient {
 
   /**
    * A job without its completion may still write into the window: the connection is given up, which makes
-   * the daemon end it.
+   * the daemon end it, and the window gets other memory, for a daemon that is frozen ends nothing.
    */
-  #jobFailed(link: Link, error: CairnError, reject: (error: CairnError) => void): void {
-    reject(error);
-    if (error.errorName === "deadlineExceeded") link.close("a job was not completed in time");
+  jobFailed(link: Link, window: Window, error: CairnError): void {
+    const timedOut = error.errorName === "deadlineExceeded";
+    // On an open connection any other error is the daemon's answer: it took no job.
+    if (timedOut || !link.open) window.unsettled = true;
+    if (timedOut) link.close("a job was not completed in time");
   }
 
   /** Offers blocks; gathers and sends what the daemon wants; resolves with the acknowledgement. */
@@ -337,7 +356,10 @@ export class CairnClient {
           }
           return false;
         },
-        fail: (error: CairnError) => this.#jobFailed(link, error, reject),
+        fail: (error: CairnError) => {
+          reject(error);
+          this.jobFailed(link, request.window, error);
+        },
       };
       const handle = this.handle(request.window.namespace);
       const lease = request.lease ?? 0;
@@ -445,7 +467,8 @@ export class CairnClient {
     this.#windows.delete(window);
     if (window.region !== 0) await this.#plain(OP.UNREGISTER, window.region);
     window.region = 0;
-    this.addon.closeDescriptor(window.memfd);
+    if (window.memfd !== -1) this.addon.closeDescriptor(window.memfd);
+    window.memfd = -1;
   }
 
   namespace(position: number): NamespaceDescriptor {

@@ -20,7 +20,13 @@ const FRAME_BYTES_MAX = HEADER_BYTES + LIMITS.frameBodyBytesMax;
 
 export type LinkAddon = Pick<
   Addon,
-  "clientOpen" | "clientSend" | "clientClose" | "clientMemfd" | "clientMap" | "closeDescriptor"
+  | "clientOpen"
+  | "clientSend"
+  | "clientClose"
+  | "clientMemfd"
+  | "clientMap"
+  | "clientDetach"
+  | "closeDescriptor"
 >;
 
 /** A frame that came in. `body` is valid during the call only. */

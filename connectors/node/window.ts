@@ -1,4 +1,11 @@
-/** A window: rows of memory shared with the daemon. It outlives daemon lives; the region number does not. */
+/**
+ * A window: rows of memory shared with the daemon. It outlives daemon lives; the region number does not.
+ *
+ * When a connection ends while a job owns rows, the daemon may be frozen in the middle of a copy and write
+ * on when it wakes up. Then the window gets new memory with the same contents, and the old is detached:
+ * views taken before have length 0, so nobody reads a late write or fills a row that no daemon sees. Take
+ * row() anew for each job.
+ */
 import { CairnError } from "../../src/errors.ts";
 import type { NamespaceDescriptor } from "../../src/engine-api/protocol.ts";
 
@@ -10,9 +17,12 @@ export class Window {
   readonly strideBytes: number;
   readonly offsetBytes: number;
   readonly sizeBytes: number;
+  readonly hugePages: boolean;
   /** The memfd; kept to register it again after a restart of the daemon. */
-  readonly memfd: number;
-  readonly bytes: Uint8Array;
+  memfd: number;
+  bytes: Uint8Array;
+  /** A job may still own rows although nobody waits for it any more. */
+  unsettled = false;
   /** Region on the live connection, 0 while there is none. */
   region = 0;
 
@@ -22,6 +32,7 @@ export class Window {
     geometry: { blocks: number; strideBytes: number; offsetBytes: number; sizeBytes: number },
     memfd: number,
     buffer: ArrayBuffer,
+    hugePages = false,
   ) {
     this.namespace = namespace;
     this.descriptor = descriptor;
@@ -30,6 +41,7 @@ export class Window {
     this.offsetBytes = geometry.offsetBytes;
     this.sizeBytes = geometry.sizeBytes;
     this.memfd = memfd;
+    this.hugePages = hugePages;
     this.bytes = new Uint8Array(buffer, 0, geometry.sizeBytes);
   }
 

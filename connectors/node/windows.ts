@@ -2,6 +2,7 @@
 import { CairnError } from "../../src/errors.ts";
 import { OP, type RegisterReply } from "../../src/engine-api/protocol.ts";
 import type { CairnClient } from "./client.ts";
+import type { LinkAddon } from "./link.ts";
 import { layoutPattern } from "./pattern.ts";
 import type { LayoutAdapter, WindowOptions } from "./types.ts";
 import { Window } from "./window.ts";
@@ -22,11 +23,9 @@ export async function makeWindow(client: CairnClient, options: WindowOptions): P
   if (options.make === "daemon") {
     window = await daemonMade(client, namespace, geometry);
   } else {
-    const { descriptor: memfd, buffer } = client.addon.clientMemfd(
-      sizeBytes,
-      options.hugePages ?? false,
-    );
-    window = new Window(namespace, descriptor, geometry, memfd, buffer);
+    const hugePages = options.hugePages ?? false;
+    const { descriptor: memfd, buffer } = client.addon.clientMemfd(sizeBytes, hugePages);
+    window = new Window(namespace, descriptor, geometry, memfd, buffer, hugePages);
     if (options.adapter !== undefined) adapters.set(window, options.adapter);
     await registerWindow(client, window);
     return window;
@@ -77,7 +76,38 @@ export async function registerWindow(client: CairnClient, window: Window): Promi
   const reply = await client.cold(OP.REGISTER, 0, body, window.memfd);
   const registered = reply as unknown as RegisterReply;
   window.region = registered.region;
+  // Until it is answered, the daemon may write its pattern into a row.
+  window.unsettled = true;
   await proveLayout(client, window, registered);
+  window.unsettled = false;
+}
+
+/**
+ * Gives a window new memory with the contents of the old, which is taken away from every view.
+ * @throws an errno name; then the old memory is gone all the same
+ */
+export function renewWindow(addon: LinkAddon, window: Window): void {
+  try {
+    const { descriptor, buffer } = addon.clientMemfd(window.sizeBytes, window.hugePages);
+    const fresh = new Uint8Array(buffer, 0, window.sizeBytes);
+    fresh.set(window.bytes);
+    discardWindow(addon, window);
+    window.memfd = descriptor;
+    window.bytes = fresh;
+  } catch (error) {
+    discardWindow(addon, window);
+    throw error;
+  }
+}
+
+/** Closes and detaches a window's memory: nobody here can see what a daemon still writes. */
+export function discardWindow(addon: LinkAddon, window: Window): void {
+  window.unsettled = false;
+  if (window.memfd === -1) return;
+  addon.closeDescriptor(window.memfd);
+  window.memfd = -1;
+  const { buffer } = window.bytes;
+  if (buffer instanceof ArrayBuffer) addon.clientDetach(buffer);
 }
 
 /** Runs the pattern through the adapter both ways (docs/protocol.md, "Layout proof"). */
