@@ -93,7 +93,9 @@ it.each(STORMS)(
         const storms = engines.map((engine, index) =>
           storm(engine, `${seed}-${round}-${index}`, attempts[index]!),
         );
-        await sleep(random() * 400);
+        const promised = (): number => attempts.flat().filter((one) => one.acknowledged > 0).length;
+        await eventually("the storm blows", () => promised() > 4);
+        await sleep(random() * 300);
         expect(await daemon.stop("SIGKILL")).toEqual({ code: null, signal: "SIGKILL" });
         await Promise.all(storms);
         if (round % 3 === 2) {
