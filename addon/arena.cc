@@ -57,18 +57,31 @@ void bindToNode(void* address, uint64_t bytes, int node) {
 #endif
 }
 
-/// mbind without libnuma: spread the range over nodes, page by page. False: the kernel or a sandbox does not let
-/// us, or a node has gone; then pages lie where they are first touched.
-bool interleaveOver(void* address, uint64_t bytes, const std::vector<uint32_t>& nodes) {
+constexpr int kInterleave = 3;
+
+/// Whether the kernel spreads what is mapped here: it ignores policies for files that are not in memory.
+bool isInterleaved(const void* address) {
+#ifdef SYS_get_mempolicy
+  constexpr int kOfAddress = 2;
+  int mode = 0;
+  const long result = syscall(SYS_get_mempolicy, &mode, nullptr, 0, address, kOfAddress);
+  return result == 0 && mode == kInterleave;
+#else
+  static_cast<void>(address);
+  return false;
+#endif
+}
+
+/// mbind without libnuma: spread the range over nodes, page by page. Where the kernel or a sandbox does not let
+/// us, or a node has gone, pages lie where they are first touched.
+void interleaveOver(void* address, uint64_t bytes, const std::vector<uint32_t>& nodes) {
 #ifdef SYS_mbind
-  constexpr int kInterleave = 3;
   unsigned long mask[kNumaNodesMax / (8 * sizeof(unsigned long))] = {};
   const size_t bits = 8 * sizeof(unsigned long);
   for (const uint32_t node : nodes) mask[node / bits] |= 1ul << (node % bits);
-  return syscall(SYS_mbind, address, bytes, kInterleave, mask, kNumaNodesMax + 1, 0) == 0;
+  static_cast<void>(syscall(SYS_mbind, address, bytes, kInterleave, mask, kNumaNodesMax + 1, 0));
 #else
   static_cast<void>(address), static_cast<void>(bytes), static_cast<void>(nodes);
-  return false;
 #endif
 }
 
@@ -179,6 +192,7 @@ void Arena::mapSlabs(uint32_t from, uint32_t to) {
   void* at = mmap(base_ + offset, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file_.get(),
                   static_cast<off_t>(offset));
   if (at == MAP_FAILED) failErrno("mmap " + path_);
+  if (!interleaveNodes_.empty()) numaPolicySet_ = isInterleaved(at);
   // Advice: a file system without huge pages answers EINVAL, which is no fault.
   if (hugePages_) static_cast<void>(madvise(at, bytes, MADV_HUGEPAGE));
   static_cast<void>(madvise(at, bytes, MADV_DONTDUMP));
@@ -191,7 +205,7 @@ void Arena::setNumaPolicy(uint64_t from, uint64_t to) {
   if (at == MAP_FAILED) failErrno("mmap " + path_);
   try {
     if (numaNode_ >= 0) bindToNode(at, to - from, numaNode_);
-    if (!interleaveNodes_.empty()) numaPolicySet_ = interleaveOver(at, to - from, interleaveNodes_);
+    if (!interleaveNodes_.empty()) interleaveOver(at, to - from, interleaveNodes_);
   } catch (...) {
     munmap(at, to - from);
     throw;

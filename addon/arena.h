@@ -59,9 +59,9 @@ class Arena {
     uint64_t slabBytes;
     uint32_t slabs;
     int numaNode;
-    /// Spread pages over these nodes instead; empty = no.
-    std::vector<uint32_t> interleaveNodes;
     bool hugePages;
+    /// Spread pages over these NUMA nodes; empty = no.
+    std::vector<uint32_t> interleaveNodes = {};
   };
 
   /// Throws LOCKED, UNSAFE, FORMAT or an errno name.

@@ -4,12 +4,15 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <map>
 #include <thread>
 #include <vector>
 
 #include "../copy.h"
+#include "../toucher.h"
 #include "check.h"
 #include "fixture.h"
 
@@ -297,4 +300,30 @@ TEST("a window that is not sealed, too small or of huge pages is refused, and th
   EXPECT(memcmp(region->base() + 8, &next, 8) == 0);
   EXPECT(region->base()[108] == 0);
   EXPECT(codeOf([&] { region->prove(8100, 93, 5); }) == "ARGUMENT");
+}
+
+TEST("windows are touched in turns, a small one before a large one that came first; a closed one is cancelled") {
+  EventPump pump;
+  std::vector<EventPump::Words> seen;
+  {
+    RegionToucher toucher(pump.hub);
+    const auto large = Region::create(256u << 20).first;
+    const auto small = Region::create(1u << 20).first;
+    const auto closed = Region::create(1u << 20).first;
+    closed->close();
+    toucher.touch(large, 1);
+    toucher.touch(small, 2);
+    toucher.touch(closed, 3);
+    while (seen.size() < 3 && pump.pump([&](const EventPump::Words& words) { seen.push_back(words); })) {
+    }
+    EXPECT(seen.size() == 3);
+    EXPECT(seen[0].id == 2 && seen[0].type == kProgress && seen[0].c == kEnded && seen[0].d == 0);
+    EXPECT(seen[1].id == 3 && seen[1].c == kFailed && seen[1].d == ECANCELED);
+    EXPECT(seen[2].id == 1 && seen[2].c == kEnded);
+    std::vector<unsigned char> resident((256u << 20) / 4096);
+    EXPECT(mincore(large->base(), large->sizeBytes(), resident.data()) == 0);
+    EXPECT(std::all_of(resident.begin(), resident.end(), [](unsigned char page) { return (page & 1) != 0; }));
+    toucher.touch(large, 4);
+  }
+  // Stopped with work left: no hang, and the region is free.
 }

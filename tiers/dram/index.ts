@@ -8,6 +8,7 @@ import { assert } from "../../src/assert.ts";
 import { CairnError } from "../../src/errors.ts";
 import { type SlabTierOptions, TIER } from "../../src/ledger/types.ts";
 import type { Tier, TierLimits, TierProgress } from "../tier.ts";
+import { interleaveNodes, memoryNodes } from "./numa.ts";
 import { hostFacts, planPool, poolFile, prepareDirectory } from "./preflight.ts";
 
 export interface DramOptions {
@@ -15,6 +16,8 @@ export interface DramOptions {
   readonly capacityBytes: number | "auto";
   readonly slabBytes: number;
   readonly hugePages: boolean;
+  /** `auto`: pages are spread over all NUMA nodes with memory. Default off. */
+  readonly numa?: "auto" | "off";
   /** 0 = one per CPU, at most 16. */
   readonly populateThreads: number;
 }
@@ -79,7 +82,12 @@ export class DramTier implements Tier {
     const { directory, capacityBytes, slabBytes } = options;
     const plan = planPool(capacityBytes, slabBytes, directory, facts);
     for (const note of plan.notes) hooks.note(note);
-    const info = openArena(addon, options, plan.slabs);
+    const nodes = interleaveNodes(options.numa ?? "off", memoryNodes());
+    const info = openArena(addon, options, plan.slabs, nodes);
+    if (nodes.length > 0) {
+      const spread = info.numaPolicySet ? "spread over" : "not spread (the kernel refused) over";
+      hooks.note(`dram: pages are ${spread} NUMA nodes ${nodes.join(", ")}`);
+    }
     this.arena = info.arena;
     this.reopened = info.reopened;
     this.clean = info.clean;
@@ -213,7 +221,12 @@ export class DramTier implements Tier {
   }
 }
 
-function openArena(addon: DramAddon, options: DramOptions, slabs: number) {
+function openArena(
+  addon: DramAddon,
+  options: DramOptions,
+  slabs: number,
+  nodes: readonly number[],
+) {
   const path = poolFile(options.directory);
   try {
     return addon.arenaOpen({
@@ -221,6 +234,7 @@ function openArena(addon: DramAddon, options: DramOptions, slabs: number) {
       slabBytes: options.slabBytes,
       slabs,
       numaNode: -1,
+      interleaveNodes: nodes,
       hugePages: options.hugePages,
     });
   } catch (error) {

@@ -1,7 +1,8 @@
 /** What the kernel tells: Node, memory, tmpfs, huge pages, limits, NUMA. Files of /proc and /sys only. */
-import { existsSync, readdirSync, readFileSync, statfsSync } from "node:fs";
+import { existsSync, readFileSync, statfsSync } from "node:fs";
 import { spawnSync } from "node:child_process";
 import { dirname } from "node:path";
+import { interleaveNodes, memoryNodes } from "../../../tiers/dram/numa.ts";
 import type { Config } from "../../config/schema.ts";
 import { formatBytes } from "../../config/units.ts";
 import { finding, type Finding } from "./finding.ts";
@@ -148,12 +149,15 @@ function filesCheck({ engineApi }: Config): Finding {
   return finding("open files", fits ? "ok" : "warn", found, fix, "/proc/self/limits");
 }
 
-function numaCheck(): Finding {
-  const path = "/sys/devices/system/node";
-  const nodes = existsSync(path) ? readdirSync(path).filter((name) => /^node\d+$/.test(name)) : [];
-  const count = Math.max(1, nodes.length);
-  const found = count === 1 ? "one node" : `${count} nodes: one pool file each with dram.numa auto`;
-  return finding("NUMA", "ok", found, null, path);
+export function numaCheck({ dram }: Pick<Config, "dram">, nodes = memoryNodes()): Finding {
+  const source = "/sys/devices/system/node/has_memory";
+  if (nodes.length === 1) return finding("NUMA", "ok", "one node", null, source);
+  const spread = interleaveNodes(dram.numa, nodes).length > 0;
+  const found = spread
+    ? `nodes ${nodes.join(", ")}: the pool's pages are spread over all of them`
+    : `nodes ${nodes.join(", ")}: the pool's pages lie where they are first touched`;
+  const fix = spread ? null : "Set dram.numa to auto to spread the pool over all nodes.";
+  return finding("NUMA", spread ? "ok" : "warn", found, fix, source);
 }
 
 function processorCheck(): Finding {
@@ -176,6 +180,6 @@ export function hostChecks(config: Config): Finding[] {
     hugePagesCheck(),
     memlockCheck(),
     filesCheck(config),
-    numaCheck(),
+    numaCheck(config),
   ];
 }
