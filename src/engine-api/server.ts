@@ -153,6 +153,7 @@ export class EngineServer implements CopyOwner {
         this.#polledAt = performance.now();
         const events = this.#options.addon.poll();
         for (let index = 0; index < events; index++) this.#event(index * EVENT_WORDS);
+        this.context.ledger.flush();
         // Whatever came meanwhile rings again; only a full array says that more may be waiting.
         if ((events + 1) * EVENT_WORDS <= this.#options.events.length) return;
       }

@@ -289,8 +289,13 @@ export class Core {
     this.records[word] = NO_SLOT;
   }
 
-  /** Announces freed slots; ends every public call that may have freed one. */
+  /** Announces freed slots and log entries; ends every public call that may have made some. */
   flush(): void {
+    this.flushSlots();
+    this.log.publish();
+  }
+
+  flushSlots(): void {
     for (let t = 0; t < this.tiers.length; t += 1) this.tiers[t]?.slots.flush();
   }
 }

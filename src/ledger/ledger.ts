@@ -263,8 +263,15 @@ export class Ledger implements LedgerApi {
     }
   }
 
+  /** A landed block is not shown to the log's readers at once: flush() follows after the last of a batch. */
   fillEnd(block: Block, tier: TierIndex, shard: number, ok: boolean): void {
     fill.fillEnd(this.core, block, tier, shard, ok);
+    if (ok) this.core.flushSlots();
+    else this.core.flush();
+  }
+
+  /** Shows readers of the log what fillEnd() made visible. */
+  flush(): void {
     this.core.flush();
   }
 

@@ -5,7 +5,9 @@
  *
  * Entry of 20 words: 0 low word of its sequence · 1 kind | tier << 8 | namespace << 16 · 2 depth · 3 zero ·
  * 4–11 key · 12–19 parent key (zeros for a root, and when a copy goes). Header: next sequence, low and high
- * word, stored last and as a barrier: while it is below s + entries, nothing of entry s was overwritten.
+ * word, stored last and as a barrier. The barrier costs as much as the entry, so up to LOG_UNPUBLISHED_MAX entries
+ * share one; readers therefore keep that distance: while the header is at most s + entries − LOG_UNPUBLISHED_MAX,
+ * nothing of entry s was overwritten.
  */
 import { KEY_WORDS_MAX } from "./table.ts";
 
@@ -13,6 +15,8 @@ export const LOG_ENTRY_WORDS = 20;
 export const LOG_HEADER_WORDS = 16;
 export const LOG_KEY = 4;
 export const LOG_PARENT = 12;
+/** Entries that may be written before the header says so. */
+export const LOG_UNPUBLISHED_MAX = 64;
 export const LOG_KIND = { STORED: 1, REMOVED: 2 } as const;
 
 export class VisibilityLog {
@@ -20,10 +24,11 @@ export class VisibilityLog {
   readonly entries: number;
   /** Sequence the next entry gets; the first is 1. */
   sequence = 1;
+  #published = 1;
 
   constructor(entries: number) {
-    this.entries = entries;
-    const size = LOG_HEADER_WORDS + Math.max(1, entries) * LOG_ENTRY_WORDS;
+    this.entries = entries === 0 ? 0 : Math.max(entries, 2 * LOG_UNPUBLISHED_MAX);
+    const size = LOG_HEADER_WORDS + Math.max(1, this.entries) * LOG_ENTRY_WORDS;
     this.words = new Int32Array(new SharedArrayBuffer(size * 4));
     this.words[0] = 1;
   }
@@ -54,7 +59,16 @@ export class VisibilityLog {
       words[at + LOG_PARENT + k] = parentAt < 0 ? 0 : records[parentAt + k]!;
     }
     this.sequence = sequence + 1;
-    if (((sequence + 1) | 0) === 0) Atomics.add(words, 1, 1);
-    Atomics.store(words, 0, (sequence + 1) | 0);
+    if (this.sequence - this.#published === LOG_UNPUBLISHED_MAX) this.publish();
+  }
+
+  /** Shows readers what was appended. */
+  publish(): void {
+    const sequence = this.sequence;
+    if (sequence === this.#published) return;
+    // The low word wraps at most once here: fewer than LOG_UNPUBLISHED_MAX entries are shown at a time.
+    if (sequence >>> 0 < this.#published >>> 0) Atomics.add(this.words, 1, 1);
+    this.#published = sequence;
+    Atomics.store(this.words, 0, sequence | 0);
   }
 }

@@ -139,6 +139,9 @@ export class Table implements TableShape {
   /** Free records that an age index still names (heap.ts); they cannot be used again yet. */
   zombies = 0;
   #free = NO_BLOCK;
+  /** Where the last find() that found nothing ended, and its hash. */
+  #gap = 0;
+  #gapCode = 0;
 
   constructor(blocksMax: number, namespacesMax: number, seed: number) {
     assert(Number.isInteger(blocksMax) && blocksMax > 0, "blocksMax must be a positive integer");
@@ -176,7 +179,11 @@ export class Table implements TableShape {
     const code = hashKey(words[last]!, words[last - 1]!, namespace, this.seed);
     for (let i = code & mask; ; i = (i + 1) & mask) {
       const entry = hash[i]!;
-      if (entry === 0) return NO_BLOCK;
+      if (entry === 0) {
+        this.#gap = i;
+        this.#gapCode = code;
+        return NO_BLOCK;
+      }
       if (((entry ^ code) & tagMask) !== 0) continue;
       const block = (entry & this.indexMask) - 1;
       const base = block * RECORD_WORDS;

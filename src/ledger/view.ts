@@ -11,6 +11,7 @@ import {
   LOG_HEADER_WORDS,
   LOG_KEY,
   LOG_PARENT,
+  LOG_UNPUBLISHED_MAX,
   type VisibilityLog,
 } from "./log.ts";
 import * as R from "./table.ts";
@@ -145,7 +146,8 @@ export class LedgerView {
 
   /** Sequence of the oldest entry that can still be read. */
   get firstSequence(): number {
-    return Math.max(1, this.nextSequence - this.#shared.logEntries + 1);
+    const readable = this.#shared.logEntries - LOG_UNPUBLISHED_MAX;
+    return Math.max(1, this.nextSequence - readable);
   }
 
   /**
@@ -176,7 +178,7 @@ export class LedgerView {
       key: new Uint32Array(log.slice(at + LOG_KEY, at + LOG_PARENT)),
       parent: new Uint32Array(log.slice(at + LOG_PARENT, at + LOG_ENTRY_WORDS)),
     };
-    const whole = log[at] === (sequence | 0) && this.nextSequence < sequence + logEntries;
+    const whole = log[at] === (sequence | 0) && sequence >= this.firstSequence;
     return whole ? entry : undefined;
   }
 }

@@ -525,6 +525,7 @@ export class Model {
   }
 
   #readLog(): void {
+    this.ledger.flush();
     const entries = this.#view.readLog(this.#sequence, 512);
     assert(entries !== undefined, "model: the log was lapped");
     for (const entry of entries) {

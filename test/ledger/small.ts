@@ -116,6 +116,7 @@ export class Small {
     const slot = this.ledger.slotOf(this.block(chain), 0, shard);
     if (ok) this.dram.fillEnd(slot, this.block(chain), shard, 1);
     this.ledger.fillEnd(this.block(chain), 0, shard, ok);
+    this.ledger.flush();
   }
 
   /**
