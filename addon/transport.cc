@@ -26,7 +26,11 @@ constexpr size_t kKeepPartialBytes = 64 * 1024;
 }  // namespace
 
 Transport::Transport(const TransportOptions& options, InboxRing& ring, EventHub& hub)
-    : options_(options), ring_(ring), hub_(hub), scratch_(kScratchBytes) {
+    : options_(options),
+      ring_(ring),
+      hub_(hub),
+      receiveBytes_(std::min(kScratchBytes, ring.sizeBytes() / 2)),
+      scratch_(receiveBytes_) {
   if ((uint64_t{options.frameBodyBytesMax} + kFrameHeaderBytes + 8) * 2 > ring.sizeBytes()) {
     fail("ARGUMENT", "the inbox must hold two frames of frameBodyBytesMax");
   }
@@ -296,9 +300,9 @@ void Transport::readable(const Shared& connection, bool hungUp) {
   }
   // A frame that arrives whole and alone, which is what a look-up does, is received where JS will read it.
   const InboxRing::Space direct =
-      connection->partial.empty() ? ring_.ahead(kScratchBytes) : InboxRing::Space{nullptr, 0, 0};
+      connection->partial.empty() ? ring_.ahead(receiveBytes_) : InboxRing::Space{nullptr, 0, 0};
   uint8_t* into = direct.at != nullptr ? direct.at : scratch_.data();
-  const ssize_t got = receiveWithDescriptors(fd, into, kScratchBytes, connection->descriptors);
+  const ssize_t got = receiveWithDescriptors(fd, into, receiveBytes_, connection->descriptors);
   if (got == -EAGAIN) return;
   if (got <= 0) {
     closeNow(connection, got == 0 || got == -ECONNRESET ? CloseReason::kPeer : CloseReason::kSystem);

@@ -161,6 +161,7 @@ class Transport {
   std::unordered_map<uint32_t, Listener> listeners_;     // guarded by mapMutex_
   std::vector<Command> commands_;                        // guarded by mapMutex_
   std::vector<Shared> stalledList_;                      // transport thread
+  const size_t receiveBytes_;                            // taken from a socket at once
   std::vector<uint8_t> scratch_;                         // transport thread
   std::atomic<bool> stalled_{false};
   std::atomic<bool> stopping_{false};
