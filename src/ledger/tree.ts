@@ -128,18 +128,41 @@ export function giveUp(core: Core, block: Block): void {
  * top-down.
  */
 export function makeVisible(core: Core, block: Block): void {
+  const bottom = core.stack.length;
+  core.stack.push(block);
+  showStacked(core, bottom);
+}
+
+/** Shows what stands on the stack above `bottom`, and what waited for it. */
+function showStacked(core: Core, bottom: number): void {
   const stack = core.stack;
-  const bottom = stack.length;
-  stack.push(block);
   while (stack.length > bottom) {
     const next = stack.pop()!;
-    if (!showOne(core, next)) continue;
-    let child = core.records[next * R.RECORD_WORDS + R.WAITING]!;
-    while (child !== NO_BLOCK) {
-      if (core.complete(child, -1)) stack.push(child);
-      child = core.records[child * R.RECORD_WORDS + R.NEXT]!;
-    }
+    if (showOne(core, next)) pushCompleteChildren(core, next);
   }
+}
+
+function pushCompleteChildren(core: Core, block: Block): void {
+  let child = core.records[block * R.RECORD_WORDS + R.WAITING]!;
+  while (child !== NO_BLOCK) {
+    if (core.complete(child, -1)) core.stack.push(child);
+    child = core.records[child * R.RECORD_WORDS + R.NEXT]!;
+  }
+}
+
+/**
+ * LAND and SHOW in one step, which is what nearly every fill ends in: the only copy, under a visible parent. Landed and
+ * visible are both live states, so the parent's counts stay as they are.
+ */
+function landAndShow(core: Core, block: Block, tier: TierIndex): void {
+  const word = block * R.RECORD_WORDS + R.tierWord(tier) + R.STATUS;
+  const before = core.stateOf(block, tier);
+  const after = nextState(nextState(before, EVENT.LAND), EVENT.SHOW);
+  assert(isLive(before) && after === STATE.VISIBLE, "a filling copy lands visible");
+  core.records[word] = (core.records[word]! & ~R.STATE_MASK) | after;
+  countState(core, block, tier, before, after);
+  becameVisible(core, block, tier);
+  offerBlock(core, block);
 }
 
 /** Shows one block's complete copies if it may be shown; true if it is visible now. */
@@ -193,6 +216,16 @@ function pushLandedChildren(core: Core, block: Block, into: Block[]): void {
 
 /** All shards of a copy are in: visible, waiting, or orphan (rule 1). */
 export function land(core: Core, block: Block, tier: TierIndex): void {
+  const parent = core.parentOf(block);
+  const open = parent === NO_BLOCK || core.isVisible(parent);
+  const only = core.stateOf(block, 1 - tier) === STATE.ABSENT;
+  if (open && only && !core.hasFlag(block, R.FLAG_HOLE)) {
+    const bottom = core.stack.length;
+    landAndShow(core, block, tier);
+    pushCompleteChildren(core, block);
+    showStacked(core, bottom);
+    return;
+  }
   transition(core, block, tier, EVENT.LAND);
   if (core.isVisible(block)) {
     transition(core, block, tier, EVENT.SHOW);
@@ -200,7 +233,6 @@ export function land(core: Core, block: Block, tier: TierIndex): void {
   }
   makeVisible(core, block);
   if (core.isVisible(block) || core.hasFlag(block, R.FLAG_HOLE)) return;
-  const parent = core.parentOf(block);
   if (parent !== NO_BLOCK && core.pending(parent)) return;
   hide(core, block);
 }
