@@ -161,7 +161,8 @@ const DramSection = section("The DRAM tier: one file in slabs on tmpfs or hugetl
     description: "`auto`: ask for huge pages where the file system has them.",
   }),
   numa: choice(["auto", "off"], "auto", {
-    description: "`auto`: the pool's pages are spread over all NUMA nodes with memory, where there is more than one.",
+    description:
+      "`auto`: the pool's pages are spread over all NUMA nodes with memory, where there is more than one.",
   }),
   populateThreads: count(0, 0, 256, {
     description: "Threads that pre-touch the pool at start. 0: one per CPU, at most 16.",
