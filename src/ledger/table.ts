@@ -193,8 +193,8 @@ export class Table implements TableShape {
   }
 
   /**
-   * Takes a record for a key that find() did not find; key, namespace, parent and depth are written, all
-   * else is zero.
+   * Takes a record for the key that the find() right before did not find; key, namespace, parent and depth
+   * are written, all else is zero.
    */
   insert(
     namespace: number,
@@ -226,10 +226,11 @@ export class Table implements TableShape {
     records[base + PREVIOUS] = NO_BLOCK;
     for (let k = LEASES; k < RECORD_WORDS; k += 1) records[base + k] = 0;
     this.used += 1;
-    const code = this.#codeOf(base);
-    let i = code & this.mask;
-    while (this.hash[i] !== 0) i = (i + 1) & this.mask;
-    this.hash[i] = (code & this.tagMask) | (block + 1);
+    const gap = this.#gap;
+    const code = this.#gapCode;
+    assert(this.hash[gap] === 0, "nothing was inserted since the find()");
+    assert(code === this.#codeOf(base), "the key of the find() is inserted");
+    this.hash[gap] = (code & this.tagMask) | (block + 1);
     return block;
   }
 
