@@ -16,6 +16,8 @@ import { CairnError } from "../errors.ts";
 export interface AccessRules {
   readonly address: ListenAddress;
   readonly token: string | undefined;
+  /** The listener lets nobody in without a certificate that its CA signed. */
+  readonly clientCertificates: boolean;
 }
 
 function digest(text: string): Buffer {
@@ -62,5 +64,5 @@ export function checkAccess(rules: AccessRules, headers: IncomingHttpHeaders): v
     if (!equalSecrets(secret, rules.token))
       throw new CairnError("unauthorized", "the token is wrong");
   }
-  checkSite(headers, rules.address, rules.token !== undefined);
+  checkSite(headers, rules.address, rules.token !== undefined || rules.clientCertificates);
 }

@@ -93,7 +93,8 @@ function sendError(reply: FastifyReply, error: unknown): FastifyReply {
 
 function guard(app: FastifyInstance, services: EdgeServices): void {
   const { secrets, address, metrics } = services;
-  const rules = { address, token: secrets.token };
+  const clientCertificates = secrets.tls?.clientCa !== undefined;
+  const rules = { address, token: secrets.token, clientCertificates };
   app.addHook("onRequest", async (request, reply) => {
     void reply.headers(SECURITY_HEADERS);
     checkAccess(rules, request.headers);

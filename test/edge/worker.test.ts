@@ -160,6 +160,9 @@ describe("the edge's worker thread", () => {
     const trusted = { ...at, ca: pem.read(pem.ca) };
     const known = { cert: pem.read(pem.clientCert), key: pem.read(pem.clientKey) };
     expect((await fetchFrom({ ...trusted, ...known }, true)).status).toBe(200);
+    // Whoever comes from another host names this one as its network does.
+    const headers = { host: `node-7.example:${portOf(handle)}` };
+    expect((await fetchFrom({ ...trusted, ...known, headers }, true)).status).toBe(200);
     await expect(fetchFrom(trusted, true)).rejects.toThrow();
     const stranger = { cert: pem.read(pem.strangerCert), key: pem.read(pem.strangerKey) };
     await expect(fetchFrom({ ...trusted, ...stranger }, true)).rejects.toThrow();
