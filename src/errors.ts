@@ -241,7 +241,13 @@ export const ERRORS = {
     "the directory or file is not ours or is open to others",
     "Fix owner and mode (0700 / 0600).",
   ),
-  poolTooLarge: row(504, false, 507, "the host cannot hold the DRAM pool", "Lower dram.capacity."),
+  poolTooLarge: row(
+    504,
+    false,
+    507,
+    "the host cannot hold the DRAM pool",
+    "Lower dram.capacityBytes.",
+  ),
   formatUnsupported: row(
     505,
     false,
