@@ -87,7 +87,7 @@ export const ERRORS = {
     false,
     507,
     "namespacesMax is reached",
-    "Raise ledger.namespacesMax; restart.",
+    "Stop, `cairn purge` (a pool forgets no namespace), start; or raise ledger.namespacesMax.",
   ),
   unknownLease: row(
     204,

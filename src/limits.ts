@@ -66,6 +66,7 @@ export const LIMITS = {
   /** Keys a namespace of one instance waits to see proved. More: the oldest is asked for again. */
   proofsAskedMax: 64,
   shardsMax: 64,
+  /** Namespaces that a pool ever knew, rows of its table (config). More: tooManyNamespaces. */
   namespacesMax: 4_096,
   /** Holes listed before look-ups walk (DESIGN §5 rule 8). */
   holesMax: 1_024,

@@ -130,8 +130,10 @@ const LedgerSection = section("The block table, sized once at boot.", {
     description:
       "Block records; beyond it a STORE answers `ledgerFull`. 0: derived from the capacity.",
   }),
-  namespacesMax: count(LIMITS.namespacesMax, 1, 65_535, {
-    description: "Namespaces; beyond it HELLO answers `tooManyNamespaces`.",
+  // More than the default do not fit into the pool's table (addon/arena.h).
+  namespacesMax: count(LIMITS.namespacesMax, 1, LIMITS.namespacesMax, {
+    description:
+      "Namespaces that a pool ever knew; beyond it HELLO answers `tooManyNamespaces` until `cairn purge`.",
   }),
 });
 

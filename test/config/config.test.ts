@@ -236,6 +236,16 @@ describe("loading", () => {
   });
 });
 
+test("no configuration asks for more namespaces than the pool's table has rows", () => {
+  writeFileSync(file, "");
+  const source = readFileSync(new URL("../../addon/arena.h", import.meta.url), "utf8");
+  const rows = Number(/kNamespacesMax = (\d+);/.exec(source)?.[1]);
+  expect(load({ flags: { "ledger.namespacesMax": String(rows) } }).config.ledger).toMatchObject({
+    namespacesMax: rows,
+  });
+  expect(problemsOf({ flags: { "ledger.namespacesMax": String(rows + 1) } })).toHaveLength(1);
+});
+
 describe("proofs between fields", () => {
   const broken: Readonly<Record<string, Readonly<Record<string, string>>>> = {
     "dram.lowWatermark": { "dram.lowWatermark": "0.99", "dram.highWatermark": "0.9" },
