@@ -1,6 +1,6 @@
 /** HELLO, PROVE_LAYOUT, UNREGISTER, HEARTBEAT, STATS: who an engine is and how its windows come and go. */
 import { assert } from "../assert.ts";
-import { CairnError } from "../errors.ts";
+import { CairnError, ERRORS } from "../errors.ts";
 import { LIMITS } from "../limits.ts";
 import { METRIC } from "../observe/feed.ts";
 import { type ColdMap, decodeCold, integerField, listField, mapValue, textField } from "./codec.ts";
@@ -9,6 +9,7 @@ import type { EngineContext, InboundFrame } from "./context.ts";
 import { parseDescriptor } from "./descriptor.ts";
 import { type Job, JOB_KIND } from "./jobs.ts";
 import type { Namespace } from "./namespaces.ts";
+import { abortUnfilled } from "./op-store.ts";
 import { FLAG, type HelloReply, OP, PROTOCOL_VERSION } from "./protocol.ts";
 import type { Connection, Instance } from "./sessions.ts";
 
@@ -113,7 +114,8 @@ export function proveLayout(context: EngineContext, frame: InboundFrame): void {
 
 /**
  * The region takes no new job; STOREs that wait for FILL are cancelled, copies in flight end, then the
- * reply goes out. `cancel` is the CANCEL operation's own routine.
+ * reply goes out. `cancel` is the CANCEL operation's own routine; a STORE with copies in flight gets it when
+ * they have ended.
  */
 export function unregister(
   context: EngineContext,
@@ -129,6 +131,7 @@ export function unregister(
   for (const job of connection.jobs.values()) {
     if (job.region !== region || job.kind !== JOB_KIND.STORE) continue;
     if (job.batches.length === 0) cancel(job);
+    else abortUnfilled(context, job, ERRORS.cancelled.code);
   }
   settleRegion(context, connection, region);
 }

@@ -495,6 +495,20 @@ describe("CANCEL, FLUSH and END_REQUEST in the middle of things", () => {
     expect(errorName(gone)).toBe("none");
     expect((await engine.wire.completion(reply.tag)).count).toBe(0);
   });
+
+  it("UNREGISTER lets copies end, but waits for no FILL that never comes", async () => {
+    const engine = await start();
+    const reply = await reserve(engine, freshChain(2));
+    const { wire, region } = engine;
+    const tag = wire.nextTag();
+    const fill = frameOf({ op: OP.FILL, id: reply.id, count: 1, body: fillBody([[0, 0]]) });
+    // In one piece, so that the copy still runs when the region is given up.
+    wire.send(Buffer.concat([fill, frameOf({ op: OP.UNREGISTER, tag, id: region })]));
+    expect(errorName(await wire.reply(tag))).toBe("none");
+    const completion = await wire.completion(reply.tag);
+    expect(completion.count).toBe(1);
+    expect(failuresOf(completion)).toEqual([{ index: 1, name: "cancelled" }]);
+  });
 });
 
 describe("full DRAM", () => {
