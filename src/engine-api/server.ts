@@ -283,9 +283,10 @@ export class EngineServer implements CopyOwner {
     job.batches.splice(index, 1);
     if (job.kind === JOB_KIND.LOAD) loadCopied(this.context, job, ticket, statuses, at);
     else storeCopied(this.context, job, ticket, statuses, at);
-    // An UNREGISTER waits for copies, not for what other jobs may still bring.
-    const closing = job.region !== undefined && job.region.closingTag !== -1;
-    if (closing && job.batches.length === 0) this.#cancelJob(job);
+    // CANCEL, a closed connection and UNREGISTER wait for copies, not for what others may still bring; what
+    // was copied since has begun to wait for them.
+    const over = job.cancelled || (job.region !== undefined && job.region.closingTag !== -1);
+    if (over && job.batches.length === 0) this.#cancelJob(job);
     else closeIfDone(this.context, job);
   }
 

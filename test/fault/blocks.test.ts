@@ -660,6 +660,25 @@ it("a HINT about anything is answered, accepted, clipped or refused", async () =
 describe("a block of two shards", () => {
   const shards = { shards: 2, model: "two-shards" };
 
+  it("CANCEL in the middle of a copy does not wait for the other rank", async () => {
+    const rowBytes = 64 * 1024;
+    const engine = await start({ descriptor: { ...shards, rowBytes }, rows: 32 });
+    const { region, wire } = engine;
+    for (let round = 0; round < 10; round++) {
+      const keys = freshChain(32);
+      const rows = engine.gather(keys);
+      const body = storeBody({ region, keys, tokens: 32 * 16, rows });
+      const tag = wire.nextTag();
+      const flags = FLAG.DATA_READY;
+      wire.send(frameOf({ op: OP.STORE, flags, tag, count: 32, namespace: 1, body }));
+      const { id } = await wire.reply(tag);
+      expect((await wire.call({ op: OP.CANCEL, id })).count).toBe(1);
+      const names = failuresOf(await wire.completion(tag)).map(({ name }) => name);
+      expect(names).toHaveLength(32);
+      expect(names).not.toContain("deadlineExceeded");
+    }
+  });
+
   it("is visible when both ranks have written, and fails for both when one never does", async () => {
     const ranks = await Promise.all(
       [0, 1].map((rank) =>
