@@ -11,7 +11,7 @@ import type { Core, Namespace, Tier } from "./core.ts";
 import { EVENT, isPending } from "./states.ts";
 import * as R from "./table.ts";
 import { allLanded } from "./fill.ts";
-import { abortCopy, hide, makeVisible, releaseRecord, transition } from "./tree.ts";
+import { abortCopy, hide, makeVisible, releaseRecord, showRecovered, transition } from "./tree.ts";
 import { NO_BLOCK, NO_SLOT, STATE, type Block, type RecoveredBlock } from "./types.ts";
 
 /** Recovered ages take the first part of logical time. */
@@ -85,11 +85,10 @@ export class Recovery {
     if (core.stateOf(block, t) > STATE.FILLING) return false;
     if (!first && core.slotOf(block, t, from.shard) !== NO_SLOT) return false;
     if (!tier.slots.take(from.slot, namespace.classOfTier[t]!, block)) return false;
-    if (first) {
-      core.openSlots(block, tier);
-      transition(core, block, t, EVENT.RESERVE);
-    }
+    if (first) core.openSlots(block, tier);
     core.setSlot(block, tier, from.shard, from.slot);
+    if (first && namespace.shards === 1 && showRecovered(core, block, t)) return true;
+    if (first) transition(core, block, t, EVENT.RESERVE);
     transition(core, block, t, EVENT.START);
     if (!allLanded(core, block, tier)) return true;
     transition(core, block, t, EVENT.LAND);
@@ -101,6 +100,29 @@ export class Recovery {
   /** Drops what is incomplete, builds free lists, ages and age indexes. */
   end(): void {
     const core = this.#core;
+    if (this.#anyPending()) this.#dropPending();
+    this.#mapAges();
+    core.recovering = false;
+    for (const tier of core.tiers) tier?.slots.takeEnd();
+    for (let block = 0; block < core.table.touched; block += 1) {
+      if (core.inUse(block)) offerBlock(core, block);
+    }
+    core.flush();
+  }
+
+  #anyPending(): boolean {
+    for (const tier of this.#core.tiers) {
+      if (tier === undefined) continue;
+      for (const state of [STATE.RESERVED, STATE.FILLING, STATE.LANDED]) {
+        if (tier.stateBlocks[state]! > 0) return true;
+      }
+    }
+    return false;
+  }
+
+  /** A block without all its shards goes, and its record if nothing needs that. */
+  #dropPending(): void {
+    const core = this.#core;
     for (let block = 0; block < core.table.touched; block += 1) {
       for (const tier of core.tiers) {
         if (tier === undefined || !core.inUse(block)) continue;
@@ -109,13 +131,6 @@ export class Recovery {
       }
     }
     for (let block = 0; block < core.table.touched; block += 1) releaseRecord(core, block);
-    this.#mapAges();
-    core.recovering = false;
-    for (const tier of core.tiers) tier?.slots.takeEnd();
-    for (let block = 0; block < core.table.touched; block += 1) {
-      if (core.inUse(block)) offerBlock(core, block);
-    }
-    core.flush();
   }
 
   /** Times (milliseconds) to ticks, keeping their order; equal or nearly equal ones may become equal. */
