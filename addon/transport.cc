@@ -22,6 +22,8 @@ constexpr int kBacklog = 1024;
 constexpr int kAcceptsPerTurn = 64;
 constexpr size_t kPendingEventsMax = 1u << 16;
 constexpr size_t kKeepPartialBytes = 64 * 1024;
+/// Frames of one connection that may wait for JS: a client that floods delays the others by that many at most.
+constexpr size_t kFramesPerPoll = 64;
 
 }  // namespace
 
@@ -383,10 +385,14 @@ Transport::Parsed Transport::examine(const uint8_t* frame, size_t count, size_t&
 
 Transport::Parsed Transport::parse(Connection& connection, const uint8_t* bytes, size_t count, size_t& used,
                                    CloseReason& reason) {
-  for (;;) {
+  for (size_t frames = 0;; frames++) {
     size_t total = 0;
     const Parsed found = examine(bytes + used, count - used, total, reason);
     if (found != Parsed::kWhole) return found;
+    if (frames == kFramesPerPoll) {
+      stalled_.store(true, std::memory_order_seq_cst);  // the next poll() lets it go on; stall() rings for that
+      return Parsed::kStalled;
+    }
     if (!deliver(connection, bytes + used, total)) return Parsed::kStalled;
     used += total;
   }

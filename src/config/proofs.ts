@@ -30,9 +30,13 @@ function listenProof(config: Config): string | undefined {
   const guarded =
     config.edge.tokenFile !== undefined || config.edge.tls?.clientCaFile !== undefined;
   const offHost = address.kind === "tcp" && !address.loopback;
+  if (offHost && !guarded) {
+    return `${config.edge.listen} can be reached from other hosts; set edge.tokenFile or edge.tls.clientCaFile`;
+  }
+  // Any local user can open a loopback port, and HTTP tells where every tenant's blocks are.
   return when(
-    offHost && !guarded,
-    `${config.edge.listen} can be reached from other hosts; set edge.tokenFile or edge.tls.clientCaFile`,
+    config.tenants.length > 0 && address.kind === "tcp" && !guarded,
+    "with tenants every local user could ask about the others' blocks; set edge.tokenFile, or edge.listen to unix:/path",
   );
 }
 

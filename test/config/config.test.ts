@@ -263,8 +263,12 @@ describe("proofs between fields", () => {
     "engineApi.socket": {
       "engineApi.socket": "/a/e.sock",
       tenants: "[{name: t, socket: /a/e.sock}]",
+      "edge.listen": "unix:/a/edge.sock",
     },
-    tenants: { tenants: "[{name: t, uids: [1]}, {name: u, uids: [1]}]" },
+    tenants: {
+      tenants: "[{name: t, uids: [1]}, {name: u, uids: [1]}]",
+      "edge.listen": "unix:/a/edge.sock",
+    },
     "nvme.enabled": { "nvme.enabled": "true" },
     "remote.enabled": { "remote.enabled": "true" },
   };
@@ -281,6 +285,15 @@ describe("proofs between fields", () => {
       expect(found[0]?.source).toMatch(/^--/);
     },
   );
+
+  test("with tenants a loopback port needs a token, a Unix socket does not", () => {
+    withFile("");
+    const tenants = "[{name: t, uids: [1]}]";
+    expect(problemsOf({ flags: { tenants } }).map(({ path }) => path)).toEqual(["edge.listen"]);
+    expect(load({ flags: { tenants, "edge.tokenFile": "/t" } }).config.tenants).toHaveLength(1);
+    const unix = { tenants, "edge.listen": "unix:/a/edge.sock" };
+    expect(load({ flags: unix }).config.tenants).toHaveLength(1);
+  });
 
   test("an address off the host is accepted with a token or with client certificates", () => {
     withFile("");
@@ -301,8 +314,10 @@ describe("proofs between fields", () => {
       "[{name: default, uids: [1]}]",
       "[{name: a}]",
       "[{name: a, uids: [1]}, {name: a, uids: [2]}]",
-    ])
-      expect(problemsOf({ flags: { tenants } }).map(({ path }) => path)).toEqual(["tenants"]);
+    ]) {
+      const flags = { tenants, "edge.listen": "unix:/a/edge.sock" };
+      expect(problemsOf({ flags }).map(({ path }) => path)).toEqual(["tenants"]);
+    }
     for (const socket of ["rel.sock", `/${"x".repeat(120)}`])
       expect(problemsOf({ flags: { "engineApi.socket": socket } }).map(({ path }) => path)).toEqual(
         ["engineApi.socket"],

@@ -46,6 +46,8 @@ export class Harness {
           copyThreads: 1,
           ...(over["dram"] as object | undefined),
         },
+        // No edge runs here; tenants demand one that does not listen on TCP all the same.
+        edge: { listen: `unix:${this.directory}/edge.sock` },
         ...(over["tenants"] === undefined ? {} : { tenants: over["tenants"] }),
       },
       "test",

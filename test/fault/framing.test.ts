@@ -159,6 +159,22 @@ describe("frames that come in pieces", () => {
   });
 });
 
+describe("a client that floods", () => {
+  it("does not keep another waiting until all its frames are answered", async () => {
+    const flood = await greet();
+    const victim = await greet();
+    const calls = 100_000;
+    const one = frameOf({ op: OP.STATS, tag: 7 });
+    const many = join(Array.from({ length: calls / 100 }, () => one));
+    for (let part = 0; part < 100; part++) flood.send(many);
+    for (let call = 0; call < 20; call++) {
+      victim.send(frameOf({ op: OP.HEARTBEAT, tag: 9 }));
+      expect((await victim.take(() => true)).tag).toBe(9);
+    }
+    expect(flood.received).toBeLessThan(calls);
+  });
+});
+
 describe("slow clients are bounded in time and memory", () => {
   it("an unfinished frame ends with frameTimeout, a connection without HELLO with helloRequired", async () => {
     const settings = { engineApi: { frameTimeoutMs: 500, helloTimeoutMs: 500 } };
