@@ -14,7 +14,7 @@ import type { Connection } from "./sessions.ts";
 
 /** Queues the job for completion if nothing of it is open. Safe inside ledger callbacks. */
 export function closeIfDone(context: EngineContext, job: Job): void {
-  if (job.open || job.finishing || job.number === 0) return;
+  if (job.open || job.finishing || !job.entered) return;
   job.finishing = true;
   context.finished.push(job);
 }

@@ -65,6 +65,8 @@ export class Job {
   deadlineAt = 0;
   fillAt = 0;
   cancelled = false;
+  /** In flight: named and in the tables. A LOAD's name may be 0, so the number does not tell. */
+  entered = false;
   /** STORE: position whose block the ledger watches for us from the start; see store.ts. */
   watchedPosition = -1;
   /** In the list of jobs that wait to be completed. */
@@ -143,6 +145,7 @@ export class Jobs {
     }
     assert(!connection.jobs.has(job.number), "job names are unique on a connection");
     connection.jobs.set(job.number, job);
+    job.entered = true;
     this.inFlight++;
     if (job.region !== undefined) job.region.jobs++;
   }
@@ -153,6 +156,7 @@ export class Jobs {
     assert(connection !== undefined && connection.jobs.get(job.number) === job, "job is entered");
     assert(!job.open, "a job leaves when nothing of it is open");
     connection.jobs.delete(job.number);
+    job.entered = false;
     if (job.kind === JOB_KIND.STORE) this.stores.delete(job);
     this.inFlight--;
     if (job.region !== undefined) job.region.jobs--;
@@ -164,6 +168,7 @@ export class Jobs {
     job.region = undefined;
     job.lease = undefined;
     job.number = 0;
+    job.entered = false;
     job.unfilled = 0;
     job.waiting = 0;
     job.landed = 0;

@@ -74,7 +74,7 @@ export class Browser {
     const ended = new Promise((resolve) => this.#child.once("close", resolve));
     this.#child.kill("SIGKILL");
     await ended;
-    rmSync(this.#profile, { recursive: true, force: true, maxRetries: 5 });
+    rmSync(this.#profile, { recursive: true, force: true, maxRetries: 50, retryDelay: 100 });
   }
 
   #call(method: string, params: object): Promise<Record<string, unknown>> {

@@ -73,6 +73,20 @@ describe("CANCEL", () => {
   });
 });
 
+describe("a LOAD whose tag is 0", () => {
+  it("ends like any other", async () => {
+    const { client, region } = await engine("tag-zero");
+    const keys = keysOf(77, 2);
+    await client.ask(storeFrame(3, region, keys, rowsFrom(0, 2)));
+    expect((await client.next())?.header.count).toBe(2);
+    const { header } = await client.ask(lookupFrame(4, 1, keys));
+    const loaded = await client.ask(loadFrame(0, header.id, region, keys, rowsFrom(2, 2)));
+    expect(loaded.header.tag).toBe(0);
+    expect(loaded.header.count).toBe(2);
+    expect(harness.parts.server.jobsInFlight).toBe(0);
+  });
+});
+
 describe("a deadline", () => {
   it("ends a LOAD with the blocks that were not begun named as failed", async () => {
     const hogs = 3;
