@@ -170,7 +170,14 @@ describe("chains that contradict themselves or others", () => {
     const keys = freshChain(8);
     await engine.store(keys);
     const other = freshChain(2);
-    const used = await daemon.metric("ledgerBlocks");
+    // The gauge is published four times a second: it must have seen the STORE first.
+    let used = -1;
+    await eventually("the gauge stands still", async () => {
+      const before = used;
+      await new Promise((resolve) => setTimeout(resolve, 600));
+      used = await daemon.metric("ledgerBlocks");
+      return used === before;
+    });
     const wrong: readonly (readonly Uint8Array[])[] = [
       [keys[1]!],
       [keys[0]!, keys[2]!],
