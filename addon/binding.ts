@@ -48,9 +48,18 @@ export const ITEM = {
   DEADLINE: 4,
   /** Region gone (unmapped) or range out of it: refused before any byte moved. */
   REGION: 5,
+  /** The device failed this read or write, or answered short. */
+  IO: 6,
 } as const;
+/**
+ * Disk READ with a DRAM target: set beside the status when the target slot holds the verified block, too. (A read can
+ * fail for the region, which went, and still have promoted.)
+ */
+export const ITEM_PROMOTED = 0x80;
 
 export const COPY = { STORE: 1, LOAD: 2, MOVE: 3, VERIFY: 4 } as const;
+/** Kinds of disk batches: READ before WRITE before VERIFY. */
+export const DISK = { READ: 1, WRITE: 2, VERIFY: 3 } as const;
 export const SLOT_INDEX_BITS = 18;
 
 /**
@@ -59,6 +68,19 @@ export const SLOT_INDEX_BITS = 18;
  * generation: LOAD refuses another one (IDENTITY); 0 = any. STORE writes the slot's last generation + 1.
  */
 export const ITEM_WORDS = 5;
+
+/**
+ * Words of one disk item: [diskSlot, rangeLow, rangeHigh, block, dramSlot].
+ * READ: disk slot → region range and/or DRAM slot. Without a region (batch.region 0) the range is ignored;
+ * NO_DRAM_SLOT: no DRAM target. WRITE: DRAM slot → disk slot, its payload hash checked on the way. VERIFY: only read
+ * and hashed. READ and VERIFY expect the generation that diskSubmit(WRITE) or diskRestore() last gave the slot.
+ */
+export const DISK_ITEM_WORDS = 5;
+export const NO_DRAM_SLOT = 0xffff_ffff;
+/** Bytes in front of the payload in a disk slot: the slot header, the namespace digest, the directory's id. */
+export const DISK_HEADER_BYTES = 192;
+/** Disk slots and segment headers are multiples of this (O_DIRECT). */
+export const DISK_SECTOR_BYTES = 4_096;
 
 export interface LedgerLayout {
   /** The ledger's record table (over a SharedArrayBuffer). */
@@ -189,6 +211,78 @@ export interface CopyBatch {
   readonly deadlineMs: number;
 }
 
+export interface DiskOptions {
+  /** Directory of one device: exists, ours, 0700. Locked by its file `directory.cairn`, which open() makes or reads. */
+  readonly directory: string;
+  readonly segmentBytes: number;
+  /** auto: io_uring if a probe read works, else threads. */
+  readonly mode: "auto" | "uring" | "threads";
+  /** auto: O_DIRECT if a probe read and write work, else buffered. */
+  readonly direct: "auto" | "off";
+  /** Reads and writes in flight at the device. */
+  readonly queueDepth: number;
+  /** Writes in flight at the device (one batch at a time). */
+  readonly writeDepth: number;
+  /** Staging memory: half of it bounds the largest slot. */
+  readonly stagingBytes: number;
+}
+
+export interface DiskInfo {
+  readonly disk: number;
+  /** The directory held a directory.cairn. */
+  readonly reopened: boolean;
+  /** 16 bytes, made once; stands in every slot header. */
+  readonly directoryId: Uint8Array;
+  readonly segmentBytes: number;
+  readonly mode: "uring" | "threads";
+  readonly direct: boolean;
+  readonly registeredBuffers: boolean;
+  /** Why a better mode was not taken; one line each, for the log. */
+  readonly notes: readonly string[];
+}
+
+export interface SegmentInfo {
+  readonly segment: number;
+  /** Payload bytes a slot serves, 0 = free. */
+  readonly payloadBytes: number;
+  /** Written once from end to end. One that is not is prepared again. */
+  readonly prepared: boolean;
+}
+
+export interface DiskCounters {
+  readonly bytesRead: number;
+  readonly bytesWritten: number;
+  readonly readItems: number;
+  readonly writeItems: number;
+  readonly ioErrors: number;
+  readonly itemsCorrupt: number;
+  readonly itemsIdentity: number;
+  readonly readsQueued: number;
+  readonly writesQueued: number;
+  readonly inFlight: number;
+  /** Microseconds the oldest operation at the device has taken so far; 0 when idle. A stalled device shows here. */
+  readonly oldestMicroseconds: number;
+  /** Microseconds of CPU of this disk's threads. */
+  readonly cpuMicroseconds: number;
+}
+
+export interface DiskBatch {
+  readonly kind: number;
+  readonly batch: number;
+  readonly disk: number;
+  /** The DRAM arena: its namespaces seed the header hashes; its slots are sources and targets. */
+  readonly arena: number;
+  /** 0 = none. */
+  readonly region: number;
+  readonly shard: number;
+  readonly shards: number;
+  readonly payloadBytes: number;
+  /** Milliseconds from now; 0 = none. Items not ended by then end DEADLINE, also those a stalled device sits on: their bytes then go nowhere. */
+  readonly deadlineMs: number;
+  /** Smaller first among READs: 0 demand load, 1 prefetch, 2 others. */
+  readonly priority: number;
+}
+
 export interface Addon {
   /** Starts the threads. onReady is called (coalesced) on the JS thread when poll() has something. Once per process life; stop() ends it. */
   start(options: {
@@ -263,6 +357,41 @@ export interface Addon {
   copySubmit(batch: CopyBatch, items: Uint32Array, count: number): void;
   /** Items not begun end CANCELLED; the batch still ends in one COPIED event. */
   copyCancel(batch: number): void;
+
+  /** Opens one device's directory. Throws LOCKED, UNSAFE, FORMAT or an errno name. */
+  diskOpen(options: DiskOptions): DiskInfo;
+  /** Ends the disk's threads. Operations a stalled device sits on are given up: their items end CANCELLED. */
+  diskClose(disk: number): void;
+  /** Segment files found, ascending. */
+  diskSegments(disk: number): SegmentInfo[];
+  /**
+   * Creates the file and writes it once from end to end, in the background and behind all reads and writes. PROGRESS
+   * under `task` (done, total in MiB): running, ended, or failed with errno d (the file is then removed).
+   */
+  diskPrepare(disk: number, segment: number, task: number): void;
+  /** From now on slot numbers of `slab` (slab << SLOT_INDEX_BITS | index) name this prepared segment. */
+  diskAttach(disk: number, segment: number, slab: number): void;
+  /** Detaches the slab; `remove` deletes the file. Throws BUSY while items use it. */
+  diskDetach(disk: number, slab: number, remove: boolean): void;
+  /** Gives a free attached segment to a size class (its segment header goes out before the first slot); returns slots. */
+  diskAssign(disk: number, slab: number, payloadBytes: number): number;
+  diskRelease(disk: number, slab: number): void;
+  /** Slots a segment would hold for this payload. */
+  diskSlotsPerSegment(segmentBytes: number, payloadBytes: number): number;
+  /** Start-up: generations known from the index. */
+  diskRestore(disk: number, slots: Uint32Array, generations: Uint32Array, count: number): void;
+  /** Generations of these slots, for the index. */
+  diskGenerations(disk: number, slots: Uint32Array, count: number, into: Uint32Array): void;
+  /** Reads every slot header of the attached slabs in the background, verified; PROGRESS under `task` (slots). */
+  diskScan(disk: number, arena: number, task: number): void;
+  /** After the scan: like arenaScanRead (SCAN_WORDS words each, depth ascending, generation descending), NAMESPACE = the arena's index for the header's digest. Restores generations as it goes. */
+  diskScanRead(disk: number, into: Uint32Array): number;
+  /** fdatasync of every segment written since the last call; then PROGRESS under `task`: ended, or failed with errno d. Covers all writes that had ended before the call. */
+  diskSync(disk: number, task: number): void;
+  /** items: DISK_ITEM_WORDS each. Copied before return. One COPIED event, as for copySubmit; diskCancel likewise. Batch numbers are shared with copySubmit. */
+  diskSubmit(batch: DiskBatch, items: Uint32Array, count: number): void;
+  diskCancel(disk: number, batch: number): void;
+  diskCounters(disk: number): DiskCounters;
 
   counters(): AddonCounters;
   /** memcpy between two fresh shared mappings, GB/s; the bench reference. Synchronous. */

@@ -53,3 +53,27 @@ export interface TierLimits {
   readonly highWatermark: number;
   readonly lowWatermark: number;
 }
+
+/** Health of one device, as a table in tiers/nvme/health.ts. */
+export type DeviceHealth = "ok" | "slow" | "readOnly" | "fenced";
+
+/** A tier on block devices, as the mover and the engine API see it. Slots are read and written by disk batches (addon/binding.ts). */
+export interface DiskTier {
+  readonly index: TierIndex;
+  readonly name: string;
+  slotsPerSlab(payloadBytes: number): number;
+  ledgerOptions(limits: TierLimits): SlabTierOptions;
+  /** The addon's disk that holds this slot. */
+  diskOf(slot: number): number;
+  mayRead(slot: number): boolean;
+  mayWrite(slot: number): boolean;
+  /**
+   * These slots (all of one disk) were written. `done(true)`: they are synced and indexed, so the copy may count;
+   * `done(false)`: they may not. Called once, later; commits are batched.
+   */
+  commit(slots: Uint32Array, count: number, done: (durable: boolean) => void): void;
+  /** An item of this slot ended with this ITEM status: feeds the device's health. */
+  ended(slot: number, kind: number, status: number, microseconds: number): void;
+  /** Bytes this device may still write now under its endurance budget (Infinity without one). */
+  writeAllowanceBytes(disk: number): number;
+}
