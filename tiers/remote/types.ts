@@ -1,0 +1,172 @@
+/**
+ * What the remote tier is asked and answers: the words between it, the mover that feeds it and the daemon that
+ * owns the memory. Keys are always records of KEY_BYTES bytes, zero-padded, as slot headers hold them.
+ */
+import type { CallLimits, Fault, ObjectStore } from "./object-store.ts";
+
+export const KEY_BYTES = 32;
+export const DIGEST_BYTES = 16;
+
+/** What all chunks of one namespace have in common. */
+export interface ChunkSpace {
+  /** Namespace digest, DIGEST_BYTES bytes. */
+  readonly namespace: Uint8Array;
+  /** Blocks of a chunk: chunkBlocksOf() of chunk.ts. */
+  readonly chunkBlocks: number;
+  readonly payloadBytes: number;
+  readonly shards: number;
+}
+
+/** One chunk: blocks of depth firstDepth … firstDepth + chunkBlocks − 1 of one chain and shard. Roots have depth 1. */
+export interface Chunk {
+  readonly space: ChunkSpace;
+  readonly shard: number;
+  /** cN + 1 */
+  readonly firstDepth: number;
+  /** chunkBlocks records of KEY_BYTES bytes. */
+  readonly keys: Uint8Array;
+  /** KEY_BYTES bytes; zeros when firstDepth is 1. */
+  readonly parentKey: Uint8Array;
+}
+
+/** The DRAM side of a transfer: item i is the block `from + i` of the chunk. */
+export interface DramItems {
+  /** DRAM slots: sources of an upload, targets of a fetch. */
+  readonly slots: Uint32Array;
+  /** Ledger records of the blocks (the addon reads key, parent and depth there). */
+  readonly blocks: Uint32Array;
+}
+
+/** Order in which requests get memory and connections. */
+export const PRIORITY = { DEMAND: 0, PREFETCH: 1, UPLOAD: 2 } as const;
+export type Priority = (typeof PRIORITY)[keyof typeof PRIORITY];
+
+/**
+ * Copies between DRAM slots and the staging region; built by the daemon over COPY.EXPORT and COPY.IMPORT. Item i
+ * lies at `offsetBytes + i * strideBytes` of the region, DISK_HEADER_BYTES of header in front of its payload.
+ * Resolves, never rejects, with one ITEM status per item once no item touches the region any more.
+ */
+export interface StagingCopies {
+  exportBlocks(range: StagedRange, items: DramItems): Promise<Uint8Array>;
+  /** Verifies identity and payload hash of each item before its slot is valid. */
+  importBlocks(range: StagedRange, items: DramItems): Promise<Uint8Array>;
+}
+
+export interface StagedRange {
+  readonly offsetBytes: number;
+  readonly strideBytes: number;
+  readonly payloadBytes: number;
+  readonly shard: number;
+  readonly shards: number;
+  readonly deadlineMs: number;
+}
+
+/** Memory that both JS and the addon see. Made by the daemon: regionCreate + clientMap; at most 4 GiB. */
+export interface StagingMemory {
+  readonly bytes: Uint8Array;
+}
+
+/**
+ * Encryption of a chunk at rest. Without one, objects hold what EXPORT wrote. A sealer works in place on staged
+ * blocks, each `overheadBytes` longer than what EXPORT writes, and is part of the object's name, so that nodes with
+ * and without it never read each other's objects.
+ */
+export interface ChunkSealer {
+  /** Part of object names: `a-z 0-9`. */
+  readonly name: string;
+  /** Bytes behind each block for nonce and tag; a multiple of 64. */
+  readonly overheadBytes: number;
+  /** False: no key; the chunk is not stored. */
+  seal(chunk: Chunk, blocks: Uint8Array, strideBytes: number): Promise<boolean>;
+  /** One ITEM status per block of [from, from + count); a missing key or wrong tag is a miss. */
+  open(chunk: Chunk, from: number, blocks: Uint8Array, strideBytes: number): Promise<Uint8Array>;
+}
+
+export type UploadResult =
+  /** `bytes`: of the object; 0 when somebody else had stored it. */
+  | { readonly outcome: "stored" | "present"; readonly bytes: number }
+  /** Not stored, and why. `source`: a slot could not be exported (its block left or is corrupt). */
+  | { readonly outcome: "failed"; readonly fault: Fault | "source" | "sealing" | "quarantined" };
+
+export interface FetchResult {
+  /** ITEM status per item; ITEM.OK: its DRAM slot holds the verified block. */
+  readonly statuses: Uint8Array;
+  /** Why the object could not be read at all; absent when its bytes came. */
+  readonly fault: Fault | "sealing" | "quarantined" | undefined;
+  /** Object bytes received. */
+  readonly bytes: number;
+  readonly microseconds: number;
+}
+
+export type RemoteHealth = "ok" | "slow" | "down";
+
+export interface RemoteTierOptions {
+  readonly store: ObjectStore;
+  readonly staging: StagingMemory;
+  readonly copies: StagingCopies;
+  readonly sealer?: ChunkSealer | undefined;
+  /** Delete objects that fail their checks; else they are only avoided. */
+  readonly deleteCorrupt: boolean;
+  /** Transfers at the store at once. Uploads take at most half of them, and of the staging memory. */
+  readonly transfersMax: number;
+  readonly requestDeadlineMs: number;
+  readonly existence: ExistenceOptions;
+  readonly probeIntervalMs: number;
+  /** Above this many milliseconds per MiB (average) the tier is slow. */
+  readonly slowMsPerMiB: number;
+  readonly log?: (line: string) => void;
+  /** Milliseconds of any monotonic clock; performance.now by default. */
+  readonly now?: () => number;
+}
+
+export interface ExistenceOptions {
+  readonly entriesMax: number;
+  readonly presentMs: number;
+  readonly absentMs: number;
+  readonly probesMax: number;
+}
+
+/** The remote tier as the mover and the engine API see it (index.ts builds it). */
+export interface RemoteStorage {
+  readonly description: string;
+  readonly health: RemoteHealth;
+  /** Whether an upload of so many bytes would begin without waiting: ask before exporting is worth it. */
+  mayUpload(space: ChunkSpace): boolean;
+  /** Resolves, never rejects. Existing objects are found in the cache first and cost no copy. */
+  upload(chunk: Chunk, items: DramItems, limits: CallLimits): Promise<UploadResult>;
+  /**
+   * Brings blocks [from, from + items.slots.length) of the chunk into DRAM slots. Resolves, never rejects, once no
+   * byte lands in the slots any more.
+   */
+  fetch(
+    chunk: Chunk,
+    from: number,
+    items: DramItems,
+    priority: Priority,
+    limits: CallLimits,
+  ): Promise<FetchResult>;
+  /**
+   * Blocks of this chain (records of KEY_BYTES bytes from the root on) that stand in the store in all shards, as far
+   * as the cache knows: a multiple of chunkBlocks, a hint without a lease. Probes what it does not know in the
+   * background, beyond `localBlocks`, so that the next call knows.
+   */
+  remotePrefix(space: ChunkSpace, keys: Uint8Array, localBlocks: number): number;
+  snapshot(): RemoteSnapshot;
+  close(): Promise<void>;
+}
+
+export interface RemoteSnapshot {
+  readonly description: string;
+  readonly health: RemoteHealth;
+  readonly counters: Readonly<Record<string, number>>;
+  readonly stagingBytes: number;
+  readonly stagingUsedBytes: number;
+  readonly transfers: number;
+  readonly waiting: number;
+  /** Of the last transfers, averaged; 0 before the first. */
+  readonly getBytesPerSecond: number;
+  readonly putBytesPerSecond: number;
+  readonly existenceEntries: number;
+  readonly quarantined: number;
+  readonly lastFault: string;
+}
