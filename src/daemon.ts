@@ -14,6 +14,7 @@ import { DramTier } from "../tiers/dram/index.ts";
 import { recoverDram } from "../tiers/dram/recover.ts";
 import type { RecoveryReport } from "../tiers/tier.ts";
 import { assert } from "./assert.ts";
+import { ledgerBlocks } from "./config/defaults.ts";
 import { diffConfig, liveOnly, overlayConfig } from "./config/reload.ts";
 import type { Config } from "./config/schema.ts";
 import type { ConfigApplied, NodeSnapshot, Notice } from "./edge/contract.ts";
@@ -193,7 +194,7 @@ class NodeDaemon implements Daemon {
     Object.assign(this.#settings, settingsOf(config, dram.capacityBytes));
     const ledger = new Ledger(
       {
-        blocksMax: ledgerBlocks(config, dram.capacityBytes),
+        blocksMax: ledgerBlocks(config, dram.capacityBytes, 0),
         namespacesMax: config.ledger.namespacesMax,
         tenantsMax: tenants.length + 1,
         tiers: [Object.assign(dram.ledgerOptions(this.#watermarks), this.#watermarks), undefined],
@@ -473,12 +474,6 @@ function settingsOf(config: Config, capacityBytes: number): EngineSettings {
     storeFillMs: engineApi.storeFillMs,
     proofRequired: engineApi.proof === "required",
   };
-}
-
-/** Records when `ledger.blocksMax` is 0: one for each 4 KiB of DRAM, within reason. */
-function ledgerBlocks(config: Config, capacityBytes: number): number {
-  if (config.ledger.blocksMax > 0) return config.ledger.blocksMax;
-  return Math.min(16_777_216, Math.max(131_072, Math.floor(capacityBytes / 4_096)));
 }
 
 function recordLayout(ledger: Ledger) {

@@ -81,4 +81,10 @@ export const LIMITS = {
   /** Smallest payload of a slot; smaller rows are rounded up. */
   slotPayloadBytesMin: 64,
   slabBytes: 64 * MIB,
+  /** Operations at one disk (config). More wait in its queues. */
+  diskQueueDepth: 16,
+  /** Of these, writes (config): enough to fill a device, few enough that reads keep their latency. */
+  diskWriteDepth: 8,
+  /** Staging memory of one disk (config); half of it bounds a slot. Larger blocks stay in DRAM. */
+  diskStagingBytes: 64 * MIB,
 } as const;

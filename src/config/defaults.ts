@@ -1,7 +1,7 @@
 /** Defaults from the schema, deep merge of sparse layers, and the values that only the host knows. */
 import { join } from "node:path";
 import { ROOT, type Schema } from "./fields.ts";
-import type { Config } from "./schema.ts";
+import type { Config, NvmeConfig } from "./schema.ts";
 
 type Tree = Record<string, unknown>;
 
@@ -63,4 +63,41 @@ export function resolveConfig(config: Config, host: Host): Config {
         config.dram.directory === "" ? `/dev/shm/cairn-${host.uid}` : config.dram.directory,
     },
   };
+}
+
+/** One entry of `nvme.directories` with nothing left out. */
+export interface NvmeDirectory {
+  readonly path: string;
+  /** Bytes of all its files; "auto": what is free there, less 5 %. */
+  readonly capacityBytes: number | "auto";
+  /** 0: no limit. */
+  readonly writeBudgetBytesPerDay: number;
+  /** 0: unknown. */
+  readonly ratedWriteBytes: number;
+}
+
+/** The tier's directories, in the order of the file, without trailing slashes. */
+export function nvmeDirectories({ directories }: NvmeConfig): readonly NvmeDirectory[] {
+  return directories.map((entry) => ({
+    path: entry.path.length > 1 ? entry.path.replace(/\/+$/, "") : entry.path,
+    capacityBytes: entry.capacityBytes ?? "auto",
+    writeBudgetBytesPerDay: entry.writeBudgetBytesPerDay ?? 0,
+    ratedWriteBytes: entry.ratedWriteBytes ?? 0,
+  }));
+}
+
+const DERIVED_BLOCKS_MIN = 131_072;
+const DERIVED_BLOCKS_MAX = 16_777_216;
+/** Rows on disk are hundreds of KiB; 64 KiB leaves room for small ones at a fiftieth of the memory. */
+const NVME_BYTES_PER_BLOCK = 65_536;
+const DRAM_BYTES_PER_BLOCK = 4_096;
+
+/**
+ * Block records of the ledger: `ledger.blocksMax`, else one for each 4 KiB of DRAM and each 64 KiB of NVMe,
+ * within reason. A block that lies in both tiers has one record.
+ */
+export function ledgerBlocks(config: Config, dramBytes: number, nvmeBytes: number): number {
+  if (config.ledger.blocksMax > 0) return config.ledger.blocksMax;
+  const blocks = dramBytes / DRAM_BYTES_PER_BLOCK + nvmeBytes / NVME_BYTES_PER_BLOCK;
+  return Math.min(DERIVED_BLOCKS_MAX, Math.max(DERIVED_BLOCKS_MIN, Math.floor(blocks)));
 }

@@ -4,24 +4,13 @@
  */
 import type { Problem } from "./fields.ts";
 import { parseListen } from "./listen.ts";
+import { NVME_PROOFS, type Proof, REMOTE_PROOFS, SLABS_MAX, when } from "./proofs-lower.ts";
 import type { Config } from "./schema.ts";
 
-/** Slab index of a slot number has 14 bits (addon/binding.ts). */
-const SLABS_MAX = 2 ** 14;
 /** sun_path holds 108 bytes with its final zero. */
 const SOCKET_PATH_BYTES_MAX = 107;
 const PAGE_BYTES = 4_096;
 const LEASE_MS_MAX = 600_000;
-
-interface Proof {
-  readonly path: string;
-  /** The reason it does not hold, or undefined. */
-  readonly check: (config: Config) => string | undefined;
-}
-
-function when(failed: boolean, reason: string): string | undefined {
-  return failed ? reason : undefined;
-}
 
 function listenProof(config: Config): string | undefined {
   const address = parseListen(config.edge.listen);
@@ -110,11 +99,13 @@ export const PROOFS: readonly Proof[] = [
   },
   {
     path: "ledger.blocksMax",
-    check: ({ ledger, dram }) =>
-      when(
-        ledger.blocksMax !== 0 && dram.blocksMax > ledger.blocksMax,
-        `${ledger.blocksMax} records cannot describe dram.blocksMax ${dram.blocksMax} blocks`,
-      ),
+    check: ({ ledger, dram, nvme }) => {
+      const blocks = dram.blocksMax + (nvme.enabled ? nvme.blocksMax : 0);
+      return when(
+        ledger.blocksMax !== 0 && blocks > ledger.blocksMax,
+        `${ledger.blocksMax} records cannot describe ${blocks} blocks (dram.blocksMax and nvme.blocksMax)`,
+      );
+    },
   },
   {
     path: "engineApi.heartbeatMisses",
@@ -145,14 +136,8 @@ export const PROOFS: readonly Proof[] = [
   { path: "edge.listen", check: listenProof },
   { path: "engineApi.socket", check: socketsProof },
   { path: "tenants", check: tenantsProof },
-  {
-    path: "nvme.enabled",
-    check: ({ nvme }) => when(nvme.enabled, "this version has no NVMe tier; set it to false"),
-  },
-  {
-    path: "remote.enabled",
-    check: ({ remote }) => when(remote.enabled, "this version has no remote tier; set it to false"),
-  },
+  ...NVME_PROOFS,
+  ...REMOTE_PROOFS,
 ];
 
 /** Every proof that does not hold. `sourceOf` tells where a field's value came from. */

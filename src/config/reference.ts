@@ -50,9 +50,10 @@ function sectionTable(name: string, description: string, fields: readonly Field[
       `| \`${field.path}\` | ${cell(shownDefault(field))} | ${cell(shownRange(field))} | ${change} | \`${field.environment}\` | ${meaning} |`,
     );
   }
-  const items = fields[0]?.schema.items?.properties;
-  if (items !== undefined) {
-    lines.push("", "Each entry:", "", "| key | meaning |", "|---|---|");
+  for (const { path, schema } of fields) {
+    const items = schema.items?.properties;
+    if (items === undefined) continue;
+    lines.push("", `Each entry of \`${path}\`:`, "", "| key | meaning |", "|---|---|");
     for (const [key, item] of Object.entries(items))
       lines.push(`| \`${key}\` | ${cell(item.description ?? "")} |`);
   }

@@ -38,6 +38,12 @@ function milliseconds(value: number, minimum: number, options: FieldOptions) {
   return Type.Integer({ reload: "restart", ...options, ...range });
 }
 
+/** Ages of what is kept for weeks; a duration beyond setTimeout's reach. */
+function ageMilliseconds(value: number, options: FieldOptions) {
+  const range = { default: value, minimum: 0, maximum: 3_650 * MS_MAX, unit: "ms" };
+  return Type.Integer({ reload: "restart", ...options, ...range });
+}
+
 function share(value: number, options: FieldOptions) {
   return Type.Number({ reload: "live", ...options, default: value, minimum: 0.01, maximum: 1 });
 }
@@ -223,20 +229,142 @@ const LogSection = section("JSON lines on standard error.", {
   }),
 });
 
-const NvmeSection = section("The NVMe tier (declared; not built in this version).", {
-  enabled: flag(false, { description: "Must be false in this version." }),
-  directories: Type.Array(Type.String({ minLength: 1, maxLength: 4_096 }), {
-    default: [],
-    maxItems: 64,
-    reload: "restart",
-    description: "One directory per device.",
+const NvmeDirectory = section("One directory, and so one device.", {
+  path: Type.String({
+    minLength: 1,
+    maxLength: 4_096,
+    description: "Absolute path; made with mode 0700 if absent, locked by one daemon.",
+  }),
+  capacityBytes: Type.Optional(
+    Type.Union([Type.Integer({ minimum: 0, maximum: BYTES_MAX }), Type.Literal("auto")], {
+      unit: "bytes",
+      description:
+        "Bytes of all files in it, index included. `auto` (default): what is free there, less 5 %.",
+    }),
+  ),
+  writeBudgetBytesPerDay: Type.Optional(
+    bytes(0, 0, {
+      description:
+        "Bytes that may be written to it in a day; write-back waits beyond. 0: no limit.",
+    }),
+  ),
+  ratedWriteBytes: Type.Optional(
+    bytes(0, 0, {
+      description:
+        "Bytes the drive may take in its life (TBW of its data sheet), for the estimate of its life. 0: unknown.",
+    }),
+  ),
+});
+
+const NvmeSection = section(
+  "The NVMe tier: blocks on local disks, one directory a device (tiers/nvme/README.md).",
+  {
+    enabled: flag(false, { description: "Whether this node has the tier." }),
+    directories: Type.Array(NvmeDirectory, {
+      default: [],
+      maxItems: 64,
+      reload: "live",
+      description:
+        "One entry a device. An entry that is added is opened, one that is removed is drained, while running.",
+    }),
+    segmentBytes: bytes(1_073_741_824, 1_048_576, {
+      description: "Bytes of one segment file, written once from end to end before it is used.",
+    }),
+    mode: choice(["auto", "uring", "threads"], "auto", {
+      description:
+        "`auto`: io_uring where a probe read works, else a few threads. `uring` refuses to start without it.",
+    }),
+    direct: choice(["auto", "off"], "auto", {
+      description: "`auto`: O_DIRECT where a probe read and write work, else buffered.",
+    }),
+    queueDepth: count(LIMITS.diskQueueDepth, 1, 256, {
+      description: "Reads and writes in flight at one device.",
+    }),
+    writeDepth: count(LIMITS.diskWriteDepth, 1, 256, {
+      description: "Of these, writes; one batch at a time, since writes stall reads.",
+    }),
+    stagingBytes: bytes(LIMITS.diskStagingBytes, 65_536, {
+      description: "Aligned memory for blocks under way, per device. Half of it bounds a block.",
+    }),
+    blocksMax: count(0, 0, 100_000_000, {
+      description: "Cap on blocks in this tier beside the bytes. 0: as many as the slots.",
+    }),
+    writeThrough: flag(false, {
+      reload: "live",
+      description:
+        "`false`: blocks are copied down ahead of their eviction from DRAM. `true`: as soon as they are stored.",
+    }),
+    scrubBytesPerSecond: bytes(16_777_216, 0, {
+      reload: "live",
+      description:
+        "Bytes verified each second while the device has nothing else to do. 0: no scrub.",
+    }),
+    highWatermark: share(0.98, { description: "Eviction starts above this share of used slots." }),
+    lowWatermark: share(0.95, { description: "Eviction ends at this share of used slots." }),
+  },
+);
+
+const S3Section = section("The S3 bucket of `remote.kind: s3`.", {
+  endpoint: text("", { description: "`http(s)://host[:port]`. Empty: AWS in the region." }),
+  bucket: text("", { description: "Name of the bucket. It must exist." }),
+  prefix: text("", { description: "Put in front of every object's name." }),
+  region: text("us-east-1", { description: "Region that requests are signed for." }),
+  pathStyle: flag(true, {
+    description: "`true`: the bucket stands in the path. `false`: in the host name.",
+  }),
+  credentialsFile: Type.Optional(
+    text(undefined, {
+      description:
+        "AWS credentials file (0600, profile `default`). Absent: environment, profile, or role of the host.",
+    }),
+  ),
+  signPayload: flag(false, {
+    description:
+      "Sign bodies, too. Blocks carry their own hash; over plain HTTP some stores insist on it.",
   }),
 });
 
-const RemoteSection = section("The remote tier (declared; not built in this version).", {
-  enabled: flag(false, { description: "Must be false in this version." }),
-  directory: Type.Optional(text(undefined, { description: "A directory shared between nodes." })),
-});
+const RemoteSection = section(
+  "The remote tier: chunks of blocks in a store that many nodes share (tiers/remote/README.md).",
+  {
+    enabled: flag(false, { description: "Whether this node has the tier." }),
+    kind: choice(["directory", "s3"], "directory", {
+      description: "`directory`: a path all nodes mount. `s3`: a bucket.",
+    }),
+    directory: Type.Optional(
+      text(undefined, { description: "Absolute path of the shared directory." }),
+    ),
+    s3: S3Section,
+    chunkBytesMax: bytes(16_777_216, 65_536, {
+      description:
+        "Largest object. Blocks per object follow from it and the namespace's block, as a power of two.",
+    }),
+    requestTimeoutMs: milliseconds(10_000, 100, {
+      description: "A request must end within this time, its body included.",
+    }),
+    retriesMax: count(3, 0, 10, {
+      description: "Times a request is sent again; all requests share one retry budget beside.",
+    }),
+    concurrencyMax: count(16, 1, 256, {
+      description: "Requests under way, and sockets kept open.",
+    }),
+    inFlightBytesMax: bytes(268_435_456, 1_048_576, {
+      description: "Bytes of chunks under way, both ways together. More wait.",
+    }),
+    cacheEntries: count(65_536, 1, 10_000_000, {
+      description: "Objects whose existence (or absence) is remembered.",
+    }),
+    cacheMs: milliseconds(300_000, 0, { description: "How long existence is remembered." }),
+    cacheAbsentMs: milliseconds(5_000, 0, { description: "How long absence is remembered." }),
+    budgetBytes: bytes(0, 0, {
+      description:
+        "Bytes the store may hold; beyond, the oldest objects are removed. 0: no limit here.",
+    }),
+    ageMsMax: ageMilliseconds(0, {
+      description: "Objects older than this are removed. 0: kept.",
+    }),
+  },
+);
 
 export const ConfigSchema = Type.Object(
   {
@@ -265,3 +393,5 @@ export const ConfigSchema = Type.Object(
  */
 export type Config = Static<typeof ConfigSchema>;
 export type TenantConfig = Config["tenants"][number];
+export type NvmeConfig = Config["nvme"];
+export type RemoteConfig = Config["remote"];

@@ -18,6 +18,7 @@ const MS_UNITS: Readonly<Record<string, number>> = {
   s: 1_000,
   m: 60_000,
   h: 3_600_000,
+  d: 86_400_000,
 };
 
 function scaled(text: string, units: Readonly<Record<string, number>>): number | undefined {
@@ -34,7 +35,7 @@ export function parseBytes(text: string): number | undefined {
   return scaled(text, BYTE_UNITS);
 }
 
-/** Milliseconds of `2s`, `500ms`, `1.5m`, `250`. */
+/** Milliseconds of `2s`, `500ms`, `1.5m`, `30d`, `250`. */
 export function parseMilliseconds(text: string): number | undefined {
   return scaled(text, MS_UNITS);
 }

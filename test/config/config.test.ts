@@ -4,7 +4,12 @@ import { join } from "node:path";
 import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { stringify } from "yaml";
-import { defaultConfig, defaultEngineSocket } from "../../src/config/defaults.ts";
+import {
+  defaultConfig,
+  defaultEngineSocket,
+  ledgerBlocks,
+  nvmeDirectories,
+} from "../../src/config/defaults.ts";
 import { FIELDS } from "../../src/config/fields.ts";
 import { parseListen } from "../../src/config/listen.ts";
 import {
@@ -53,6 +58,7 @@ describe("units", () => {
     expect(parseMilliseconds("2s")).toBe(2_000);
     expect(parseMilliseconds("1.5m")).toBe(90_000);
     expect(parseMilliseconds("500ms")).toBe(500);
+    expect(parseMilliseconds("30d")).toBe(30 * 86_400_000);
     expect(parseMode("0660")).toBe(0o660);
     expect(parseMode("0o660")).toBe(0o660);
   });
@@ -135,7 +141,7 @@ describe("loading", () => {
     withFile("");
     const base = load().config;
     for (const { path, environment, schema, optional } of FIELDS) {
-      if (optional || path === "nvme.enabled" || path === "remote.enabled") continue;
+      if (optional) continue;
       const value = path
         .split(".")
         .reduce<unknown>((at, key) => (at as Record<string, unknown>)[key], base);
@@ -269,8 +275,15 @@ describe("proofs between fields", () => {
       tenants: "[{name: t, uids: [1]}, {name: u, uids: [1]}]",
       "edge.listen": "unix:/a/edge.sock",
     },
-    "nvme.enabled": { "nvme.enabled": "true" },
-    "remote.enabled": { "remote.enabled": "true" },
+    "nvme.directories": { "nvme.enabled": "true" },
+    "nvme.segmentBytes": { "nvme.segmentBytes": "1048577" },
+    "nvme.stagingBytes": { "nvme.stagingBytes": "69632" },
+    "nvme.writeDepth": { "nvme.queueDepth": "4", "nvme.writeDepth": "8" },
+    "nvme.lowWatermark": { "nvme.lowWatermark": "0.99", "nvme.highWatermark": "0.9" },
+    "remote.directory": { "remote.enabled": "true", "remote.kind": "directory" },
+    "remote.s3.bucket": { "remote.enabled": "true", "remote.kind": "s3" },
+    "remote.s3.endpoint": { "remote.s3.endpoint": "s3.example/path" },
+    "remote.inFlightBytesMax": { "remote.inFlightBytesMax": "16MiB" },
   };
 
   test.each(PROOFS.map(({ path }) => path))(
@@ -282,7 +295,7 @@ describe("proofs between fields", () => {
       const found = problemsOf({ flags: flags ?? {} });
       expect(found.map((problem) => problem.path)).toEqual([path]);
       expect(found[0]?.message).not.toContain("\n");
-      expect(found[0]?.source).toMatch(/^--/);
+      expect(found[0]?.source).toMatch(/^(--|default$)/);
     },
   );
 
@@ -322,6 +335,54 @@ describe("proofs between fields", () => {
       expect(problemsOf({ flags: { "engineApi.socket": socket } }).map(({ path }) => path)).toEqual(
         ["engineApi.socket"],
       );
+  });
+
+  test("every device has a directory of its own, apart from the pool and the shared one", () => {
+    const wrong = (flags: Readonly<Record<string, string>>): readonly string[] => {
+      withFile("");
+      return problemsOf({ flags }).map(({ path }) => path);
+    };
+    for (const directories of [
+      "[{path: disk}]",
+      "[{path: /d}, {path: /d}]",
+      "[{path: /d}, {path: /d/}]",
+      "[{path: /d}, {path: /d/inner}]",
+      "[{path: /dev/shm/pool/disk}]",
+      "[{path: /d, capacityBytes: 1GiB}]",
+    ])
+      expect(
+        wrong({ "nvme.directories": directories, "dram.directory": "/dev/shm/pool" }),
+        directories,
+      ).toEqual(["nvme.directories"]);
+    expect(wrong({ "nvme.directories": "[{path: /d}, {path: /dd}]" })).toEqual([]);
+    expect(wrong({ "nvme.directories": "[{path: /d}]", "remote.directory": "/d/s" })).toEqual([
+      "remote.directory",
+    ]);
+    expect(wrong({ "nvme.directories": "[/d]" })).toEqual(["nvme.directories.0"]);
+  });
+
+  test("a directory's entry is complete where the tier reads it, whatever was left out", () => {
+    withFile("nvme: {directories: [{path: /d/}, {path: /e, capacityBytes: 64GiB}]}\n");
+    const rest = { writeBudgetBytesPerDay: 0, ratedWriteBytes: 0 };
+    expect(nvmeDirectories(load().config.nvme)).toEqual([
+      { path: "/d", capacityBytes: "auto", ...rest },
+      { path: "/e", capacityBytes: 64 * 2 ** 30, ...rest },
+    ]);
+  });
+
+  test("the ledger has room for the blocks of both local tiers, and what is set wins", () => {
+    withFile("");
+    const { config } = load();
+    const tebibyte = 2 ** 40;
+    expect(ledgerBlocks(config, 0, 0)).toBe(131_072);
+    expect(ledgerBlocks(config, 2 ** 30, 0)).toBe(262_144);
+    expect(ledgerBlocks(config, 2 ** 30, tebibyte / 2)).toBe(262_144 + 8_388_608);
+    expect(ledgerBlocks(config, tebibyte, tebibyte)).toBe(16_777_216);
+    const set = load({ flags: { "ledger.blocksMax": "7", "nvme.blocksMax": "9" } }).config;
+    expect(ledgerBlocks(set, tebibyte, tebibyte)).toBe(7);
+    const both = { "ledger.blocksMax": "7", "nvme.blocksMax": "9", "dram.blocksMax": "1" };
+    const on = { ...both, "nvme.enabled": "true", "nvme.directories": "[{path: /d}]" };
+    expect(problemsOf({ flags: on }).map(({ path }) => path)).toEqual(["ledger.blocksMax"]);
   });
 
   test("listen addresses are read, and only loopback ones count as such", () => {
