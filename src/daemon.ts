@@ -226,6 +226,7 @@ class NodeDaemon implements Daemon {
       settings: this.#settings,
       tenants,
       arena: dram.arena,
+      nvme: undefined,
       epoch: this.epoch,
       nodeName: config.node.name,
       inbox,

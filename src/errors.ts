@@ -212,6 +212,13 @@ export const ERRORS = {
     "the instance's pinned bytes are used up",
     "End requests, or raise engineApi.pinnedBytesMax.",
   ),
+  deviceFailed: row(
+    413,
+    true,
+    503,
+    "the device failed the read",
+    "A miss: recompute; see the device's health and the kernel's log.",
+  ),
   // 5xx: operator
   configInvalid: row(
     500,

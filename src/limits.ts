@@ -78,6 +78,41 @@ export const LIMITS = {
   locateKeysMax: 4_096,
   httpBodyBytesMax: 1 * MIB,
   sseClientsMax: 32,
+  /** Directories (devices) of the NVMe tier. More: configInvalid. */
+  nvmeDevicesMax: 16,
+  /** Share of a file system that is kept free when the tier grows. */
+  nvmeHeadroomShare: 0.05,
+  /** Below this share free, the file system counts as full: no writes, and segments are given back. */
+  nvmeFullShare: 0.005,
+  /** An operation at the device for longer: the device is slow. */
+  nvmeSlowMs: 1_000,
+  /** An operation at the device for longer: the device is fenced. */
+  nvmeFenceMs: 30_000,
+  /** Failed reads within nvmeErrorWindowMs that fence a device. */
+  nvmeReadErrorsMax: 8,
+  nvmeErrorWindowMs: 60_000,
+  /** First wait before a faulty device is probed; doubled by each failure up to the most. */
+  nvmeProbeMs: 1_000,
+  nvmeProbeMsMax: 60_000,
+  /** A probe, sync or index commit that takes longer counts as failed. */
+  nvmeCommitMsMax: 30_000,
+  /** Index pages written by one commit cycle beyond those of its own copies. */
+  nvmeDirtyPagesPerCycle: 256,
+  /** Freed slots leave the index within, when no copies come. */
+  nvmeIdleCommitMs: 500,
+  /** Pages whose times of last access are refreshed per idle commit of the background round. */
+  nvmeRefreshPages: 16,
+  nvmeRefreshMs: 10_000,
+  /** Longest wait of a clean stop for times of last access to reach the index. */
+  nvmeStopRefreshMs: 5_000,
+  /** Main-thread time of one slice of a rebuild from headers or of a drain. */
+  nvmeSliceMs: 3,
+  /** A child that reads an index and is silent for longer is killed: the index counts as damaged. */
+  nvmeIndexSilenceMs: 20_000,
+  /** Starts in a row that died between opening an index and its first commit. Reached: it counts as damaged. */
+  nvmeIndexOpensMax: 2,
+  /** Rows of one directory's namespaces.json; a page names a row by 16 bits. */
+  nvmeNamespaceRowsMax: 65_535,
   /** Smallest payload of a slot; smaller rows are rounded up. */
   slotPayloadBytesMin: 64,
   slabBytes: 64 * MIB,
@@ -87,4 +122,6 @@ export const LIMITS = {
   diskWriteDepth: 8,
   /** Staging memory of one disk (config); half of it bounds a slot. Larger blocks stay in DRAM. */
   diskStagingBytes: 64 * MIB,
+  /** Bytes of one read batch of a LOAD: the first rows are there while later ones are still being read. */
+  diskReadBatchBytes: 4 * MIB,
 } as const;

@@ -84,9 +84,6 @@ function count(context: EngineContext, job: Job, microseconds: number): void {
   feed.add(METRIC.loads, 1);
   feed.add(METRIC.loadedBytes, job.bytes);
   feed.observe(METRIC.loadSeconds, microseconds / 1e6);
-  if (job.bytes < 65_536) return; // Too small to say anything about bandwidth.
-  context.loadBytesPerMicrosecond +=
-    (job.bytes / microseconds - context.loadBytesPerMicrosecond) / 16;
 }
 
 /** Answers a waiting UNREGISTER once the last job of its region is over. */

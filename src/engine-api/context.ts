@@ -10,6 +10,8 @@ import { LIMITS } from "../limits.ts";
 import type { Ledger } from "../ledger/ledger.ts";
 import type { Feed } from "../observe/feed.ts";
 import type { Copies } from "../transfer/copies.ts";
+import type { Links } from "../transfer/links.ts";
+import type { DiskTier } from "../../tiers/tier.ts";
 import { emptyHeader, type FrameHeader, readHeader } from "./codec.ts";
 import type { Job, Jobs } from "./jobs.ts";
 import type { Leases } from "./leases.ts";
@@ -147,8 +149,10 @@ export interface EngineContext {
   readonly finished: Job[];
   /** Scratch of one STORE or LOAD: statuses of a reservation. */
   readonly statuses: Uint8Array;
-  /** Payload bytes per microsecond of recent LOADs, smoothed. */
-  loadBytesPerMicrosecond: number;
+  /** What each way between tiers takes. */
+  readonly links: Links;
+  /** The NVMe tier, undefined when it is off. */
+  readonly nvme: DiskTier | undefined;
   draining: boolean;
   /** What STATS says of the node. */
   readonly nodeStats: () => object;

@@ -27,6 +27,8 @@ export const POSITION = {
   DRAINING: 6,
   /** STORE: our copy is done, the block is not visible yet (parent or other shards); the ledger will tell. */
   COPIED: 7,
+  /** LOAD: pinned, its copy not submitted yet. */
+  QUEUED: 8,
 } as const;
 
 /** Rows of a job that no range belongs to. */

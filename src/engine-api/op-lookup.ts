@@ -6,6 +6,7 @@ import { CairnError } from "../errors.ts";
 import { LIMITS } from "../limits.ts";
 import { type Block, type LookupResult, NO_BLOCK } from "../ledger/types.ts";
 import { METRIC } from "../observe/feed.ts";
+import { gate, type GateInput, type GateVerdict } from "../policy/gate.ts";
 import type { EngineContext, InboundFrame } from "./context.ts";
 import type { Lease } from "./leases.ts";
 import type { Namespace } from "./namespaces.ts";
@@ -68,7 +69,7 @@ export function lookup(context: EngineContext, frame: InboundFrame): void {
     feed.add(METRIC.unprovenLookups, 1);
     depth = 0;
   } else {
-    writeHit(context, namespace, found, depth, prefillTokensPerSecond);
+    bits |= writeHit(context, namespace, found, depth, prefillTokensPerSecond);
   }
   out.setUint32(BODY + 12, settings.heartbeatMs * settings.heartbeatMisses, true);
   out.setUint32(BODY + 24, bits, true);
@@ -173,26 +174,47 @@ function writeProof(
   asking.ask(context.out.bytes.subarray(BODY + 32, BODY + 32 + namespace.keyBytes));
 }
 
+/** Bits of the reply that say why not all of it is worth loading. */
 function writeHit(
   context: EngineContext,
   namespace: Namespace,
   found: LookupResult,
   depth: number,
   prefillTokensPerSecond: number,
-): void {
+): number {
+  const { links, feed } = context;
   const { view } = context.out;
   const nvme = Math.min(found.nvmeBlocks, depth);
   view.setUint32(BODY, depth - nvme, true);
   view.setUint32(BODY + 4, nvme, true);
-  const microsecondsPerBlock = namespace.blockBytes / context.loadBytesPerMicrosecond;
-  const estimate = Math.min(0xffff_ffff, Math.ceil(depth * microsecondsPerBlock));
+  gateInput.dramBlocks = depth - nvme;
+  gateInput.nvmeBlocks = nvme;
+  gateInput.blockBytes = namespace.blockBytes;
+  gateInput.blockTokens = namespace.descriptor.blockTokens;
+  gateInput.prefillTokensPerSecond = prefillTokensPerSecond;
+  gateInput.dram = links.dramToWindow;
+  gateInput.nvme = links.nvmeToWindow;
+  gate(gateInput, gateVerdict);
+  const estimate = Math.min(0xffff_ffff, Math.ceil(gateVerdict.estimatedMicroseconds));
   view.setUint32(BODY + 16, estimate, true);
-  const recompute =
-    prefillTokensPerSecond === 0
-      ? Number.POSITIVE_INFINITY
-      : (namespace.descriptor.blockTokens * 1e6) / prefillTokensPerSecond;
-  view.setUint32(BODY + 20, microsecondsPerBlock <= recompute ? depth : 0, true);
+  view.setUint32(BODY + 20, gateVerdict.worthBlocks, true);
+  if (depth > 0) feed.addAt(METRIC.gateVerdicts, gateVerdict.reason, 1);
+  return GATE_BITS[gateVerdict.reason]!;
 }
+
+/** Reused for every hit. */
+const gateInput: GateInput = {
+  dramBlocks: 0,
+  nvmeBlocks: 0,
+  blockBytes: 0,
+  blockTokens: 0,
+  prefillTokensPerSecond: 0,
+  dram: { latencyMicroseconds: 0, bytesPerMicrosecond: 1 },
+  nvme: { latencyMicroseconds: 0, bytesPerMicrosecond: 1 },
+};
+const gateVerdict: GateVerdict = { estimatedMicroseconds: 0, worthBlocks: 0, reason: 0 };
+/** Bits of the reply, by GATE_REASON. */
+const GATE_BITS = [0, 0, LOOKUP_BITS.NVME_SLOW, LOOKUP_BITS.SLOW] as const;
 
 function count(
   context: EngineContext,

@@ -53,7 +53,15 @@ export const HEADER = {
 
 export const LOOKUP_FIXED_BYTES = 8;
 export const LOOKUP_REPLY_BYTES = 64;
-export const LOOKUP_BITS = { PROOF_WANTED: 1, SPLIT_SAMPLED: 2, CLIPPED: 4 } as const;
+export const LOOKUP_BITS = {
+  PROOF_WANTED: 1,
+  SPLIT_SAMPLED: 2,
+  CLIPPED: 4,
+  /** What is on NVMe takes longer to load than to compute. */
+  NVME_SLOW: 8,
+  /** So does everything. */
+  SLOW: 16,
+} as const;
 export const LOAD_FIXED_BYTES = 16;
 export const STORE_FIXED_BYTES = 24;
 export const STORE_REPLY_FIXED_BYTES = 16;

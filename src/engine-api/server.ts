@@ -11,6 +11,8 @@ import type { Ledger } from "../ledger/ledger.ts";
 import { type Feed, METRIC } from "../observe/feed.ts";
 import { FRAME_ERROR_LABELS } from "../observe/metrics.ts";
 import { Copies, type CopyOwner, type CopyTicket } from "../transfer/copies.ts";
+import { Links } from "../transfer/links.ts";
+import type { DiskTier } from "../../tiers/tier.ts";
 import { closeIfDone, drainFinished, removeRegion } from "./completion.ts";
 import { type EngineContext, type EngineSettings, InboundFrame, NO_DESCRIPTOR } from "./context.ts";
 import { type Job, JOB_KIND, Jobs } from "./jobs.ts";
@@ -44,6 +46,8 @@ export interface EngineServerOptions {
   readonly settings: EngineSettings;
   readonly tenants: readonly Tenant[];
   readonly arena: number;
+  /** Undefined: the node has no NVMe tier. */
+  readonly nvme: DiskTier | undefined;
   readonly epoch: string;
   readonly nodeName: string;
   readonly inbox: ArrayBuffer;
@@ -88,7 +92,7 @@ export class EngineServer implements CopyOwner {
       ledger,
       feed,
       out: new Outbound(addon),
-      copies: new Copies(addon),
+      copies: new Copies(addon, () => performance.now()),
       sessions: new Sessions(options.tenants),
       leases: new Leases(ledger),
       namespaces: options.namespaces,
@@ -103,7 +107,8 @@ export class EngineServer implements CopyOwner {
       arena: options.arena,
       finished: [],
       statuses: new Uint8Array(LIMITS.keysPerFrameMax),
-      loadBytesPerMicrosecond: 5_000,
+      links: new Links(() => performance.now()),
+      nvme: options.nvme,
       draining: false,
       nodeStats: options.nodeStats,
     };
@@ -177,7 +182,7 @@ export class EngineServer implements CopyOwner {
         this.#close(id, events[at + 4]!);
         break;
       case EVENT.COPIED:
-        this.context.copies.ended(id, this.#options.statuses, events[at + 2]!);
+        this.context.copies.ended(id, this.#options.statuses, events[at + 2]!, events[at + 5]!);
         break;
       case EVENT.PROGRESS:
         this.#progress(id, events[at + 4]!, events[at + 5]!, events[at + 6]!, events[at + 7]!);
@@ -281,7 +286,7 @@ export class EngineServer implements CopyOwner {
     const index = job.batches.indexOf(ticket.number);
     assert(index >= 0, "the batch belongs to its job");
     job.batches.splice(index, 1);
-    if (job.kind === JOB_KIND.LOAD) loadCopied(this.context, job, ticket, statuses, at);
+    if (job.kind === JOB_KIND.LOAD) loadCopied(this.context, job, ticket, statuses, at, this);
     else storeCopied(this.context, job, ticket, statuses, at);
     // CANCEL, a closed connection and UNREGISTER wait for copies, not for what others may still bring; what
     // was copied since has begun to wait for them.

@@ -74,7 +74,32 @@ export const ITEM_LABELS = [
   "cancelled",
   "deadline",
   "region",
+  "io",
 ] as const;
+/** In the order of policy/gate.ts's GATE_REASON. */
+export const GATE_LABELS = ["load", "unknown_rate", "nvme_slow", "slow"] as const;
+/** Why a block was not copied down; in the order of transfer/mover.ts's REFUSAL. */
+export const WRITE_BACK_REFUSAL_LABELS = [
+  "no_room",
+  "read_only",
+  "write_budget",
+  "write_failed",
+  "not_durable",
+  "source_corrupt",
+  "stopped",
+] as const;
+/** In the order of transfer/prefetcher.ts's OUTCOME. */
+export const PREFETCH_LABELS = ["done", "clipped", "refused", "cancelled", "deadline"] as const;
+/** In the order of transfer/links.ts's LINK_NAMES. */
+export const LINK_LABELS = [
+  "dram_to_window",
+  "nvme_to_window",
+  "dram_to_nvme",
+  "remote_to_dram",
+  "dram_to_remote",
+] as const;
+/** In the order of transfer/uploader.ts's UPLOAD. */
+export const UPLOAD_LABELS = ["stored", "exists", "failed", "dropped"] as const;
 export const FRAME_ERROR_LABELS = [
   "malformed_frame",
   "unknown_op",
@@ -119,6 +144,80 @@ export const METRICS = {
   ),
   loadedBytes: counter("cairn_loaded_bytes_total", "Payload bytes delivered and verified."),
   loadSeconds: seconds("cairn_load_seconds", "LOAD: frame handled to completion queued."),
+  loadedTierBytes: counter(
+    "cairn_loaded_tier_bytes_total",
+    "Payload bytes delivered and verified, by the tier they were read from.",
+    "tier",
+    TIER_LABELS,
+  ),
+  loadRetries: counter(
+    "cairn_load_retries_total",
+    "Blocks of LOADs that were read again from another tier, because one copy proved bad.",
+  ),
+  gateVerdicts: counter(
+    "cairn_gate_verdicts_total",
+    "Hits by what loading them is worth against computing them.",
+    "verdict",
+    GATE_LABELS,
+  ),
+  // Movement between tiers
+  promotedBlocks: counter(
+    "cairn_promoted_blocks_total",
+    "Blocks that a read from NVMe brought into DRAM, too.",
+  ),
+  passThroughBlocks: counter(
+    "cairn_pass_through_blocks_total",
+    "Blocks read from NVMe that found no place in DRAM.",
+  ),
+  writtenBackBlocks: counter(
+    "cairn_written_back_blocks_total",
+    "Blocks copied from DRAM to NVMe, synced and indexed.",
+  ),
+  writtenBackBytes: counter("cairn_written_back_bytes_total", "Payload bytes of these."),
+  writeBackRefusals: counter(
+    "cairn_write_back_refusals_total",
+    "Blocks that were not copied to NVMe, by reason.",
+    "reason",
+    WRITE_BACK_REFUSAL_LABELS,
+  ),
+  writeBackBytesInFlight: gauge(
+    "cairn_write_back_in_flight_bytes",
+    "Payload bytes on their way to NVMe.",
+  ),
+  evictedUnbacked: counter(
+    "cairn_evicted_unbacked_blocks_total",
+    "Last copies evicted from DRAM before they could be copied to NVMe.",
+  ),
+  prefetches: counter(
+    "cairn_prefetches_total",
+    "PREFETCH calls, by outcome.",
+    "outcome",
+    PREFETCH_LABELS,
+  ),
+  prefetchedBlocks: counter(
+    "cairn_prefetched_blocks_total",
+    "Blocks that PREFETCH brought into DRAM.",
+  ),
+  scrubbedBlocks: counter("cairn_scrubbed_blocks_total", "Copies on NVMe verified at idle."),
+  scrubFailures: counter("cairn_scrub_failures_total", "Of these, bad ones; they were dropped."),
+  uploadedChunks: counter(
+    "cairn_uploaded_chunks_total",
+    "Chunks offered to the remote tier, by outcome.",
+    "outcome",
+    UPLOAD_LABELS,
+  ),
+  linkBytesPerSecond: gauge(
+    "cairn_link_bytes_per_second",
+    "What a link between tiers carries when it is used, as estimated.",
+    "link",
+    LINK_LABELS,
+  ),
+  linkLatencySeconds: gauge(
+    "cairn_link_latency_seconds",
+    "What a transfer takes before its first byte, as estimated.",
+    "link",
+    LINK_LABELS,
+  ),
   // Stores
   stores: counter("cairn_stores_total", "STORE calls answered."),
   storeBlocks: counter(
@@ -165,6 +264,10 @@ export const METRICS = {
   identityFailures: counter(
     "cairn_identity_failures_total",
     "Copies refused because the slot header named another block.",
+  ),
+  deviceReadErrors: counter(
+    "cairn_device_read_errors_total",
+    "Blocks dropped because the device failed to read them.",
   ),
   proofFailures: counter("cairn_proof_failures_total", "Incarnation proofs that failed."),
   proofsPassed: counter("cairn_proofs_passed_total", "Incarnation proofs that passed."),

@@ -1,10 +1,11 @@
 /**
- * The copy-batch scheduler. A caller fills one batch of items, submits it to the addon's threads and is
- * called back once, when every item has ended. Items live in one reusable array, because the addon copies
- * them before copySubmit returns; batches are pooled. Priorities (loads before stores before moves) are
- * the addon's; what is bounded here is how much may be outstanding.
+ * The copy-batch scheduler. A caller fills one batch of items, submits it to the addon's copy threads or to
+ * the thread of one disk, and is called back once, when every item has ended. Items live in one reusable
+ * array, because the addon copies them before a submit returns; batches are pooled and their numbers shared
+ * by both kinds. Priorities (loads before stores before moves, reads before writes) are the addon's; what is
+ * bounded here is how much may be outstanding.
  */
-import { type Addon, ITEM_WORDS } from "../../addon/binding.ts";
+import { type Addon, DISK_ITEM_WORDS, ITEM_WORDS } from "../../addon/binding.ts";
 import { assert } from "../assert.ts";
 import { LIMITS } from "../limits.ts";
 
@@ -13,10 +14,21 @@ export interface CopyOwner {
   copied(batch: CopyTicket, statuses: Uint8Array, at: number): void;
 }
 
+/** Disk of a batch that the copy threads work on. */
+export const NO_DISK = -1;
+
 /** One batch in flight. positions[i] says which position of the owner's job item i is. */
 export class CopyTicket {
   number = 0;
+  /** COPY, or DISK when it went to a disk. */
   kind = 0;
+  disk = NO_DISK;
+  /** Monotonic milliseconds of the submit. */
+  submittedAt = 0;
+  /** How long the addon worked on it, once it ended. */
+  microseconds = 0;
+  /** Payload bytes of one item. */
+  payloadBytes = 0;
   owner: CopyOwner | undefined;
   subject: object | undefined;
   count = 0;
@@ -35,10 +47,45 @@ const request = {
   deadlineMs: 0,
 };
 
+/** The same of the addon's DiskBatch. */
+const diskRequest = {
+  kind: 0,
+  batch: 0,
+  disk: 0,
+  arena: 0,
+  region: 0,
+  shard: 0,
+  shards: 1,
+  payloadBytes: 0,
+  deadlineMs: 0,
+  priority: 0,
+};
+
+/** What a disk batch has beside its items. */
+export interface DiskSubmit {
+  disk: number;
+  arena: number;
+  /** 0 = none. */
+  region: number;
+  shard: number;
+  shards: number;
+  payloadBytes: number;
+  /** Milliseconds from now, 0 = none. */
+  deadlineMs: number;
+  /** DISK_PRIORITY; counts among READs. */
+  priority: number;
+}
+
+/** Order of READs at a disk. */
+export const DISK_PRIORITY = { DEMAND: 0, PREFETCH: 1, OTHER: 2 } as const;
+
 const TWO_32 = 2 ** 32;
 
+type CopyAddon = Pick<Addon, "copySubmit" | "copyCancel" | "diskSubmit" | "diskCancel">;
+
 export class Copies {
-  readonly #addon: Pick<Addon, "copySubmit" | "copyCancel">;
+  readonly #addon: CopyAddon;
+  readonly #now: () => number;
   readonly #inFlight = new Map<number, CopyTicket>();
   readonly #free: CopyTicket[] = [];
   readonly #items = new Uint32Array(LIMITS.keysPerFrameMax * ITEM_WORDS);
@@ -46,8 +93,11 @@ export class Copies {
   #lastBatch = 0;
   #itemsInFlight = 0;
 
-  constructor(addon: Pick<Addon, "copySubmit" | "copyCancel">) {
+  /** now: monotonic milliseconds. */
+  constructor(addon: CopyAddon, now: () => number) {
+    assert(ITEM_WORDS === DISK_ITEM_WORDS, "copy and disk items share one array");
     this.#addon = addon;
+    this.#now = now;
   }
 
   get batchesInFlight(): number {
@@ -63,7 +113,7 @@ export class Copies {
     return this.#itemsInFlight + count > LIMITS.copyItemsInFlightMax;
   }
 
-  /** Starts filling a batch of at most keysPerFrameMax items. */
+  /** Starts filling a batch of at most keysPerFrameMax items; kind: COPY, or DISK before submitDisk(). */
   begin(kind: number, owner: CopyOwner, subject: object): void {
     assert(this.#ticket === undefined, "one batch is filled at a time");
     const ticket = this.#free.pop() ?? new CopyTicket();
@@ -74,8 +124,16 @@ export class Copies {
     this.#ticket = ticket;
   }
 
-  /** range: byte offset in the region; for MOVE the target slot. */
-  add(slot: number, range: number, block: number, generation: number, position: number): void {
+  /** Items of the batch that is being filled, 0 when none is. */
+  get filled(): number {
+    return this.#ticket?.count ?? 0;
+  }
+
+  /**
+   * range: byte offset in the region; for MOVE the target slot. last: the generation of a copy item, the DRAM
+   * slot (or NO_DRAM_SLOT) of a disk item.
+   */
+  add(slot: number, range: number, block: number, last: number, position: number): void {
     const ticket = this.#ticket;
     assert(ticket !== undefined, "add() follows begin()");
     const index = ticket.count++;
@@ -88,7 +146,7 @@ export class Copies {
     items[at + 1] = range % TWO_32;
     items[at + 2] = Math.floor(range / TWO_32);
     items[at + 3] = block;
-    items[at + 4] = generation;
+    items[at + 4] = last;
   }
 
   /** Submits what was added; the batch's number, or 0 when nothing was added. */
@@ -100,16 +158,8 @@ export class Copies {
     payloadBytes: number,
     deadlineMs: number,
   ): number {
-    const ticket = this.#ticket;
-    assert(ticket !== undefined, "submit() follows begin()");
-    this.#ticket = undefined;
-    if (ticket.count === 0) {
-      this.#recycle(ticket);
-      return 0;
-    }
-    ticket.number = this.#nextNumber();
-    this.#inFlight.set(ticket.number, ticket);
-    this.#itemsInFlight += ticket.count;
+    const ticket = this.#take(NO_DISK, payloadBytes);
+    if (ticket === undefined) return 0;
     request.kind = ticket.kind;
     request.batch = ticket.number;
     request.arena = arena;
@@ -122,17 +172,57 @@ export class Copies {
     return ticket.number;
   }
 
+  /** The same for a disk. */
+  submitDisk(batch: DiskSubmit): number {
+    const ticket = this.#take(batch.disk, batch.payloadBytes);
+    if (ticket === undefined) return 0;
+    diskRequest.kind = ticket.kind;
+    diskRequest.batch = ticket.number;
+    diskRequest.disk = batch.disk;
+    diskRequest.arena = batch.arena;
+    diskRequest.region = batch.region;
+    diskRequest.shard = batch.shard;
+    diskRequest.shards = batch.shards;
+    diskRequest.payloadBytes = batch.payloadBytes;
+    diskRequest.deadlineMs = batch.deadlineMs;
+    diskRequest.priority = batch.priority;
+    this.#addon.diskSubmit(diskRequest, this.#items, ticket.count);
+    return ticket.number;
+  }
+
+  /** Names the batch that was filled and counts it as in flight; undefined when it is empty. */
+  #take(disk: number, payloadBytes: number): CopyTicket | undefined {
+    const ticket = this.#ticket;
+    assert(ticket !== undefined, "submit() follows begin()");
+    this.#ticket = undefined;
+    if (ticket.count === 0) {
+      this.#recycle(ticket);
+      return undefined;
+    }
+    ticket.number = this.#nextNumber();
+    ticket.disk = disk;
+    ticket.payloadBytes = payloadBytes;
+    ticket.submittedAt = this.#now();
+    this.#inFlight.set(ticket.number, ticket);
+    this.#itemsInFlight += ticket.count;
+    return ticket;
+  }
+
   /** Items not begun end CANCELLED; copied() still comes. */
   cancel(batch: number): void {
-    if (this.#inFlight.has(batch)) this.#addon.copyCancel(batch);
+    const ticket = this.#inFlight.get(batch);
+    if (ticket === undefined) return;
+    if (ticket.disk === NO_DISK) this.#addon.copyCancel(batch);
+    else this.#addon.diskCancel(ticket.disk, batch);
   }
 
   /** A COPIED event arrived. */
-  ended(batch: number, statuses: Uint8Array, at: number): void {
+  ended(batch: number, statuses: Uint8Array, at: number, microseconds = 0): void {
     const ticket = this.#inFlight.get(batch);
     assert(ticket !== undefined, "a batch ends once");
     this.#inFlight.delete(batch);
     this.#itemsInFlight -= ticket.count;
+    ticket.microseconds = microseconds;
     assert(ticket.owner !== undefined, "a batch has an owner");
     ticket.owner.copied(ticket, statuses, at);
     this.#recycle(ticket);
@@ -149,6 +239,7 @@ export class Copies {
     ticket.owner = undefined;
     ticket.subject = undefined;
     ticket.number = 0;
+    ticket.disk = NO_DISK;
     if (this.#free.length < 256 && ticket.positions.length <= 4_096) this.#free.push(ticket);
   }
 }
