@@ -169,6 +169,7 @@ function slabToVacate(core: Core, tier: Tier, classIndex: number): number {
 function sweepSlab(core: Core, tier: Tier, slab: number, slotsMax: number): void {
   const slots = tier.slots;
   const classIndex = slots.slabClass(slab);
+  if (classIndex < 0) return; // It was empty: closing it made it free.
   let looked = 0;
   for (let index = slots.slabFresh(slab) - 1; index >= 0 && looked < slotsMax; index -= 1) {
     if (slots.slabClass(slab) !== classIndex) return;

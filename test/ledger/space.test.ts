@@ -4,7 +4,7 @@ import { LOG_KIND } from "../../src/ledger/log.ts";
 import { MOVE_WORDS } from "../../src/ledger/resize.ts";
 import { classBytes } from "../../src/ledger/slots.ts";
 import { hashKey, RECORD_WORDS, Table } from "../../src/ledger/table.ts";
-import { NO_SLOT, STATE } from "../../src/ledger/types.ts";
+import { NO_SLOT, STATE, TIER } from "../../src/ledger/types.ts";
 import { LedgerView } from "../../src/ledger/view.ts";
 import { random } from "./forest.ts";
 import { KEY_WORDS, NO_BLOCK, Small, type SmallOptions } from "./small.ts";
@@ -19,6 +19,30 @@ function small(options: SmallOptions = {}): Small {
 afterEach(() => {
   for (const s of made) s.ledger.audit();
   made = [];
+});
+
+describe("a slab whose last block has left", () => {
+  test("is given to another class at once when that needs one", () => {
+    const s = small();
+    const { ledger } = s;
+    s.store("abc");
+    const tier = ledger.core.tier(TIER.DRAM);
+    Object.assign(tier.options, { highWatermark: 0, lowWatermark: 0 });
+    expect(ledger.evictToWatermark(TIER.DRAM)).toBe(3);
+    expect(tier.slots.slabsFree).toBe(0);
+    const other = ledger.addNamespace({
+      keyWords: KEY_WORDS,
+      shards: 1,
+      chained: true,
+      payloadBytes: 128,
+      tenant: 0,
+    });
+    const at = { blocks: new Uint32Array(1), statuses: new Uint8Array(1) };
+    const words = new Uint32Array(KEY_WORDS).fill(3);
+    const taken = ledger.reserve(other, 0, words, 0, 0, 1, 0, at.statuses, at.blocks);
+    expect(taken.wanted).toBe(1);
+    ledger.fillAbort(at.blocks[0]!, TIER.DRAM, 0);
+  });
 });
 
 describe("record table", () => {
