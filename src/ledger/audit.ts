@@ -24,6 +24,7 @@ export function audit(core: Core): void {
   auditLeases(core, blocks);
   for (const tier of core.tiers) if (tier !== undefined) auditTier(core, tier, blocks);
   auditTenants(core, blocks);
+  auditNamespaces(core, blocks);
   auditIndexes(core);
 }
 
@@ -221,6 +222,28 @@ function auditTenants(core: Core, blocks: readonly Block[]): void {
       const bytesOf = core.tenants.bytesOf(tenant, tier.index);
       assert(blocksOf === (copies.get(tenant) ?? 0), "audit: a tenant's blocks differ");
       assert(bytesOf === (bytes.get(tenant) ?? 0), "audit: a tenant's bytes differ");
+    }
+  }
+}
+
+/** Records of each namespace, and that its key length and size classes are its own. */
+function auditNamespaces(core: Core, blocks: readonly Block[]): void {
+  const records = new Uint32Array(core.options.namespacesMax);
+  for (const block of blocks) {
+    const { index } = core.namespaceOf(block);
+    records[index] = records[index]! + 1;
+  }
+  for (let index = 0; index < records.length; index += 1) {
+    const counted = core.table.recordsOf[index];
+    assert(counted === records[index], "audit: records of a namespace differ from the count");
+  }
+  for (const [index, namespace] of core.namespaces.entries()) {
+    assert(namespace.index === index, "audit: a namespace stands at another index");
+    assert(core.table.keyWords[index] === namespace.keyWords, "audit: another key length");
+    for (const tier of core.tiers) {
+      if (tier === undefined) continue;
+      const entry = tier.slots.classes[namespace.classOfTier[tier.index]!];
+      assert(entry?.payloadBytes === namespace.classBytes, "audit: another size class");
     }
   }
 }

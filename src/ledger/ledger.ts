@@ -9,21 +9,19 @@
  * through view.ts.
  */
 import { assert } from "../assert.ts";
-import { CairnError } from "../errors.ts";
 import type { HintRequest, HintVerdict } from "../policy/hints.ts";
 import type { EvictionPolicy } from "../policy/policy.ts";
-import { AgeHeap } from "./heap.ts";
 import { mayLeave, touch } from "./ages.ts";
 import { audit } from "./audit.ts";
-import { Core, type Namespace, type Tier } from "./core.ts";
+import { Core, type Namespace } from "./core.ts";
 import { evict, evictToWatermark } from "./evict.ts";
 import * as fill from "./fill.ts";
 import * as holes from "./holes.ts";
 import { LeaseTable } from "./leases.ts";
 import { lookup, lookupLinear, pinRange } from "./lookup.ts";
+import { addNamespace, openClass, replaceNamespace } from "./namespaces.ts";
 import { Recovery } from "./recover.ts";
 import * as resize from "./resize.ts";
-import { classBytes } from "./slots.ts";
 import * as R from "./table.ts";
 import { giveUp } from "./tree.ts";
 import {
@@ -79,21 +77,17 @@ export class Ledger implements LedgerApi {
 
   /** throws tooManyNamespaces. */
   addNamespace(options: NamespaceOptions): NamespaceIndex {
-    const core = this.core;
-    assert(options.keyWords >= 2 && options.keyWords <= R.KEY_WORDS_MAX, "keys have 2 to 8 words");
-    assert(options.shards >= 1, "a block has at least one shard");
-    assert(options.tenant >= 0 && options.tenant < core.options.tenantsMax, "no such tenant");
-    if (core.namespaces.length >= core.options.namespacesMax) {
-      throw new CairnError("tooManyNamespaces", `${core.options.namespacesMax} namespaces`);
-    }
-    const index = core.namespaces.length;
-    const classOfTier = core.tiers.map((tier) =>
-      tier === undefined ? 0 : openClass(tier, options.payloadBytes),
-    );
-    core.table.keyWords[index] = options.keyWords;
-    const bytes = classBytes(options.payloadBytes);
-    core.namespaces.push({ ...options, index, classOfTier, classBytes: bytes });
-    return index;
+    return addNamespace(this.core, options);
+  }
+
+  /** Gives the index of a namespace that no record names (recordsIn() is 0) to another one. */
+  replaceNamespace(index: NamespaceIndex, options: NamespaceOptions): void {
+    replaceNamespace(this.core, index, options);
+  }
+
+  /** Records of this namespace: blocks with a copy in any state, holes, parents kept for their children. */
+  recordsIn(index: NamespaceIndex): number {
+    return this.core.table.recordsOf[this.#namespace(index).index]!;
   }
 
   namespace(index: NamespaceIndex): NamespaceOptions {
@@ -378,7 +372,7 @@ export class Ledger implements LedgerApi {
   /** Start-up: the backing store's slab already serves this payload. Before the first recover(). */
   recoverSlab(tier: TierIndex, slab: number, payloadBytes: number): void {
     this.#recovery ??= new Recovery(this.core);
-    openClass(this.core.tier(tier), payloadBytes);
+    openClass(this.core.tier(tier), payloadBytes, () => -1);
     this.core.tier(tier).slots.adopt(slab, payloadBytes);
   }
 
@@ -442,15 +436,6 @@ export class Ledger implements LedgerApi {
     assert(namespace !== undefined, "no such namespace: the caller must have checked");
     return namespace;
   }
-}
-
-function openClass(tier: Tier, payloadBytes: number): number {
-  const index = tier.slots.classOf(payloadBytes);
-  while (tier.heaps.length <= index) {
-    tier.heaps.push(new AgeHeap());
-    tier.orphans.push(new AgeHeap());
-  }
-  return index;
 }
 
 const NO_NAMESPACE: Namespace = {

@@ -133,10 +133,23 @@ export class SlotTable {
     const bytes = classBytes(payloadBytes);
     const found = this.classes.findIndex((entry) => entry.payloadBytes === bytes);
     if (found >= 0) return found;
+    this.classes.push(this.#emptyClass(payloadBytes));
+    return this.classes.length - 1;
+  }
+
+  /** Gives the index of a class that no slab serves to another payload. */
+  replaceClass(index: number, payloadBytes: number): void {
+    const entry = this.classes[index];
+    assert(entry !== undefined && entry.slabs === 0, "only a class without slabs can be replaced");
+    assert(entry.used === 0 && entry.open === NONE, "a class without slabs has no slots");
+    this.classes[index] = this.#emptyClass(payloadBytes);
+  }
+
+  #emptyClass(payloadBytes: number): SlotClass {
+    const bytes = classBytes(payloadBytes);
     const slotsPerSlab = Math.min(this.options.slotsPerSlab(bytes), SLOT_INDEX_MASK + 1);
     assert(slotsPerSlab >= 1, "a slab holds no slot of this payload");
-    this.classes.push({ payloadBytes: bytes, slotsPerSlab, open: NONE, slabs: 0, used: 0 });
-    return this.classes.length - 1;
+    return { payloadBytes: bytes, slotsPerSlab, open: NONE, slabs: 0, used: 0 };
   }
 
   /**

@@ -130,6 +130,8 @@ export class Table implements TableShape {
   readonly mask: number;
   /** Key words of each namespace, written when one is added. */
   readonly keyWords: Uint8Array;
+  /** Records in use of each namespace. */
+  readonly recordsOf: Uint32Array;
   readonly indexMask: number;
   readonly tagMask: number;
   /** Records in use. */
@@ -155,6 +157,7 @@ export class Table implements TableShape {
     this.guard = new Int32Array(new SharedArrayBuffer(8));
     this.mask = entries - 1;
     this.keyWords = new Uint8Array(namespacesMax);
+    this.recordsOf = new Uint32Array(namespacesMax);
     this.indexBits = 32 - Math.clz32(blocksMax);
     this.indexMask = 2 ** this.indexBits - 1;
     this.tagMask = ~this.indexMask;
@@ -226,6 +229,7 @@ export class Table implements TableShape {
     records[base + PREVIOUS] = NO_BLOCK;
     for (let k = LEASES; k < RECORD_WORDS; k += 1) records[base + k] = 0;
     this.used += 1;
+    this.recordsOf[namespace] = this.recordsOf[namespace]! + 1;
     const gap = this.#gap;
     const code = this.#gapCode;
     assert(this.hash[gap] === 0, "nothing was inserted since the find()");
@@ -257,7 +261,9 @@ export class Table implements TableShape {
       }
     }
     hash[i] = 0;
-    records[base + NAMESPACE] = records[base + NAMESPACE]! & NAMESPACE_MASK;
+    const namespace = records[base + NAMESPACE]! & NAMESPACE_MASK;
+    records[base + NAMESPACE] = namespace;
+    this.recordsOf[namespace] = this.recordsOf[namespace]! - 1;
     Atomics.add(this.guard, 0, 1);
     this.used -= 1;
   }

@@ -118,6 +118,10 @@ export interface RecoveredBlock {
  */
 export interface LedgerApi {
   addNamespace(options: NamespaceOptions): NamespaceIndex;
+  /** The index goes to another namespace; recordsIn(index) is 0. */
+  replaceNamespace(index: NamespaceIndex, options: NamespaceOptions): void;
+  /** Records that name the namespace, whatever their state. */
+  recordsIn(index: NamespaceIndex): number;
 
   /**
    * Gallop + bisection on a chained namespace, linear walk otherwise or while the hole list overflows.
