@@ -1,0 +1,49 @@
+/** Credentials from a file in the format of AWS's shared credentials file, for daemons that have no home. */
+import { constants } from "node:fs";
+import { open } from "node:fs/promises";
+import { CairnError } from "../../src/errors.ts";
+
+export interface S3Credentials {
+  readonly accessKeyId: string;
+  readonly secretAccessKey: string;
+  readonly sessionToken?: string;
+}
+
+const FILE_BYTES_MAX = 65_536;
+
+/** Reads the profile of the text. Throws CairnError configInvalid. */
+export function parseCredentials(text: string, profile = "default"): S3Credentials {
+  let inside = false;
+  const values = new Map<string, string>();
+  for (const raw of text.split("\n")) {
+    const line = raw.trim();
+    const section = /^\[(?:profile\s+)?([^\]]+)\]$/.exec(line);
+    if (section !== null) inside = section[1]?.trim() === profile;
+    const pair = /^([a-z_]+)\s*=\s*(\S+)$/.exec(line);
+    if (inside && pair !== null) values.set(pair[1] as string, pair[2] as string);
+  }
+  const accessKeyId = values.get("aws_access_key_id");
+  const secretAccessKey = values.get("aws_secret_access_key");
+  if (accessKeyId === undefined || secretAccessKey === undefined) {
+    throw new CairnError("configInvalid", `the credentials file has no keys under [${profile}]`);
+  }
+  const sessionToken = values.get("aws_session_token");
+  return sessionToken === undefined
+    ? { accessKeyId, secretAccessKey }
+    : { accessKeyId, secretAccessKey, sessionToken };
+}
+
+/** Throws CairnError directoryUnsafe when others may read the file, configInvalid when it holds no keys. */
+export async function readCredentials(path: string): Promise<S3Credentials> {
+  const file = await open(path, constants.O_RDONLY);
+  try {
+    const { mode, size } = await file.stat();
+    if ((mode & 0o077) !== 0) {
+      throw new CairnError("directoryUnsafe", `${path} is open to others; its mode must be 0600`);
+    }
+    if (size > FILE_BYTES_MAX) throw new CairnError("configInvalid", `${path} is too long`);
+    return parseCredentials(await file.readFile("utf8"));
+  } finally {
+    await file.close();
+  }
+}

@@ -1,0 +1,195 @@
+/**
+ * One HTTP exchange between preallocated buffers: the body goes out from the caller's memory without a copy and
+ * comes in with one (socket buffer to target), which is what the SDK's streams cost three of. Knows HTTP, deadlines
+ * and sockets; nothing of S3.
+ */
+import {
+  Agent as HttpAgent,
+  type ClientRequest,
+  type IncomingHttpHeaders,
+  type IncomingMessage,
+  request as requestHttp,
+} from "node:http";
+import { Agent as HttpsAgent, request as requestHttps } from "node:https";
+import { assert } from "../../src/assert.ts";
+import { type CallLimits, type Failure, failure, type Outcome, success } from "./object-store.ts";
+
+export interface HttpCall {
+  readonly protocol: string;
+  readonly hostname: string;
+  readonly port: number | undefined;
+  /** Encoded path with query. */
+  readonly path: string;
+  readonly method: string;
+  readonly headers: Readonly<Record<string, string>>;
+  readonly body?: Uint8Array | undefined;
+  /** Where the body of a 2xx answer goes: exactly so many bytes. */
+  readonly into?: Uint8Array | undefined;
+  /** Looks at status and headers before the body is received; a failure ends the exchange. */
+  readonly accept?: (status: number, headers: IncomingHttpHeaders) => Failure | undefined;
+}
+
+export interface HttpAnswer {
+  readonly status: number;
+  readonly headers: IncomingHttpHeaders;
+  /** Body of an answer that did not go into `into`, at most ERROR_BODY_CHARACTERS_MAX. */
+  readonly text: string;
+}
+
+export interface TransportOptions {
+  readonly socketsMax: number;
+  /** A socket may be silent for so long in the middle of an exchange. */
+  readonly idleMs: number;
+  /** Certificate authorities in place of the system's (PEM). */
+  readonly certificateAuthorities?: string | undefined;
+}
+
+const ERROR_BODY_CHARACTERS_MAX = 65_536;
+
+export class HttpTransport {
+  readonly httpAgent: HttpAgent;
+  readonly httpsAgent: HttpsAgent;
+  readonly #idleMs: number;
+
+  constructor(options: TransportOptions) {
+    assert(options.socketsMax >= 1, "at least one socket");
+    const shared = {
+      keepAlive: true,
+      maxSockets: options.socketsMax,
+      maxFreeSockets: options.socketsMax,
+      scheduling: "lifo" as const,
+    };
+    const ca = options.certificateAuthorities;
+    this.httpAgent = new HttpAgent(shared);
+    this.httpsAgent = new HttpsAgent(ca === undefined ? shared : { ...shared, ca });
+    this.#idleMs = options.idleMs;
+  }
+
+  /**
+   * Resolves with whatever the server answered, or with timeout, cancelled, truncated, short, protocol or
+   * unavailable. After that nothing touches the call's buffers.
+   */
+  async exchange(call: HttpCall, limits: CallLimits): Promise<Outcome<HttpAnswer>> {
+    const first = new Exchange(this.#open(call), call, limits, this.#idleMs);
+    const outcome = await first.ended;
+    // The server had closed an idle connection: that is nobody's fault, and a fresh one tells more.
+    if (!first.stale) return outcome;
+    return new Exchange(this.#open(call), call, limits, this.#idleMs).ended;
+  }
+
+  close(): void {
+    this.httpAgent.destroy();
+    this.httpsAgent.destroy();
+  }
+
+  #open(call: HttpCall): ClientRequest {
+    const { hostname, method, path } = call;
+    const options = { hostname, method, path, headers: call.headers, port: call.port ?? null };
+    return call.protocol === "https:"
+      ? requestHttps({ ...options, agent: this.httpsAgent })
+      : requestHttp({ ...options, agent: this.httpAgent });
+  }
+}
+
+/** One request in flight. Every path leads to finish(), which destroys what is unfinished. */
+class Exchange {
+  readonly ended: Promise<Outcome<HttpAnswer>>;
+  readonly #request: ClientRequest;
+  readonly #call: HttpCall;
+  readonly #limits: CallLimits;
+  readonly #timer: NodeJS.Timeout;
+  readonly #onAbort = (): void => this.#finish(failure("cancelled", "cancelled"));
+  #resolve: (outcome: Outcome<HttpAnswer>) => void = () => undefined;
+  #done = false;
+  #answered = false;
+  #stale = false;
+  #received = 0;
+  #text = "";
+
+  constructor(request: ClientRequest, call: HttpCall, limits: CallLimits, idleMs: number) {
+    this.#request = request;
+    this.#call = call;
+    this.#limits = limits;
+    this.ended = new Promise((resolve) => {
+      this.#resolve = resolve;
+    });
+    const late = (): void => this.#finish(failure("timeout", "past the deadline"));
+    this.#timer = setTimeout(late, limits.deadlineMs);
+    limits.signal?.addEventListener("abort", this.#onAbort, { once: true });
+    request.on("error", (error) => this.#failed(error));
+    request.on("response", (response) => this.#onResponse(response));
+    request.setTimeout(idleMs, () => this.#finish(failure("timeout", `silent for ${idleMs} ms`)));
+    if (limits.signal?.aborted === true) this.#onAbort();
+    else if (call.body === undefined) request.end();
+    else request.end(call.body);
+  }
+
+  /** A kept-alive connection was gone before anything was answered. */
+  get stale(): boolean {
+    return this.#stale;
+  }
+
+  #onResponse(response: IncomingMessage): void {
+    this.#answered = true;
+    const status = response.statusCode ?? 0;
+    const refusal = this.#call.accept?.(status, response.headers);
+    response.on("error", (error) => this.#failed(error));
+    if (refusal !== undefined) {
+      this.#finish(refusal);
+      return;
+    }
+    const into = status >= 200 && status < 300 ? this.#call.into : undefined;
+    if (into === undefined) {
+      response.setEncoding("utf8");
+      response.on("data", (chunk: string) => {
+        if (this.#text.length < ERROR_BODY_CHARACTERS_MAX) this.#text += chunk;
+      });
+    } else {
+      response.on("data", (chunk: Buffer) => this.#receive(chunk, into));
+    }
+    response.on("end", () => this.#onEnd(response, status, into));
+    response.on("close", () => {
+      if (!response.complete) this.#finish(failure("truncated", "the connection ended early"));
+    });
+  }
+
+  #receive(chunk: Buffer, into: Uint8Array): void {
+    // A chunk may still be delivered after the exchange was given up: the buffer is no longer ours.
+    if (this.#done) return;
+    if (this.#received + chunk.length > into.length) {
+      this.#finish(failure("protocol", "more bytes than announced"));
+      return;
+    }
+    into.set(chunk, this.#received);
+    this.#received += chunk.length;
+  }
+
+  #onEnd(response: IncomingMessage, status: number, into: Uint8Array | undefined): void {
+    if (!response.complete || (into !== undefined && this.#received < into.length)) {
+      const wanted = into?.length ?? 0;
+      this.#finish(failure("truncated", `${this.#received} of ${wanted} bytes came`));
+      return;
+    }
+    this.#finish(success({ status, headers: response.headers, text: this.#text }));
+  }
+
+  #failed(error: Error): void {
+    const code = (error as NodeJS.ErrnoException).code ?? error.name;
+    const gone = code === "ECONNRESET" || code === "EPIPE";
+    if (!this.#done && !this.#answered && this.#request.reusedSocket && gone) this.#stale = true;
+    const fault = this.#answered ? "truncated" : "unavailable";
+    this.#finish(failure(fault, `${code}: ${error.message}`));
+  }
+
+  #finish(outcome: Outcome<HttpAnswer>): void {
+    if (this.#done) return;
+    this.#done = true;
+    clearTimeout(this.#timer);
+    this.#limits.signal?.removeEventListener("abort", this.#onAbort);
+    // A whole exchange gives its connection back to the agent; so does an answer that came before the body had
+    // gone out not: what is left of the body would be read as the next request.
+    const whole = outcome.ok && this.#request.writableFinished;
+    if (!whole) this.#request.destroy();
+    this.#resolve(outcome);
+  }
+}
