@@ -124,4 +124,16 @@ export const LIMITS = {
   diskStagingBytes: 64 * MIB,
   /** Bytes of one read batch of a LOAD: the first rows are there while later ones are still being read. */
   diskReadBatchBytes: 4 * MIB,
+  /** Bytes of one write-back batch; a device is given two: one at work, one behind it. More wait in DRAM. */
+  writeBackBatchBytes: 8 * MIB,
+  /** Blocks of one write-back batch, and candidates of one round. */
+  writeBackItemsMax: 512,
+  /** Bytes written that wait for sync and index. More: write-back waits. */
+  writeBackCommittingBytesMax: 256 * MIB,
+  /** A device that took no writes is asked again after. */
+  writeBackPauseMs: 250,
+  /** A write batch that takes longer has failed. */
+  writeBackDeadlineMs: 30_000,
+  /** Refused blocks remembered for `explain`. Beyond: the oldest is forgotten. */
+  refusalsKept: 4_096,
 } as const;
