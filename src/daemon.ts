@@ -21,7 +21,7 @@ import type { ConfigApplied, NodeSnapshot, Notice } from "./edge/contract.ts";
 import { type EdgeHandle, startEdge } from "./edge/edge.ts";
 import { namespaceTable } from "./edge/ledger-reader.ts";
 import type { EngineSettings } from "./engine-api/context.ts";
-import { Namespaces } from "./engine-api/namespaces.ts";
+import { Namespaces, namespacesPerTenant } from "./engine-api/namespaces.ts";
 import { farewellFrames } from "./engine-api/farewell.ts";
 import { MAGIC, PROTOCOL_VERSION } from "./engine-api/protocol.ts";
 import { EngineServer } from "./engine-api/server.ts";
@@ -209,10 +209,12 @@ class NodeDaemon implements Daemon {
       new LruPolicy(),
       randomBytes(4).readUInt32LE(),
     );
+    const { namespacesMax, namespacesPerTenantMax } = config.ledger;
+    const perTenantMax = namespacesPerTenant(namespacesMax, namespacesPerTenantMax, tenants.length);
     const namespaces = new Namespaces(
       ledger,
       dram,
-      config.ledger.namespacesMax,
+      { namespacesMax, perTenantMax },
       tenantIndex,
       ({ index, keyWords }) => {
         this.#keyWords[index] = keyWords;
@@ -257,6 +259,7 @@ class NodeDaemon implements Daemon {
         namespace.recovered = true;
       },
     });
+    namespaces.settled = true;
     this.recovery = report;
     this.feed.add(METRIC.recoveredBlocks, report.recovered);
     this.feed.addAt(METRIC.droppedBlocks, 1, report.dropped);

@@ -86,8 +86,8 @@ export const ERRORS = {
     203,
     false,
     507,
-    "namespacesMax is reached",
-    "Stop, `cairn purge` (a pool forgets no namespace), start; or raise ledger.namespacesMax.",
+    "the pool's table, or the tenant's share of it, is full of namespaces with blocks or engines",
+    "End engines that are idle, wait for eviction, or raise the bound that the message names.",
   ),
   unknownLease: row(
     204,

@@ -66,8 +66,10 @@ export const LIMITS = {
   /** Keys a namespace of one instance waits to see proved. More: the oldest is asked for again. */
   proofsAskedMax: 64,
   shardsMax: 64,
-  /** Namespaces that a pool ever knew, rows of its table (config). More: tooManyNamespaces. */
+  /** Namespaces that a pool knows, rows of its table (config). Full: one that nothing names is replaced, else tooManyNamespaces. */
   namespacesMax: 4_096,
+  /** Bytes of that table (kNamespaceBytes in addon/arena.cc holds a little more), shared out like the rows. */
+  namespaceTableBytes: 1_950_000,
   /** Holes listed before look-ups walk (DESIGN §5 rule 8). */
   holesMax: 1_024,
   /** Depths sampled for the per-tier split of a LOOKUP. */

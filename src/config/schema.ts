@@ -139,7 +139,11 @@ const LedgerSection = section("The block table, sized once at boot.", {
   // More than the default do not fit into the pool's table (addon/arena.h).
   namespacesMax: count(LIMITS.namespacesMax, 1, LIMITS.namespacesMax, {
     description:
-      "Namespaces that a pool ever knew; beyond it HELLO answers `tooManyNamespaces` until `cairn purge`.",
+      "Namespaces that a pool knows. When it is full, one without blocks and engines is forgotten; without such a one HELLO answers `tooManyNamespaces`.",
+  }),
+  namespacesPerTenantMax: count(0, 0, LIMITS.namespacesMax, {
+    description:
+      "Namespaces of one tenant, beyond which only its own are forgotten for it. 0: an equal share of `ledger.namespacesMax`, at least 64.",
   }),
 });
 

@@ -12,7 +12,7 @@ import type { BlockEvent, EdgeLedger, LedgerReader, LocatedBlock } from "./contr
 const SUFFIX_WORDS = 2;
 const WORD_BYTES = 4;
 
-/** The table of key lengths; the daemon sets `table[namespace] = keyWords` beside addNamespace(). */
+/** The table of key lengths; the daemon sets `table[namespace] = keyWords` beside addNamespace() and replaceNamespace(). */
 export function namespaceTable(namespacesMax: number): Uint8Array {
   return new Uint8Array(new SharedArrayBuffer(namespacesMax));
 }

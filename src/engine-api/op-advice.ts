@@ -112,8 +112,12 @@ export function prove(context: EngineContext, frame: InboundFrame): void {
 function hideOlderBlocks(context: EngineContext, frame: InboundFrame, view: NamespaceView): void {
   context.feed.add(METRIC.proofFailures, 1);
   context.leases.releaseIn(frame.instance, view.namespace);
+  const { namespaces } = context;
   try {
-    view.namespace = context.namespaces.openVariant(view.namespace);
+    const before = view.namespace;
+    view.namespace = namespaces.openVariant(before);
+    namespaces.hold(view.namespace);
+    if (before !== view.declared) namespaces.release(before);
   } catch (error) {
     if (!(error instanceof CairnError)) throw error;
     view.blind = true; // No namespace is left: nothing is a hit for this instance.

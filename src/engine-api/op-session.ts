@@ -30,9 +30,7 @@ export function hello(context: EngineContext, frame: InboundFrame): void {
   const rank = integerField(body, "rank", 0, ranks - 1);
   const engine = mapValue(body["engine"], "engine");
   const engineText = `${textField(engine, "name", 256)} ${textField(engine, "version", 256)}`;
-  const namespaces = openNamespaces(context, connection, body, engineId);
-  const { sessions } = context;
-  const instance = sessions.join(connection, engineId, engineText, namespaces, frame.at);
+  const instance = openInstance(context, frame, body, engineId, engineText);
   connection.role = role;
   connection.rank = rank;
   context.addon.established(connection.id);
@@ -40,23 +38,54 @@ export function hello(context: EngineContext, frame: InboundFrame): void {
   context.out.cold(connection.id, OP.HELLO, frame.header.tag, 0, reply);
 }
 
+/**
+ * Opens the instance, or joins the live one. Namespaces are held from the moment they are opened, so that none
+ * takes the row of one opened just before.
+ * @throws CairnError badDescriptor, instanceMismatch, tooManyNamespaces
+ */
+function openInstance(
+  context: EngineContext,
+  frame: InboundFrame,
+  body: ColdMap,
+  engineId: string,
+  engine: string,
+): Instance {
+  const { namespaces, sessions } = context;
+  const { connection } = frame;
+  const live = sessions.find(connection, engineId);
+  const opened: Namespace[] = [];
+  let instance: Instance | undefined;
+  try {
+    openNamespaces(context, connection, body, live, opened);
+    instance = sessions.join(connection, engineId, engine, opened, frame.at);
+    return instance;
+  } finally {
+    // A new instance keeps what was opened until it ends; a live one holds the same already.
+    if (instance === undefined || instance === live) {
+      for (const namespace of opened) namespaces.release(namespace);
+    }
+  }
+}
+
 /** @throws CairnError badDescriptor, instanceMismatch, tooManyNamespaces */
 function openNamespaces(
   context: EngineContext,
   connection: Connection,
   body: ColdMap,
-  engineId: string,
-): Namespace[] {
+  live: Instance | undefined,
+  opened: Namespace[],
+): void {
   const list = listField(body, "namespaces", LIMITS.namespacesPerHelloMax);
   if (list.length === 0) throw new CairnError("malformedFrame", "namespaces: at least one");
   const descriptors = list.map(parseDescriptor);
-  const live = context.sessions.find(connection, engineId);
   if (live !== undefined && live.views.length !== descriptors.length) {
     throw new CairnError("instanceMismatch", "another number of namespaces");
   }
-  const opened = descriptors.map((descriptor) =>
-    context.namespaces.open(connection.tenant, descriptor),
-  );
+  for (const descriptor of descriptors) {
+    const namespace = context.namespaces.open(connection.tenant, descriptor);
+    context.namespaces.hold(namespace);
+    opened.push(namespace);
+  }
   if (new Set(opened).size !== opened.length) {
     throw new CairnError("badDescriptor", "a namespace is declared twice");
   }
@@ -66,7 +95,14 @@ function openNamespaces(
       throw new CairnError("instanceMismatch", `namespace ${index} differs`, index);
     }
   }
-  return opened;
+}
+
+/** The instance has ended: what it stood on is held by one less. */
+export function releaseNamespaces(context: EngineContext, instance: Instance): void {
+  for (const { declared, namespace } of instance.views) {
+    context.namespaces.release(declared);
+    if (namespace !== declared) context.namespaces.release(namespace);
+  }
 }
 
 function helloReply(context: EngineContext, instance: Instance): HelloReply {

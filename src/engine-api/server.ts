@@ -22,7 +22,15 @@ import { hint, prefetch, prove, touch } from "./op-advice.ts";
 import { load, loadCopied } from "./op-load.ts";
 import { lookup } from "./op-lookup.ts";
 import { REGION_TASK_FIRST, register, windowTouched } from "./op-register.ts";
-import { endRequest, heartbeat, hello, proveLayout, stats, unregister } from "./op-session.ts";
+import {
+  endRequest,
+  heartbeat,
+  hello,
+  proveLayout,
+  releaseNamespaces,
+  stats,
+  unregister,
+} from "./op-session.ts";
 import {
   abandonWaiting,
   abortUnfilled,
@@ -343,7 +351,9 @@ export class EngineServer implements CopyOwner {
         removeRegion(this.context, connection, region);
       }
     }
-    if (sessions.leave(connection) && instance !== undefined) leases.endAll(instance, undefined);
+    if (!sessions.leave(connection) || instance === undefined) return;
+    leases.endAll(instance, undefined);
+    releaseNamespaces(this.context, instance);
   }
 
   /**
