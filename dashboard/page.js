@@ -17,7 +17,13 @@ const FAULTS = [
   ["leasesExpired", "leases expired", true],
   ["fullRefusals", "blocks refused, tier full", true],
   ["chainMismatches", "chain mismatches", true],
-  ["evictions", "blocks evicted", false],
+  ["nvmeIoErrors", "disk errors", true],
+  ["nvmeSyncFailures", "disk syncs failed", true],
+  ["scrubFailures", "bad copies found at idle", true],
+  ["remoteCorruptBlocks", "bad blocks in objects", true],
+  ["writeBackRefusals", "blocks not copied down", false],
+  ["evictedUnbacked", "blocks evicted without a copy below", false],
+  ["evictions", "copies evicted", false],
   ["recoveredBlocks", "blocks recovered at start", false],
   ["injectedFaults", "faults injected on purpose", false],
 ];
@@ -117,11 +123,61 @@ function showTiers(tiers, gauges) {
     row.querySelector(".fill").style.width = `${Math.min(100, share * 100).toFixed(2)}%`;
     row.querySelector(".amount").textContent =
       `${bytesText(tier.usedBytes)} of ${bytesText(tier.capacityBytes)} (${percentText(share)})`;
-    const orphans = gauges.orphans > 0 ? ` · ${countText(gauges.orphans)} orphans` : "";
+    const orphans = tier.tier === "dram" && gauges.orphans > 0 ? ` · ${countText(gauges.orphans)} orphans` : "";
     row.querySelector(".more").textContent =
       `${countText(tier.visibleBlocks)} blocks readable of ${countText(tier.blocks)} · ` +
       `${countText(tier.slotsUsed)} of ${countText(tier.slots)} slots${orphans}`;
   });
+}
+
+const HEALTH_LEVEL = { ok: "good", slow: "warn", readOnly: "warn", fenced: "bad", down: "bad" };
+
+function healthCell(health) {
+  const cell = make("td", "health", health === "readOnly" ? "read-only" : health);
+  cell.dataset.level = HEALTH_LEVEL[health] ?? "warn";
+  return cell;
+}
+
+function lifeText(days) {
+  if (days === null) return "–";
+  return days > 730 ? `${Math.round(days / 365)} years` : `${Math.round(days)} days`;
+}
+
+function deviceRow(device) {
+  const row = make("tr");
+  const name = device.preparing > 0 ? `${device.directory} (preparing ${device.preparing} more)` : device.directory;
+  const budget = device.writeBudgetBytes > 0 ? ` of ${bytesText(device.writeBudgetBytes)}` : "";
+  const share = device.capacityBytes > 0 ? device.usedBytes / device.capacityBytes : 0;
+  const figures = [
+    `${bytesText(device.usedBytes)} of ${bytesText(device.capacityBytes)} (${percentText(share)})`,
+    rateText(device.readBytesPerSecond),
+    rateText(device.writeBytesPerSecond),
+    `${countText(device.queuedReads)} reads, ${countText(device.queuedWrites)} writes`,
+    countText(device.inFlight),
+    `${bytesText(device.writtenPerDayBytes)}${budget}`,
+    lifeText(device.lifeDays),
+  ];
+  row.append(make("td", "", name), healthCell(device.health));
+  row.append(...figures.map((text) => make("td", "number", text)));
+  return row;
+}
+
+function remoteText(remote, totals) {
+  if (remote === null) return "";
+  const flow = `from it ${rateText(remote.receivedBytesPerSecond)}, to it ${rateText(remote.sentBytesPerSecond)}`;
+  const blocks = `${countText(totals.remoteFetchedBlocks)} blocks fetched`;
+  return `Remote store: ${remote.health} · ${flow} · ${countText(remote.transfers)} transfers, ${countText(remote.waiting)} waiting · ${blocks}`;
+}
+
+function showLower({ devices, remote, totals }) {
+  element("lower").hidden = devices.length === 0 && remote === null;
+  element("devices").replaceChildren(...devices.map(deviceRow));
+  setText("remote", remoteText(remote, totals));
+  setText(
+    "movement",
+    `${countText(totals.writtenBackBlocks)} blocks copied down · ${countText(totals.promotedBlocks)} brought up · ` +
+      `${countText(totals.passThroughBlocks)} read past DRAM`,
+  );
 }
 
 function line(values, high, className) {
@@ -166,6 +222,7 @@ function showFaults(totals) {
 function show(digest) {
   showTiles(digest);
   showTiers(digest.tiers, digest.gauges);
+  showLower(digest);
   showCharts();
   showFaults(digest.totals);
 }

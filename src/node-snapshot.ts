@@ -3,7 +3,12 @@
  * for. Reads the ledger's own counts; nothing here walks blocks on the hot path.
  */
 import type { Addon } from "../addon/binding.ts";
-import type { BlockExplanation, NodeSnapshot, TierSnapshot } from "./edge/contract.ts";
+import type {
+  BlockExplanation,
+  LinkSnapshot,
+  NodeSnapshot,
+  TierSnapshot,
+} from "./edge/contract.ts";
 import { proofNeeded } from "./engine-api/op-lookup.ts";
 import type { EngineServer } from "./engine-api/server.ts";
 import type { Namespace } from "./engine-api/namespaces.ts";
@@ -11,6 +16,12 @@ import type { Ledger } from "./ledger/ledger.ts";
 import { FLAG_HOLE, LIVE, RECORD_WORDS } from "./ledger/table.ts";
 import { type Block, NO_BLOCK, STATE, TIER, TIER_NAMES } from "./ledger/types.ts";
 import { type Feed, METRIC } from "./observe/feed.ts";
+import {
+  type DeviceReading,
+  publishDevices,
+  publishRemote,
+  type RemoteReading,
+} from "./observe/lower.ts";
 
 const STATE_NAMES = Object.entries(STATE).map(([name]) => name.toLowerCase());
 
@@ -19,15 +30,29 @@ interface Capacity {
   readonly slabBytes: number;
 }
 
-function tierSnapshot(ledger: Ledger, pool: Capacity): TierSnapshot {
-  const tier = ledger.core.tier(TIER.DRAM);
+/** What the lower tiers and the links say of themselves; a tier that is absent has nothing to say. */
+export interface LowerReadings {
+  readonly devices: readonly DeviceReading[];
+  readonly remote: RemoteReading | null;
+  readonly links: readonly LinkSnapshot[];
+}
+
+const NO_LOWER: LowerReadings = { devices: [], remote: null, links: [] };
+
+function tierSnapshot(
+  ledger: Ledger,
+  index: number,
+  capacityBytes: number,
+  state: TierSnapshot["state"],
+): TierSnapshot {
+  const tier = ledger.core.tier(index);
   const { slots } = tier;
   let usedBytes = 0;
   for (const entry of slots.classes) usedBytes += entry.used * entry.payloadBytes;
   return {
-    tier: "dram",
-    state: "serving",
-    capacityBytes: pool.capacityBytes,
+    tier: TIER_NAMES[index] ?? "unknown",
+    state,
+    capacityBytes,
     usedBytes,
     blocks: tier.blocks,
     visibleBlocks: tier.stateBlocks[STATE.VISIBLE] ?? 0,
@@ -58,6 +83,13 @@ const ABSENT_NVME: TierSnapshot = {
   classes: [],
 };
 
+function nvmeSnapshot(ledger: Ledger, devices: readonly DeviceReading[]): TierSnapshot {
+  if (devices.length === 0) return ABSENT_NVME;
+  const capacityBytes = devices.reduce((sum, device) => sum + device.capacityBytes, 0);
+  const fenced = devices.every(({ health }) => health === "fenced");
+  return tierSnapshot(ledger, TIER.NVME, capacityBytes, fenced ? "fenced" : "serving");
+}
+
 /** Visible blocks of each namespace, by one pass over the table; for a person who asks. */
 function visibleByNamespace(ledger: Ledger, namespaces: number): Float64Array {
   const visible = new Float64Array(namespaces);
@@ -71,7 +103,12 @@ function visibleByNamespace(ledger: Ledger, namespaces: number): Float64Array {
 }
 
 /** The whole node, plain data. */
-export function nodeSnapshot(server: EngineServer, ledger: Ledger, pool: Capacity): NodeSnapshot {
+export function nodeSnapshot(
+  server: EngineServer,
+  ledger: Ledger,
+  pool: Capacity,
+  lower: LowerReadings = NO_LOWER,
+): NodeSnapshot {
   const { sessions, namespaces, jobs } = server.context;
   const visible = visibleByNamespace(ledger, namespaces.size);
   const instances = [...sessions.instances.values()];
@@ -84,7 +121,11 @@ export function nodeSnapshot(server: EngineServer, ledger: Ledger, pool: Capacit
       )
       .map((instance) => instance.engineId);
   return {
-    tiers: [tierSnapshot(ledger, pool), ABSENT_NVME],
+    tiers: [
+      tierSnapshot(ledger, TIER.DRAM, pool.capacityBytes, "serving"),
+      nvmeSnapshot(ledger, lower.devices),
+    ],
+    ...lower,
     namespaces: namespaces.list.map((namespace) => ({
       index: namespace.index,
       digest: namespace.digestHex,
@@ -174,19 +215,33 @@ function keyHex(ledger: Ledger, block: Block, namespace: Namespace): string {
     .toString("hex");
 }
 
-/** Gauges that follow the ledger and the addon; called by the coarse timer. */
-export function publishGauges(feed: Feed, ledger: Ledger, pool: Capacity, addon: Addon): void {
-  const dram = tierSnapshot(ledger, pool);
+function publishTier(feed: Feed, ledger: Ledger, index: number, snapshot: TierSnapshot): void {
+  feed.setAt(METRIC.tierCapacityBytes, index, snapshot.capacityBytes);
+  feed.setAt(METRIC.tierUsedBytes, index, snapshot.usedBytes);
+  feed.setAt(METRIC.tierBlocks, index, snapshot.blocks);
+  feed.setAt(METRIC.tierVisibleBlocks, index, snapshot.visibleBlocks);
+  feed.setAt(METRIC.tierSlots, index, snapshot.slots);
+  feed.setAt(METRIC.tierSlotsUsed, index, snapshot.slotsUsed);
+  feed.setAt(METRIC.tierSlabs, index, snapshot.slabs);
+  feed.setAt(METRIC.tierSlabsFree, index, snapshot.slabsFree);
+  feed.setAt(METRIC.evictions, index, ledger.core.tier(index).evictions);
+}
+
+/** Gauges that follow the ledger, the addon and the lower tiers; called by the coarse timer. */
+export function publishGauges(
+  feed: Feed,
+  ledger: Ledger,
+  pool: Capacity,
+  addon: Addon,
+  lower: LowerReadings = NO_LOWER,
+): void {
   const tier = ledger.core.tier(TIER.DRAM);
-  feed.set(METRIC.tierCapacityBytes, dram.capacityBytes);
-  feed.set(METRIC.tierUsedBytes, dram.usedBytes);
-  feed.set(METRIC.tierBlocks, dram.blocks);
-  feed.set(METRIC.tierVisibleBlocks, dram.visibleBlocks);
-  feed.set(METRIC.tierSlots, dram.slots);
-  feed.set(METRIC.tierSlotsUsed, dram.slotsUsed);
-  feed.set(METRIC.tierSlabs, dram.slabs);
-  feed.set(METRIC.tierSlabsFree, dram.slabsFree);
-  feed.set(METRIC.evictions, tier.evictions);
+  const dram = tierSnapshot(ledger, TIER.DRAM, pool.capacityBytes, "serving");
+  publishTier(feed, ledger, TIER.DRAM, dram);
+  if (lower.devices.length > 0)
+    publishTier(feed, ledger, TIER.NVME, nvmeSnapshot(ledger, lower.devices));
+  publishDevices(feed, lower.devices);
+  if (lower.remote !== null) publishRemote(feed, lower.remote);
   feed.set(METRIC.orphans, tier.stateBlocks[STATE.ORPHAN] ?? 0);
   feed.set(METRIC.holes, ledger.holeCount);
   feed.set(METRIC.abortedBlocks, ledger.core.aborted);

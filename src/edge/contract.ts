@@ -7,6 +7,7 @@ import type { Config } from "../config/schema.ts";
 import type { Problem } from "../config/fields.ts";
 import type { ErrorName } from "../errors.ts";
 import type { SharedLedger } from "../ledger/view.ts";
+import type { DeviceReading, RemoteReading } from "../observe/lower.ts";
 
 /** Fixed facts of this daemon life. */
 export interface NodeInfo {
@@ -68,8 +69,25 @@ export interface InstanceSnapshot {
   readonly heartbeatAgeMs: number;
 }
 
+/** A link between two tiers: what it carries, as measured (src/transfer/links.ts). */
+export interface LinkSnapshot {
+  readonly link: string;
+  readonly bytes: number;
+  readonly batches: number;
+  readonly latencyMicroseconds: number;
+  readonly bytesPerSecond: number;
+  readonly recentBytesPerSecond: number;
+  readonly p50Microseconds: number;
+  readonly p99Microseconds: number;
+}
+
 export interface NodeSnapshot {
   readonly tiers: readonly TierSnapshot[];
+  /** Disks of the NVMe tier; the index is the device number of the metrics. */
+  readonly devices: readonly DeviceReading[];
+  /** null: no remote tier. */
+  readonly remote: RemoteReading | null;
+  readonly links: readonly LinkSnapshot[];
   readonly namespaces: readonly NamespaceSnapshot[];
   readonly instances: readonly InstanceSnapshot[];
 }
@@ -142,6 +160,7 @@ export type ToWorker =
   | { readonly type: "answer"; readonly id: number; readonly value: unknown }
   | { readonly type: "refusal"; readonly id: number; readonly error: ErrorReply }
   | { readonly type: "notice"; readonly atMs: number; readonly notice: Notice }
+  | { readonly type: "devices"; readonly directories: readonly string[] }
   | { readonly type: "stop" };
 export type ToMain =
   | { readonly type: "listening"; readonly address: string }

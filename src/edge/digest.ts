@@ -5,6 +5,7 @@
 import { type FeedReader, type HistogramReading, quantile } from "../observe/feed.ts";
 import type { MetricName } from "../observe/metrics.ts";
 import { TIER_LABELS } from "../observe/metrics.ts";
+import { HEALTH_LABELS, REMOTE_HEALTH_LABELS } from "../observe/metrics-lower.ts";
 
 /** Digests kept: two minutes at one a second. */
 export const HISTORY_MAX = 120;
@@ -31,6 +32,19 @@ const TOTALS = [
   "chainMismatches",
   "recoveredBlocks",
   "injectedFaults",
+  "writtenBackBlocks",
+  "writtenBackBytes",
+  "writeBackRefusals",
+  "evictedUnbacked",
+  "promotedBlocks",
+  "passThroughBlocks",
+  "nvmeIoErrors",
+  "nvmeSyncFailures",
+  "scrubFailures",
+  "remoteFetchedBlocks",
+  "remoteReceivedBytes",
+  "remoteSentBytes",
+  "remoteCorruptBlocks",
 ] as const satisfies readonly MetricName[];
 
 const GAUGES = [
@@ -71,6 +85,34 @@ export interface TierDigest {
   readonly slotsUsed: number;
 }
 
+/** One disk. Rates are those of the last seconds. */
+export interface DeviceDigest {
+  readonly device: number;
+  readonly directory: string;
+  readonly health: string;
+  readonly capacityBytes: number;
+  readonly usedBytes: number;
+  readonly preparing: number;
+  readonly readBytesPerSecond: number;
+  readonly writeBytesPerSecond: number;
+  readonly queuedReads: number;
+  readonly queuedWrites: number;
+  readonly inFlight: number;
+  readonly writtenPerDayBytes: number;
+  readonly writeBudgetBytes: number;
+  /** null: nothing is rated, or nothing written. */
+  readonly lifeDays: number | null;
+}
+
+/** The store of the remote tier. */
+export interface RemoteDigest {
+  readonly health: string;
+  readonly transfers: number;
+  readonly waiting: number;
+  readonly receivedBytesPerSecond: number;
+  readonly sentBytesPerSecond: number;
+}
+
 /** Over the last seconds; null where nothing happened (no data is not zero). */
 export interface Recent {
   readonly seconds: number;
@@ -90,6 +132,9 @@ export interface Digest {
   readonly gauges: Gauges;
   readonly hitRate: number | null;
   readonly tiers: readonly TierDigest[];
+  readonly devices: readonly DeviceDigest[];
+  /** null: no remote tier. */
+  readonly remote: RemoteDigest | null;
   readonly recent: Recent;
 }
 
@@ -97,6 +142,9 @@ interface Reading {
   readonly atMs: number;
   readonly totals: Totals;
   readonly histograms: Readonly<Record<(typeof LATENCIES)[number], HistogramReading>>;
+  /** Bytes by device. */
+  readonly deviceRead: readonly number[];
+  readonly deviceWritten: readonly number[];
 }
 
 function pick<const N extends MetricName>(
@@ -111,7 +159,14 @@ function pick<const N extends MetricName>(
 function read(feed: FeedReader, atMs: number): Reading {
   const histograms = {} as Record<(typeof LATENCIES)[number], HistogramReading>;
   for (const name of LATENCIES) histograms[name] = feed.histogram(name);
-  return { atMs, totals: pick(feed, TOTALS), histograms };
+  const devices = Array.from({ length: feed.value("nvmeDevices") }, (_, device) => String(device));
+  return {
+    atMs,
+    totals: pick(feed, TOTALS),
+    histograms,
+    deviceRead: devices.map((device) => feed.value("nvmeReadBytes", device)),
+    deviceWritten: devices.map((device) => feed.value("nvmeWrittenBytes", device)),
+  };
 }
 
 function ratio(part: number, whole: number): number | null {
@@ -124,8 +179,12 @@ function since(now: HistogramReading, before: HistogramReading): HistogramReadin
   return { count, sumSeconds: now.sumSeconds - before.sumSeconds, buckets };
 }
 
+function secondsBetween(now: Reading, before: Reading): number {
+  return Math.max(0.001, (now.atMs - before.atMs) / 1_000);
+}
+
 function recentOf(now: Reading, before: Reading): Recent {
-  const seconds = Math.max(0.001, (now.atMs - before.atMs) / 1_000);
+  const seconds = secondsBetween(now, before);
   const gained = (name: keyof Totals): number => now.totals[name] - before.totals[name];
   const latencySeconds = {} as Record<
     (typeof LATENCIES)[number],
@@ -160,8 +219,55 @@ function tiersOf(feed: FeedReader): TierDigest[] {
   return tiers.filter(({ capacityBytes }) => capacityBytes > 0);
 }
 
+function devicesOf(
+  feed: FeedReader,
+  directories: readonly string[],
+  now: Reading,
+  before: Reading,
+): DeviceDigest[] {
+  const seconds = secondsBetween(now, before);
+  return now.deviceRead.map((readBytes, device) => {
+    const value = (name: MetricName): number => feed.value(name, String(device));
+    // A device that came within the window has no earlier reading: its rate starts with it.
+    const readBefore = before.deviceRead[device] ?? readBytes;
+    const written = now.deviceWritten[device]!;
+    const lifeDays = value("nvmeLifeDays");
+    return {
+      device,
+      directory: directories[device] ?? "",
+      health: HEALTH_LABELS[value("nvmeHealth")] ?? "unknown",
+      capacityBytes: value("nvmeCapacityBytes"),
+      usedBytes: value("nvmeUsedBytes"),
+      preparing: value("nvmeSegmentsPreparing"),
+      readBytesPerSecond: (readBytes - readBefore) / seconds,
+      writeBytesPerSecond: (written - (before.deviceWritten[device] ?? written)) / seconds,
+      queuedReads: value("nvmeQueuedReads"),
+      queuedWrites: value("nvmeQueuedWrites"),
+      inFlight: value("nvmeInFlight"),
+      writtenPerDayBytes: value("nvmeWrittenPerDayBytes"),
+      writeBudgetBytes: value("nvmeWriteBudgetBytes"),
+      lifeDays: Number.isFinite(lifeDays) ? lifeDays : null,
+    };
+  });
+}
+
+function remoteOf(feed: FeedReader, now: Reading, before: Reading): RemoteDigest | null {
+  if (feed.value("remoteStores") === 0) return null;
+  const seconds = secondsBetween(now, before);
+  const gained = (name: keyof Totals): number => now.totals[name] - before.totals[name];
+  return {
+    health: REMOTE_HEALTH_LABELS[feed.value("remoteHealth")] ?? "unknown",
+    transfers: feed.value("remoteTransfers"),
+    waiting: feed.value("remoteWaiting"),
+    receivedBytesPerSecond: gained("remoteReceivedBytes") / seconds,
+    sentBytesPerSecond: gained("remoteSentBytes") / seconds,
+  };
+}
+
 export class Digests {
   readonly history: Digest[] = [];
+  /** By device number; the feed holds only figures. */
+  directories: readonly string[] = [];
   private readonly feed: FeedReader;
   private readonly readings: Reading[] = [];
 
@@ -188,13 +294,16 @@ export class Digests {
 
   private digest(reading: Reading): Digest {
     const { totals } = reading;
+    const before = this.readings[0]!;
     return {
       atMs: reading.atMs,
       totals,
       gauges: pick(this.feed, GAUGES),
       hitRate: ratio(totals.lookupBlocksHit, totals.lookupBlocksRequested),
       tiers: tiersOf(this.feed),
-      recent: recentOf(reading, this.readings[0]!),
+      devices: devicesOf(this.feed, this.directories, reading, before),
+      remote: remoteOf(this.feed, reading, before),
+      recent: recentOf(reading, before),
     };
   }
 }

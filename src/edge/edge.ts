@@ -42,6 +42,8 @@ export interface EdgeHandle {
   /** Where it listens: `127.0.0.1:7411` or `unix:/path`. */
   readonly address: string;
   notice(notice: Notice): void;
+  /** Names the directories behind the device numbers of the feed; again whenever they change. */
+  devices(directories: readonly string[]): void;
   /** Ends connections and the thread; idempotent. */
   stop(): Promise<void>;
 }
@@ -165,6 +167,9 @@ export async function startEdge(options: EdgeOptions): Promise<EdgeHandle> {
     notice(notice) {
       if (stopping || !gate()) return;
       worker.postMessage({ type: "notice", atMs: Date.now(), notice } satisfies ToWorker);
+    },
+    devices(directories) {
+      if (!stopping) worker.postMessage({ type: "devices", directories } satisfies ToWorker);
     },
     async stop() {
       if (!stopping) {

@@ -11,9 +11,10 @@ interface Sample {
 }
 
 function plainSamples(feed: FeedReader, name: MetricName, row: MetricRow): Sample[] {
-  const { label, values } = row;
+  const { label, values, shown } = row;
   if (label === undefined || values === undefined) return [{ labels: {}, value: feed.value(name) }];
-  return values.map((value) => ({ labels: { [label]: value }, value: feed.value(name, value) }));
+  const there = shown === undefined ? values : values.slice(0, feed.value(shown));
+  return there.map((value) => ({ labels: { [label]: value }, value: feed.value(name, value) }));
 }
 
 function histogramSamples(feed: FeedReader, name: MetricName, row: MetricRow): Sample[] {
@@ -57,6 +58,8 @@ export interface EdgeMetrics {
   readonly eventClients: Gauge;
   readonly eventClientsCut: Counter;
   readonly logEntriesLost: Counter;
+  /** Names the disks behind the device numbers. */
+  devices(directories: readonly string[]): void;
 }
 
 export function buildMetrics(feed: FeedReader, info: NodeInfo): EdgeMetrics {
@@ -71,6 +74,12 @@ export function buildMetrics(feed: FeedReader, info: NodeInfo): EdgeMetrics {
     registers,
   });
   build.set({ version: info.version, node: info.node }, 1);
+  const device = new Gauge({
+    name: "cairn_nvme_device_info",
+    help: "1, with the directory behind each device number.",
+    labelNames: ["device", "directory"],
+    registers,
+  });
   return {
     registry,
     requests: new Counter({
@@ -94,5 +103,10 @@ export function buildMetrics(feed: FeedReader, info: NodeInfo): EdgeMetrics {
       help: "Entries of the visibility log that were overwritten before the edge read them.",
       registers,
     }),
+    devices: (directories) => {
+      device.reset();
+      for (const [index, directory] of directories.entries())
+        device.set({ device: String(index), directory }, 1);
+    },
   };
 }

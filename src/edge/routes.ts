@@ -79,10 +79,10 @@ function node(app: FastifyInstance, services: EdgeServices): void {
   const { info, digests, now } = services;
   app.get(
     "/v1/tiers",
-    { schema: words({ summary: "Tiers and their size classes." }) },
+    { schema: words({ summary: "Tiers, disks, the remote store, and the links between them." }) },
     async () => {
-      const { tiers } = await snapshot();
-      return { node: info.node, tiers };
+      const { tiers, devices, remote, links } = await snapshot();
+      return { node: info.node, tiers, devices, remote, links };
     },
   );
   const summary = "Totals, rates of the last seconds, latencies, instances.";

@@ -90,7 +90,10 @@ async function run(data: EdgeWorkerData): Promise<void> {
     if (message.type === "answer") asker.answer(message.id, message.value);
     else if (message.type === "refusal") asker.refuse(message.id, message.error);
     else if (message.type === "notice") events.notice(message.atMs, message.notice);
-    else void stop();
+    else if (message.type === "devices") {
+      metrics.devices(message.directories);
+      digests.directories = message.directories;
+    } else void stop();
   });
   tell({ type: "listening", address: bound });
 }

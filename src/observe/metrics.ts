@@ -3,46 +3,11 @@
  * the closed list of label values. The core writes them through feed.ts, the edge reads them at a scrape.
  * A label value that is not listed here cannot be counted, so no client can grow the set of series.
  */
+import { counter, gauge, type MetricRow, seconds } from "./metric-row.ts";
+import { DEVICE_METRICS, ITEM_LABELS, NVME_METRICS, REMOTE_METRICS } from "./metrics-lower.ts";
 
-export type MetricKind = "counter" | "gauge" | "histogram";
-
-export interface MetricRow {
-  readonly kind: MetricKind;
-  /** Full Prometheus name: unit last, counters end in _total. */
-  readonly name: string;
-  readonly help: string;
-  /** One label at most; a row has one cell (or histogram) per value, in this order. */
-  readonly label?: string;
-  readonly values?: readonly string[];
-}
-
-function counter(
-  name: string,
-  help: string,
-  label?: string,
-  values?: readonly string[],
-): MetricRow {
-  return row("counter", name, help, label, values);
-}
-
-function gauge(name: string, help: string, label?: string, values?: readonly string[]): MetricRow {
-  return row("gauge", name, help, label, values);
-}
-
-function seconds(name: string, help: string): MetricRow {
-  return row("histogram", name, help, undefined, undefined);
-}
-
-function row(
-  kind: MetricKind,
-  name: string,
-  help: string,
-  label: string | undefined,
-  values: readonly string[] | undefined,
-): MetricRow {
-  if (label === undefined || values === undefined) return { kind, name, help };
-  return { kind, name, help, label, values };
-}
+export { type MetricKind, type MetricRow } from "./metric-row.ts";
+export { ITEM_LABELS };
 
 /** Label values, in the order of their cells. Index 0..n are the offsets that feed.addAt takes. */
 export const TIER_LABELS = ["dram", "nvme"] as const;
@@ -65,16 +30,6 @@ export const CLOSE_LABELS = [
   "local",
   "system",
   "version",
-] as const;
-/** In the order of addon/binding.ts's ITEM. */
-export const ITEM_LABELS = [
-  "ok",
-  "corrupt",
-  "identity",
-  "cancelled",
-  "deadline",
-  "region",
-  "io",
 ] as const;
 /** In the order of policy/gate.ts's GATE_REASON. */
 export const GATE_LABELS = ["load", "unknown_rate", "nvme_slow", "slow"] as const;
@@ -311,6 +266,9 @@ export const METRICS = {
     "cairn_injected_faults_total",
     "Faults injected on purpose (tests, demo).",
   ),
+  ...NVME_METRICS,
+  ...DEVICE_METRICS,
+  ...REMOTE_METRICS,
   // Gauges
   tierCapacityBytes: gauge("cairn_tier_capacity_bytes", "Bytes of the tier.", "tier", TIER_LABELS),
   tierUsedBytes: gauge("cairn_tier_used_bytes", "Bytes of slots in use.", "tier", TIER_LABELS),

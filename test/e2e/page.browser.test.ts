@@ -7,7 +7,8 @@ import { readFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { type EdgeHandle, startEdge } from "../../src/edge/edge.ts";
 import { Feed, METRIC } from "../../src/observe/feed.ts";
-import { FakeDaemon, INFO } from "../edge/fixture.ts";
+import { publishDevices, publishRemote } from "../../src/observe/lower.ts";
+import { DEVICE, FakeDaemon, INFO, REMOTE } from "../edge/fixture.ts";
 import { Browser, findBrowser } from "./browser.ts";
 
 const WAIT = { timeout: 60_000, interval: 200 };
@@ -70,6 +71,28 @@ function inBrowser(): void {
     await shows("engines", "engine-1");
     await shows("node", "node-a");
     expect(await browser.evaluate('document.querySelector(".fill").style.width')).toBe("25%");
+  });
+
+  test("disks and the remote store are shown once there are any, with state, queue, wear and life", async () => {
+    expect(await browser.evaluate('document.getElementById("lower").hidden')).toBe(true);
+    edge.devices(["/mnt/<i>a</i>", "/mnt/b"]);
+    const used = { capacityBytes: 4 * GIB, usedBytes: GIB };
+    const worn = { bytesPerDay: 2 * GIB, budgetBytesPerDay: 8 * GIB, lifeDays: 1_095 };
+    const second = { ...DEVICE, health: "fenced" as const, segmentsPreparing: 0, lifeDays: null };
+    publishDevices(feed, [{ ...DEVICE, ...used, ...worn, health: "ok" }, second]);
+    publishRemote(feed, REMOTE);
+    await shows("devices", "/mnt/<i>a</i> (preparing 1 more)ok1.0 GiB of 4.0 GiB (25.0 %)");
+    await shows("devices", "6 reads, 7 writes82.0 GiB of 8.0 GiB3 years");
+    await shows("devices", "/mnt/bfenced");
+    await shows("remote", "Remote store: down");
+    const health = 'document.querySelectorAll("#devices .health")[1].dataset.level';
+    expect(await browser.evaluate(health)).toBe("bad");
+    expect(await browser.evaluate('document.getElementById("lower").hidden')).toBe(false);
+    publishDevices(feed, [
+      { ...DEVICE, ...used, ...worn, health: "ok", bytesRead: 100 * GIB },
+      second,
+    ]);
+    await vi.waitUntil(async () => /[1-9][\d.]* GB\/s/.test(await text("devices")), WAIT);
   });
 
   test("it moves as the daemon does, without a reload", async () => {

@@ -12,6 +12,7 @@ import { EventHub } from "../../src/edge/events.ts";
 import { buildMetrics } from "../../src/edge/prometheus.ts";
 import { CairnError } from "../../src/errors.ts";
 import { Feed, FeedReader } from "../../src/observe/feed.ts";
+import type { DeviceReading, RemoteReading } from "../../src/observe/lower.ts";
 
 export const INFO: NodeInfo = {
   node: "node-a",
@@ -22,7 +23,74 @@ export const INFO: NodeInfo = {
   engineSocket: "/tmp/x/engine.sock",
 };
 
+export const DEVICE: DeviceReading = {
+  directory: "/mnt/a",
+  health: "slow",
+  mode: "uring",
+  direct: true,
+  capacityBytes: 4_096,
+  usedBytes: 1_024,
+  segments: 3,
+  segmentsPreparing: 1,
+  quarantinedSlots: 2,
+  bytesRead: 10,
+  bytesWritten: 20,
+  readItems: 1,
+  writeItems: 2,
+  ioErrors: 3,
+  itemsCorrupt: 4,
+  itemsIdentity: 5,
+  readsQueued: 6,
+  writesQueued: 7,
+  inFlight: 8,
+  oldestMicroseconds: 2_500_000,
+  cpuMicroseconds: 1_500_000,
+  syncs: 9,
+  syncFailures: 10,
+  scrubbedBytes: 11,
+  bytesPerDay: 12,
+  budgetBytesPerDay: 13,
+  lifeDays: 365,
+};
+
+export const REMOTE: RemoteReading = {
+  description: "directory /mnt/shared",
+  health: "down",
+  requests: { ok: 5, timeout: 2 },
+  retries: 1,
+  breakerOpened: 1,
+  receivedBytes: 100,
+  sentBytes: 200,
+  fetchedBlocks: 3,
+  failedBlocks: 4,
+  corruptBlocks: 5,
+  existenceHits: 6,
+  existenceMisses: 7,
+  collected: 8,
+  quarantined: 9,
+  transfers: 10,
+  waiting: 11,
+  stagingUsedBytes: 12,
+  getBytesPerSecond: 13,
+  putBytesPerSecond: 14,
+  lastFault: "timeout: no answer",
+};
+
 export const SNAPSHOT: NodeSnapshot = {
+  devices: [DEVICE],
+  remote: REMOTE,
+  links: [
+    {
+      link: "dram_to_window",
+      bytes: 1,
+      batches: 1,
+      latencyMicroseconds: 50,
+      bytesPerSecond: 5e9,
+      recentBytesPerSecond: 0,
+      p50Microseconds: 100,
+      p99Microseconds: 200,
+    },
+  ],
   tiers: [
     {
       tier: "dram",

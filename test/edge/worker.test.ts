@@ -72,7 +72,14 @@ describe("the edge's worker thread", () => {
     expect(JSON.parse((await fetchFrom({ ...at, path: "/v1/tiers" })).text)).toEqual({
       node: "node-a",
       tiers: SNAPSHOT.tiers,
+      devices: SNAPSHOT.devices,
+      remote: SNAPSHOT.remote,
+      links: SNAPSHOT.links,
     });
+    handle.devices(["/mnt/a"]);
+    await vi.waitUntil(async () =>
+      (await fetchFrom({ ...at, path: "/metrics" })).text.includes('directory="/mnt/a"'),
+    );
     expect((await fetchFrom({ ...at, path: "/healthz" })).status).toBe(200);
     const put = await new Promise<number | undefined>((resolve, reject) => {
       const headers = { "content-type": "application/json" };

@@ -1,0 +1,94 @@
+import { expect, test } from "vitest";
+import { ITEM } from "../../addon/binding.ts";
+import { Digests } from "../../src/edge/digest.ts";
+import { buildMetrics } from "../../src/edge/prometheus.ts";
+import { Feed, FeedReader } from "../../src/observe/feed.ts";
+import { type DeviceReading, publishDevices, publishRemote } from "../../src/observe/lower.ts";
+import {
+  DEVICE_METRICS,
+  HEALTH_LABELS,
+  ITEM_LABELS,
+  REMOTE_OUTCOME_LABELS,
+} from "../../src/observe/metrics-lower.ts";
+import { HEALTH_STATES } from "../../tiers/nvme/health.ts";
+import { FAULT_NAMES } from "../../tiers/remote/object-store.ts";
+import { DEVICE, INFO, REMOTE } from "../edge/fixture.ts";
+
+function scraped(feed: Feed, directories: readonly string[] = []): Promise<string> {
+  const metrics = buildMetrics(new FeedReader(feed.buffer), INFO);
+  metrics.devices(directories);
+  return metrics.registry.metrics();
+}
+
+test("labels of the lower tiers are the names their owners use", () => {
+  expect(HEALTH_LABELS).toEqual(HEALTH_STATES);
+  expect(REMOTE_OUTCOME_LABELS).toEqual(["ok", ...FAULT_NAMES]);
+  expect(ITEM_LABELS).toHaveLength(Object.keys(ITEM).length);
+});
+
+test("a scrape shows as many disks as there are, each figure under its device's number", async () => {
+  const feed = new Feed();
+  expect(await scraped(feed)).not.toContain("device=");
+  const second: DeviceReading = { ...DEVICE, health: "fenced", bytesRead: 77, lifeDays: null };
+  publishDevices(feed, [DEVICE, second]);
+  const text = await scraped(feed, ["/mnt/a", '/mnt/"b']);
+  expect(text).toContain('cairn_nvme_device_info{device="0",directory="/mnt/a"} 1');
+  expect(text).toContain('cairn_nvme_device_info{device="1",directory="/mnt/\\"b"} 1');
+  expect(text).toContain('cairn_nvme_read_bytes_total{device="0"} 10');
+  expect(text).toContain('cairn_nvme_read_bytes_total{device="1"} 77');
+  expect(text).toContain('cairn_nvme_health{device="1"} 3');
+  expect(text).toContain('cairn_nvme_life_days{device="0"} 365');
+  expect(text).toContain('cairn_nvme_life_days{device="1"} +Inf');
+  expect(text).toContain('cairn_nvme_oldest_operation_seconds{device="0"} 2.5');
+  expect(text).not.toContain('device="2"');
+  publishDevices(feed, [DEVICE]);
+  expect(await scraped(feed)).not.toContain('device="1"');
+});
+
+test("every figure of a disk reaches its own row", () => {
+  const feed = new Feed();
+  publishDevices(feed, [DEVICE]);
+  const reader = new FeedReader(feed.buffer);
+  const names = Object.keys(DEVICE_METRICS) as (keyof typeof DEVICE_METRICS)[];
+  const written = names.map((name) => reader.value(name, "0"));
+  const figures = Object.values(DEVICE).filter((value) => typeof value === "number");
+  const scaled = figures.map((value) => (value > 1e6 ? value / 1e6 : value));
+  expect(written.toSorted((a, b) => a - b)).toEqual(
+    [...scaled, HEALTH_LABELS.indexOf("slow")].toSorted((a, b) => a - b),
+  );
+});
+
+test("the remote tier's requests are counted by outcome, its state and traffic are shown", async () => {
+  const feed = new Feed();
+  publishRemote(feed, REMOTE);
+  const text = await scraped(feed);
+  expect(text).toContain('cairn_remote_requests_total{outcome="ok"} 5');
+  expect(text).toContain('cairn_remote_requests_total{outcome="timeout"} 2');
+  expect(text).toContain('cairn_remote_requests_total{outcome="throttled"} 0');
+  expect(text).toContain("\ncairn_remote_health 2\n");
+  expect(text).toContain("\ncairn_remote_received_bytes_total 100\n");
+});
+
+test("a digest has the disks with their rates, and no remote tier where there is none", () => {
+  const feed = new Feed();
+  const digests = new Digests(new FeedReader(feed.buffer), 0);
+  expect(digests.now(1_000)).toMatchObject({ devices: [], remote: null });
+  publishDevices(feed, [{ ...DEVICE, bytesRead: 1_000, bytesWritten: 0 }]);
+  digests.directories = ["/mnt/a"];
+  // A device that came within the window starts at rate 0, whatever it did before.
+  expect(digests.tick(1_000).devices[0]?.readBytesPerSecond).toBe(0);
+  for (let second = 2; second <= 11; second++) digests.tick(second * 1_000);
+  publishDevices(feed, [{ ...DEVICE, bytesRead: 6_000, bytesWritten: 10_000 }]);
+  publishRemote(feed, REMOTE);
+  const { devices, remote } = digests.now(12_000);
+  expect(devices).toHaveLength(1);
+  expect(devices[0]).toMatchObject({
+    directory: "/mnt/a",
+    health: "slow",
+    readBytesPerSecond: 500,
+    writeBytesPerSecond: 1_000,
+    queuedReads: 6,
+    lifeDays: 365,
+  });
+  expect(remote).toMatchObject({ health: "down", waiting: 11, receivedBytesPerSecond: 10 });
+});
