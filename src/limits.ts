@@ -80,8 +80,6 @@ export const LIMITS = {
   locateKeysMax: 4_096,
   httpBodyBytesMax: 1 * MIB,
   sseClientsMax: 32,
-  /** Directories (devices) of the NVMe tier. More: configInvalid. */
-  nvmeDevicesMax: 16,
   /** Share of a file system that is kept free when the tier grows. */
   nvmeHeadroomShare: 0.05,
   /** Below this share free, the file system counts as full: no writes, and segments are given back. */
@@ -138,4 +136,23 @@ export const LIMITS = {
   writeBackDeadlineMs: 30_000,
   /** Refused blocks remembered for `explain`. Beyond: the oldest is forgotten. */
   refusalsKept: 4_096,
+  // Remote tier
+  /** Payload of a chunk where the namespace's rows allow it (config raises or lowers the upper bound). */
+  chunkBytesMin: 2 * MIB,
+  chunkBytesMax: 16 * MIB,
+  /** Blocks of a chunk, however small they are. */
+  chunkBlocksMax: 4_096,
+  objectNameCharactersMax: 200,
+  /** Transfers that wait for staging memory or a connection. More: `busy`, counted. */
+  remoteWaitingMax: 1_024,
+  /** Of them uploads. More: not stored, counted; the mover comes again. */
+  remoteUploadsWaitingMax: 16,
+  /** Chains whose existence is looked up in the background. More: left out, counted. */
+  remoteSearchesMax: 64,
+  /** Names of objects that failed their checks. More: the oldest is forgotten. */
+  quarantinedObjectsMax: 4_096,
+  /** Body of a store's error answer that is read. */
+  storeErrorCharactersMax: 65_536,
+  /** Staging memory: what Node can map as one buffer. */
+  stagingBytesMax: 4 * 1024 * MIB,
 } as const;

@@ -19,6 +19,7 @@
 import { createHash } from "node:crypto";
 import { DISK_HEADER_BYTES } from "../../addon/binding.ts";
 import { assert } from "../../src/assert.ts";
+import { LIMITS } from "../../src/limits.ts";
 import { type Chunk, type ChunkSpace, DIGEST_BYTES, KEY_BYTES } from "./types.ts";
 
 const MAGIC = 0x4b435243;
@@ -29,19 +30,19 @@ const FIXED_BYTES = 160;
 const HASH_OFFSET = 128;
 const HASH_BYTES = 32;
 const ENTRY_BYTES = KEY_BYTES + 8;
-const MIB = 2 ** 20;
-/** Chunks smaller than this waste requests, longer ones memory and latency. */
-export const CHUNK_BYTES_MIN = 2 * MIB;
-export const CHUNK_BYTES_MAX = 16 * MIB;
-/** Blocks of a chunk at most, however small they are. */
-export const CHUNK_BLOCKS_MAX = 4_096;
-
-/** The namespace's declared chunkBlocks, clipped so that the payload of a chunk is 2 to 16 MiB where it can be. */
-export function chunkBlocksOf(declaredBlocks: number, payloadBytes: number): number {
+/**
+ * The namespace's declared chunkBlocks, clipped so that the payload of a chunk is 2 to 16 MiB where it can be:
+ * smaller ones waste requests, longer ones memory and latency. Nodes that share a store agree on bytesMax.
+ */
+export function chunkBlocksOf(
+  declaredBlocks: number,
+  payloadBytes: number,
+  bytesMax: number = LIMITS.chunkBytesMax,
+): number {
   assert(declaredBlocks >= 1 && payloadBytes >= 1, "a chunk has blocks and a block has bytes");
-  const least = Math.ceil(CHUNK_BYTES_MIN / payloadBytes);
-  const most = Math.max(1, Math.floor(CHUNK_BYTES_MAX / payloadBytes));
-  return Math.min(Math.max(declaredBlocks, least), most, CHUNK_BLOCKS_MAX);
+  const least = Math.ceil(Math.min(LIMITS.chunkBytesMin, bytesMax) / payloadBytes);
+  const most = Math.max(1, Math.floor(bytesMax / payloadBytes));
+  return Math.min(Math.max(declaredBlocks, least), most, LIMITS.chunkBlocksMax);
 }
 
 function align(bytes: number, step: number): number {
@@ -188,7 +189,7 @@ export function decodeHeader(bytes: Uint8Array): ChunkHeader | undefined {
   if (hash.compare(bytes, HASH_OFFSET, HASH_OFFSET + HASH_BYTES) !== 0) return undefined;
   const chunkBlocks = word(3);
   const overheadBytes = word(9);
-  const sane = chunkBlocks >= 1 && chunkBlocks <= CHUNK_BLOCKS_MAX && word(5) < word(6);
+  const sane = chunkBlocks >= 1 && chunkBlocks <= LIMITS.chunkBlocksMax && word(5) < word(6);
   if (!sane || overheadBytes % BLOCK_ALIGN_BYTES !== 0) return undefined;
   const space: ChunkSpace = {
     namespace: copy.slice(48, 48 + DIGEST_BYTES),

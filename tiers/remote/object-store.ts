@@ -3,10 +3,11 @@
  * nothing of blocks. Every call takes a deadline and answers with a typed outcome: what a store, its client
  * library or the network did wrong becomes one of FAULTS, never an exception. A thrown error is a bug here.
  *
- * Names consist of `a-z 0-9 / -`, at most OBJECT_NAME_CHARACTERS_MAX characters, without empty parts. Objects are written once: put() never
+ * Names consist of `a-z 0-9 / -`, without empty parts. Objects are written once: put() never
  * replaces, so the first writer wins and two nodes cannot race.
  */
 import { assert } from "../../src/assert.ts";
+import { LIMITS } from "../../src/limits.ts";
 
 /**
  * Why a call did not succeed, and what follows from it.
@@ -101,12 +102,11 @@ export interface ObjectStore {
   close(): Promise<void>;
 }
 
-export const OBJECT_NAME_CHARACTERS_MAX = 200;
 const OBJECT_NAME = /^[a-z0-9-]+(?:\/[a-z0-9-]+)*$/;
 
 /** Whether a text is a name of this seam. Safe as a file name once its slashes are replaced. */
 export function isObjectName(name: string): boolean {
-  return name.length <= OBJECT_NAME_CHARACTERS_MAX && OBJECT_NAME.test(name);
+  return name.length <= LIMITS.objectNameCharactersMax && OBJECT_NAME.test(name);
 }
 
 export function assertObjectName(name: string): void {

@@ -12,6 +12,7 @@ import {
 } from "node:http";
 import { Agent as HttpsAgent, request as requestHttps } from "node:https";
 import { assert } from "../../src/assert.ts";
+import { LIMITS } from "../../src/limits.ts";
 import { type CallLimits, type Failure, failure, type Outcome, success } from "./object-store.ts";
 
 export interface HttpCall {
@@ -32,7 +33,7 @@ export interface HttpCall {
 export interface HttpAnswer {
   readonly status: number;
   readonly headers: IncomingHttpHeaders;
-  /** Body of an answer that did not go into `into`, at most ERROR_BODY_CHARACTERS_MAX. */
+  /** Body of an answer that did not go into `into`, cut at storeErrorCharactersMax. */
   readonly text: string;
 }
 
@@ -43,8 +44,6 @@ export interface TransportOptions {
   /** Certificate authorities in place of the system's (PEM). */
   readonly certificateAuthorities?: string | undefined;
 }
-
-const ERROR_BODY_CHARACTERS_MAX = 65_536;
 
 export class HttpTransport {
   readonly httpAgent: HttpAgent;
@@ -142,7 +141,7 @@ class Exchange {
     if (into === undefined) {
       response.setEncoding("utf8");
       response.on("data", (chunk: string) => {
-        if (this.#text.length < ERROR_BODY_CHARACTERS_MAX) this.#text += chunk;
+        if (this.#text.length < LIMITS.storeErrorCharactersMax) this.#text += chunk;
       });
     } else {
       response.on("data", (chunk: Buffer) => this.#receive(chunk, into));

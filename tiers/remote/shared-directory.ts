@@ -26,6 +26,7 @@ import {
 } from "node:fs/promises";
 import { join } from "node:path";
 import { assert } from "../../src/assert.ts";
+import { LIMITS } from "../../src/limits.ts";
 import {
   assertObjectName,
   type CallLimits,
@@ -53,7 +54,6 @@ const SUFFIX = ".chunk";
 const WRITING = ".writing-";
 const SHARDS = 256;
 const OPERATIONS_MAX = 3;
-const WAITING_MAX = 1_024;
 const CLOSE_MS = 1_000;
 const FILE_MODE = 0o640;
 const DIRECTORY_MODE = 0o770;
@@ -217,7 +217,8 @@ export class SharedDirectory implements ObjectStore {
       this.#running += 1;
       return undefined;
     }
-    if (this.#waiting.size >= WAITING_MAX) return failure("busy", `${WAITING_MAX} calls wait`);
+    if (this.#waiting.size >= LIMITS.remoteWaitingMax)
+      return failure("busy", `${LIMITS.remoteWaitingMax} calls wait`);
     const watch: Watch = { gone: false };
     let begin: () => void = () => undefined;
     const turn = new Promise<Outcome<true>>((resolve) => {

@@ -2,6 +2,7 @@
  * What the remote tier is asked and answers: the words between it, the mover that feeds it and the daemon that
  * owns the memory. Keys are always records of KEY_BYTES bytes, zero-padded, as slot headers hold them.
  */
+import type { GuardOptions } from "./guarded-store.ts";
 import type { CallLimits, Fault, ObjectStore } from "./object-store.ts";
 
 export const KEY_BYTES = 32;
@@ -111,12 +112,28 @@ export interface RemoteTierOptions {
   readonly transfersMax: number;
   readonly requestDeadlineMs: number;
   readonly existence: ExistenceOptions;
+  readonly guard?: Partial<GuardOptions>;
+  /** Absent: this node removes nothing. */
+  readonly garbage?: GarbageOptions | undefined;
+  /** How often a store that is down is asked whether it is back. */
   readonly probeIntervalMs: number;
   /** Above this many milliseconds per MiB (average) the tier is slow. */
   readonly slowMsPerMiB: number;
   readonly log?: (line: string) => void;
   /** Milliseconds of any monotonic clock; performance.now by default. */
   readonly now?: () => number;
+}
+
+export interface GarbageOptions {
+  readonly intervalMs: number;
+  /** Objects older than this go; 0: no limit. */
+  readonly ageMsMax: number;
+  /** Bytes the store may hold, oldest go first; 0: no limit. */
+  readonly bytesMax: number;
+  /** Nothing younger is touched, whatever the budget says; covers the clocks' differences. */
+  readonly graceMs: number;
+  /** In each round a node removes one of so many parts: about the number of nodes that collect. */
+  readonly parts: number;
 }
 
 export interface ExistenceOptions {
@@ -146,27 +163,51 @@ export interface RemoteStorage {
     limits: CallLimits,
   ): Promise<FetchResult>;
   /**
-   * Blocks of this chain (records of KEY_BYTES bytes from the root on) that stand in the store in all shards, as far
-   * as the cache knows: a multiple of chunkBlocks, a hint without a lease. Probes what it does not know in the
-   * background, beyond `localBlocks`, so that the next call knows.
+   * Blocks of this chain (keys of keyBytes bytes each from the root on, as frames hold them) that stand in the store
+   * in all shards, as far as the cache knows: 0, or a multiple of chunkBlocks beyond localBlocks. A hint without a
+   * lease, answered at once; what is not known is probed in the background, so that a later call knows.
    */
-  remotePrefix(space: ChunkSpace, keys: Uint8Array, localBlocks: number): number;
+  remotePrefix(space: ChunkSpace, keys: Uint8Array, keyBytes: number, localBlocks: number): number;
   snapshot(): RemoteSnapshot;
   close(): Promise<void>;
 }
 
+/** One reading of all its counters and gauges; the first part is what src/observe publishes. */
 export interface RemoteSnapshot {
   readonly description: string;
   readonly health: RemoteHealth;
-  readonly counters: Readonly<Record<string, number>>;
+  /** Attempts at the store by outcome. */
+  readonly requests: Readonly<Record<Fault | "ok", number>>;
+  readonly retries: number;
+  /** Retries that the budget did not allow. */
+  readonly retriesDenied: number;
+  readonly breakerOpened: number;
+  readonly receivedBytes: number;
+  readonly sentBytes: number;
+  readonly fetchedBlocks: number;
+  readonly failedBlocks: number;
+  readonly corruptBlocks: number;
+  /** Objects whose header or length was wrong. */
+  readonly corruptObjects: number;
+  /** Sound objects under another object's name. */
+  readonly misplacedObjects: number;
+  readonly storedChunks: number;
+  readonly presentChunks: number;
+  readonly failedChunks: number;
+  readonly existenceHits: number;
+  readonly existenceMisses: number;
+  readonly existenceEntries: number;
+  /** Probes and searches left out at their bound. */
+  readonly probesDropped: number;
+  /** Objects that garbage collection removed. */
+  readonly collected: number;
+  readonly quarantined: number;
   readonly stagingBytes: number;
   readonly stagingUsedBytes: number;
   readonly transfers: number;
   readonly waiting: number;
-  /** Of the last transfers, averaged; 0 before the first. */
+  /** Of one transfer alone, averaged; 0 before the first. */
   readonly getBytesPerSecond: number;
   readonly putBytesPerSecond: number;
-  readonly existenceEntries: number;
-  readonly quarantined: number;
   readonly lastFault: string;
 }
