@@ -34,6 +34,7 @@ import { LIMITS } from "./limits.ts";
 import { explainKey, nodeSnapshot, publishGauges } from "./node-snapshot.ts";
 import { Feed, METRIC } from "./observe/feed.ts";
 import { LruPolicy } from "./policy/lru.ts";
+import { tenantStats } from "./tenant-stats.ts";
 import { PoolResizer } from "./transfer/resizer.ts";
 import { persistAges } from "./transfer/ages.ts";
 
@@ -234,7 +235,10 @@ class NodeDaemon implements Daemon {
       inbox,
       events,
       statuses,
-      nodeStats: () => nodeSnapshot(server, ledger, dram).tiers[0] ?? {},
+      nodeStats: (tenant) =>
+        tenants.length > 1
+          ? tenantStats(ledger, tenant, tenantIndex.get(tenant) ?? tenants.length)
+          : (nodeSnapshot(server, ledger, dram).tiers[0] ?? {}),
       onProgress: (task, done, total, outcome) => {
         dram.onProgress(task, done, total, outcome);
       },

@@ -154,8 +154,8 @@ export interface EngineContext {
   /** The NVMe tier, undefined when it is off. */
   readonly nvme: DiskTier | undefined;
   draining: boolean;
-  /** What STATS says of the node. */
-  readonly nodeStats: () => object;
+  /** What STATS says of the node to this tenant. */
+  readonly nodeStats: (tenant: string) => object;
 }
 
 /** Region of a hot call, checked. @throws CairnError unknownRegion, regionUnproven */

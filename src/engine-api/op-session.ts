@@ -191,7 +191,7 @@ export function stats(context: EngineContext, frame: InboundFrame): void {
     pinnedBytes: instance.pinnedBytes,
     jobs: connection.jobs.size,
     regions: connection.regions.size,
-    node: context.nodeStats(),
+    node: context.nodeStats(connection.tenant),
   });
 }
 

@@ -61,7 +61,7 @@ export interface EngineServerOptions {
   readonly inbox: ArrayBuffer;
   readonly events: Uint32Array;
   readonly statuses: Uint8Array;
-  readonly nodeStats: () => object;
+  readonly nodeStats: (tenant: string) => object;
   /** PROGRESS events (pre-touch, scan): task, done, total, outcome (0 running, 1 ended, 2 failed). */
   readonly onProgress: (task: number, done: number, total: number, outcome: number) => void;
   /** A fault in cairn was answered as `internal`. */

@@ -2,6 +2,7 @@
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { type NamespaceDescriptor, OP } from "../../src/engine-api/protocol.ts";
+import { decodeCold } from "../../src/engine-api/codec.ts";
 import { type TestDaemon, withDaemon } from "../harness/daemon.ts";
 import { chainOf, TestEngine } from "../harness/engine.ts";
 import { descriptorOf, helloOf } from "../harness/frames.ts";
@@ -29,6 +30,15 @@ async function namespacesOf(daemon: TestDaemon): Promise<string[]> {
     "/v1/namespaces",
   );
   return namespaces.map(({ descriptor }) => descriptor.model);
+}
+
+async function nodeOf(engine: TestEngine): Promise<unknown> {
+  const reply = await engine.wire.call({ op: OP.STATS });
+  return decodeCold(reply.body)["node"];
+}
+
+function accountOf(tenant: string, blocks: number, usedBytes: number): object {
+  return { tenant, tiers: [{ tier: "dram", blocks, usedBytes }] };
 }
 
 describe("a full namespace table", () => {
@@ -104,6 +114,25 @@ describe("a full namespace table", () => {
 });
 
 describe("tenants", () => {
+  it("see their own accounts in STATS, and nothing of what others hold", async () => {
+    await withDaemon({}, async (daemon) => {
+      const whole = await TestEngine.start(daemon.socket, { engineId: "alone" });
+      await whole.store(chain);
+      expect(await nodeOf(whole)).toMatchObject({ tier: "dram", blocks: 16 });
+      whole.close();
+      const one = join(daemon.directory, "one.sock");
+      await daemon.stop();
+      daemon.configure({ tenants: [{ name: "one", socket: one }] });
+      await daemon.launch();
+      const engine = await TestEngine.start(one, { engineId: "one" });
+      expect(await nodeOf(engine)).toEqual(accountOf("one", 0, 0));
+      await engine.store(chain.slice(0, 3));
+      expect(await nodeOf(engine)).toEqual(accountOf("one", 3, 3 * engine.rowBytes));
+      const common = await TestEngine.start(daemon.socket, { engineId: "common" });
+      expect(await nodeOf(common)).toEqual(accountOf("default", 16, 16 * common.rowBytes));
+    });
+  });
+
   it("have a share each: one that uses up its own leaves the others theirs, and is told so", async () => {
     await withDaemon({}, async (probe) => {
       const one = join(probe.directory, "one.sock");
