@@ -3,7 +3,7 @@
  */
 import { assert } from "../assert.ts";
 import { TICK_MAX, type Core, type Tier } from "./core.ts";
-import type { AgeHeap } from "./heap.ts";
+import { AgeHeap } from "./heap.ts";
 import * as R from "./table.ts";
 import { NO_BLOCK, STATE, type Block, type TierIndex } from "./types.ts";
 
@@ -41,9 +41,15 @@ export function offer(core: Core, block: Block, tier: Tier): void {
   const bit = orphan ? R.IN_ORPHANS : R.IN_HEAP;
   if ((status & bit) !== 0) return;
   const classIndex = core.namespaceOf(block).classOfTier[tier.index]!;
-  const heap = (orphan ? tier.orphans : tier.heaps)[classIndex]!;
+  const heaps = (orphan ? tier.orphans : tier.heaps)[classIndex]!;
   core.records[word] = status | bit;
-  heap.push(ageRank(core, block, tier.index), block);
+  indexOf(heaps, core.deviceOf(block, tier)).push(ageRank(core, block, tier.index), block);
+}
+
+/** The age index of a device, made on first use. */
+export function indexOf(heaps: AgeHeap[], device: number): AgeHeap {
+  while (heaps.length <= device) heaps.push(new AgeHeap());
+  return heaps[device]!;
 }
 
 /** offer() in every tier. */
@@ -55,20 +61,21 @@ export function offerBlock(core: Core, block: Block): void {
   }
 }
 
-/**
- * The copy of this class that leaves next, orphans before others; NO_BLOCK if none may. It stays in its
- * index: evict it, or leave it there.
- */
-export function oldest(core: Core, tier: Tier, classIndex: number): Block {
-  const orphan = settle(core, tier, tier.orphans[classIndex]!, R.IN_ORPHANS);
-  if (orphan !== NO_BLOCK) return orphan;
-  return settle(core, tier, tier.heaps[classIndex]!, R.IN_HEAP);
+/** The orphan of this class on this device that leaves next; NO_BLOCK if none may. It stays in its index. */
+export function oldestOrphan(core: Core, tier: Tier, classIndex: number, device: number): Block {
+  return settle(core, tier, tier.orphans[classIndex]!, device, R.IN_ORPHANS);
+}
+
+/** The visible copy of this class on this device that leaves next; NO_BLOCK if none may. It stays in its index. */
+export function oldestLeaf(core: Core, tier: Tier, classIndex: number, device: number): Block {
+  return settle(core, tier, tier.heaps[classIndex]!, device, R.IN_HEAP);
 }
 
 /** Drops and sinks entries at the top until it is one that may leave, with its true rank. */
-function settle(core: Core, tier: Tier, heap: AgeHeap, bit: number): Block {
+function settle(core: Core, tier: Tier, heaps: AgeHeap[], device: number, bit: number): Block {
   const wanted = bit === R.IN_ORPHANS ? STATE.ORPHAN : STATE.VISIBLE;
-  while (heap.length > 0) {
+  const heap = heaps[device];
+  while (heap !== undefined && heap.length > 0) {
     const block = heap.blockAt(0);
     const fits =
       core.inUse(block) &&
@@ -79,6 +86,14 @@ function settle(core: Core, tier: Tier, heap: AgeHeap, bit: number): Block {
       dropBit(core, block, tier.index, bit);
       continue;
     }
+    const home = core.deviceOf(block, tier);
+    if (home !== device) {
+      // It left and came back on another device while its entry stayed here.
+      const rank = heap.rankAt(0);
+      heap.pop();
+      indexOf(heaps, home).push(rank, block);
+      continue;
+    }
     const rank = ageRank(core, block, tier.index);
     if (rank <= heap.rankAt(0)) return block;
     heap.sinkTop(rank);
@@ -87,7 +102,7 @@ function settle(core: Core, tier: Tier, heap: AgeHeap, bit: number): Block {
 }
 
 /** The entry of a block left an index; a record that only the index still named becomes free. */
-function dropBit(core: Core, block: Block, tier: TierIndex, bit: number): void {
+export function dropBit(core: Core, block: Block, tier: TierIndex, bit: number): void {
   const records = core.records;
   const first = block * R.RECORD_WORDS + R.TIER_FIRST + R.STATUS;
   const word = first + tier * R.TIER_WORDS;
@@ -108,7 +123,7 @@ export function purgeZombies(core: Core): void {
       [tier.heaps, R.IN_HEAP],
       [tier.orphans, R.IN_ORPHANS],
     ] as const) {
-      for (const heap of heaps) {
+      for (const heap of heaps.flat()) {
         const keep = (block: Block): boolean => {
           if (core.inUse(block)) return true;
           dropBit(core, block, tier.index, bit);
@@ -139,6 +154,7 @@ function halveAges(core: Core): void {
     }
   }
   core.tick >>>= 1;
+  core.timeline.halve();
   reRank(core);
 }
 
@@ -146,7 +162,7 @@ function halveAges(core: Core): void {
 export function reRank(core: Core): void {
   for (const tier of core.tiers) {
     if (tier === undefined) continue;
-    for (const heap of [...tier.heaps, ...tier.orphans]) {
+    for (const heap of [...tier.heaps, ...tier.orphans].flat()) {
       heap.rebuild(
         () => true,
         (_rank, block) => ageRank(core, block, tier.index),
@@ -164,6 +180,7 @@ export function touch(core: Core, block: Block): void {
   if (records[uses]! >>> R.HITS_SHIFT < R.HITS_MAX) {
     records[uses] = records[uses]! + 2 ** R.HITS_SHIFT;
   }
+  forgetRefusal(core, block);
   if (core.policy.classifies) classify(core, block, now);
   for (let tier = 0; tier < core.tiers.length; tier += 1) {
     if (core.tiers[tier] === undefined || core.tiers[tier]!.blocks === 0) continue;
@@ -176,6 +193,13 @@ export function touch(core: Core, block: Block): void {
       deepest = core.parentOf(deepest);
     }
   }
+}
+
+/** A block that is used is worth another look (demote.ts). */
+function forgetRefusal(core: Core, block: Block): void {
+  const word = block * R.RECORD_WORDS + R.NAMESPACE;
+  const flags = core.records[word]!;
+  if (flags >= R.REFUSED_ONE) core.records[word] = flags & (R.REFUSED_ONE - 1);
 }
 
 /** Asks the policy for the block's class; its rank follows when it next surfaces. */

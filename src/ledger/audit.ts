@@ -4,6 +4,7 @@
  */
 import { assert } from "../assert.ts";
 import { ageRank, mayLeave } from "./ages.ts";
+import { auditSlotTable } from "./audit-slots.ts";
 import type { Core, Tier } from "./core.ts";
 import { FILL } from "./slots.ts";
 import { isLive, STATE_COUNT } from "./states.ts";
@@ -174,7 +175,7 @@ function auditTier(core: Core, tier: Tier, blocks: readonly Block[]): void {
   assert(cap === 0 || copies <= cap, "audit: a tier holds more copies than its cap");
   const expected = tier.slots.slotsUsed - tier.movesInFlight;
   assert(slots === expected, "audit: slots held by records differ from slots used");
-  tier.slots.audit();
+  auditSlotTable(tier.slots);
 }
 
 /** Slots of one copy; returns how many it holds. */
@@ -261,18 +262,19 @@ function auditIndexes(core: Core): void {
       [tier.orphans, R.IN_ORPHANS, STATE.ORPHAN],
     ] as const) {
       const entries = new Map<Block, number>();
-      heaps.forEach((heap, classIndex) => {
-        for (let i = 0; i < heap.length; i += 1) {
-          const block = heap.blockAt(i);
-          assert(!entries.has(block), "audit: a block stands in an age index twice");
-          entries.set(block, heap.rankAt(i));
-          if (i > 0) assert(heap.rankAt((i - 1) >> 2) <= heap.rankAt(i), "audit: heap order");
-          if (!core.inUse(block)) zombies.add(block);
-          else {
-            const own = core.namespaceOf(block).classOfTier[tier.index];
-            assert(own === classIndex, "audit: a block in the index of another class");
+      heaps.forEach((devices, classIndex) => {
+        for (const heap of devices)
+          for (let i = 0; i < heap.length; i += 1) {
+            const block = heap.blockAt(i);
+            assert(!entries.has(block), "audit: a block stands in an age index twice");
+            entries.set(block, heap.rankAt(i));
+            if (i > 0) assert(heap.rankAt((i - 1) >> 2) <= heap.rankAt(i), "audit: heap order");
+            if (!core.inUse(block)) zombies.add(block);
+            else {
+              const own = core.namespaceOf(block).classOfTier[tier.index];
+              assert(own === classIndex, "audit: a block in the index of another class");
+            }
           }
-        }
       });
       for (let block = 0; block < core.table.touched; block += 1) {
         const word = block * R.RECORD_WORDS + R.tierWord(tier.index) + R.STATUS;

@@ -9,8 +9,10 @@ import type { ClassFeatures, EvictionPolicy } from "../policy/policy.ts";
 import type { AgeHeap } from "./heap.ts";
 import type { LeaseTable } from "./leases.ts";
 import { VisibilityLog } from "./log.ts";
-import { FILL, ShardTable, SlotTable } from "./slots.ts";
+import { ShardTable } from "./shards.ts";
+import { FILL, SlotTable } from "./slots.ts";
 import { TenantAccounts } from "./tenants.ts";
+import { AGES_RECOVERED, Timeline } from "./timeline.ts";
 import * as R from "./table.ts";
 import { STATE_COUNT } from "./states.ts";
 import {
@@ -35,9 +37,9 @@ export class Tier {
   readonly options: SlabTierOptions;
   readonly slots: SlotTable;
   readonly shardTable = new ShardTable();
-  /** Age indexes by size class: copies that may leave, and orphans, which leave first. */
-  readonly heaps: AgeHeap[] = [];
-  readonly orphans: AgeHeap[] = [];
+  /** Age indexes by size class and device: copies that may leave, and orphans, which leave first. */
+  readonly heaps: AgeHeap[][] = [];
+  readonly orphans: AgeHeap[][] = [];
   /** Copies with any state but absent. */
   blocks = 0;
   readonly stateBlocks = new Float64Array(new SharedArrayBuffer(STATE_COUNT * 8));
@@ -46,6 +48,10 @@ export class Tier {
   evictions = 0;
   /** Evictions that took an orphan. */
   evictedOrphans = 0;
+  /** Evictions that took the last copy of a block although a lower tier exists. */
+  evictedUnbacked = 0;
+  /** Where evictBelow() goes on (evict.ts). */
+  belowCursor = 0;
 
   constructor(index: TierIndex, options: SlabTierOptions) {
     this.index = index;
@@ -55,8 +61,9 @@ export class Tier {
 
   get bytes(): number {
     let bytes = this.slots.bytes + this.shardTable.bytes;
-    for (const heap of this.heaps) bytes += heap.bytes;
-    for (const heap of this.orphans) bytes += heap.bytes;
+    for (const heaps of [this.heaps, this.orphans]) {
+      for (const devices of heaps) for (const heap of devices) bytes += heap.bytes;
+    }
     return bytes;
   }
 }
@@ -88,8 +95,9 @@ export class Core {
   aborted = 0;
   orphaned = 0;
   holesMade = 0;
-  /** Logical time. */
-  tick = 1;
+  /** Logical time; what comes before belongs to blocks of an earlier life (timeline.ts). */
+  tick = AGES_RECOVERED + 1;
+  readonly timeline = new Timeline();
   /** True between the first recover() and recoverEnd(): age indexes are built at the end. */
   recovering = false;
   /** Work lists that are reused, so that cascades neither recurse nor allocate. */
@@ -249,6 +257,14 @@ export class Core {
     const namespace = this.namespaceOf(block);
     if (shard < 0 || shard >= namespace.shards) return NO_SLOT;
     return namespace.shards === 1 ? word : this.tier(tier).shardTable.get(word, shard);
+  }
+
+  /** Device in whose age index a complete copy stands: that of its first shard. */
+  deviceOf(block: Block, tier: Tier): number {
+    if (tier.slots.devices === 1) return 0;
+    const slot = this.slotOf(block, tier.index, 0);
+    assert(slot !== NO_SLOT, "a complete copy has a slot for each shard");
+    return tier.slots.deviceOf(slot);
   }
 
   /** Prepares the slot word of a copy that is about to be reserved. */

@@ -5,6 +5,7 @@ import { assert } from "../assert.ts";
 import { CairnError } from "../errors.ts";
 import { classify, nextTick, offer, offerBlock, purgeZombies } from "./ages.ts";
 import type { Core, Namespace, Tier } from "./core.ts";
+import { homeOf, standsOnLost } from "./devices.ts";
 import { roomForBlocks, takeSlot } from "./evict.ts";
 import { FILL } from "./slots.ts";
 import { EVENT, isPending } from "./states.ts";
@@ -206,7 +207,7 @@ function reserveOne(
   hold(core, block, 1);
   const room = !first || roomForBlocks(core, tier, 1);
   const classIndex = namespace.classOfTier[TIER.DRAM]!;
-  const slot = room ? takeSlot(core, tier, classIndex, block) : NO_SLOT;
+  const slot = room ? takeSlot(core, tier, classIndex, block, 0) : NO_SLOT;
   hold(core, parent, -1);
   hold(core, block, -1);
   if (slot === NO_SLOT) {
@@ -225,7 +226,7 @@ function hold(core: Core, block: Block, count: number): void {
   core.records[word] = core.records[word]! + count;
 }
 
-function beginCopy(core: Core, block: Block, tier: Tier, age: number): void {
+export function beginCopy(core: Core, block: Block, tier: Tier, age: number): void {
   core.openSlots(block, tier);
   // An earlier life of this copy may have left its (older) entry in the age index, so an age never goes
   // down.
@@ -256,7 +257,7 @@ export function fillEnd(core: Core, block: Block, t: TierIndex, shard: number, o
     drained(core, block, tier, shard);
     return;
   }
-  if (!ok) {
+  if (!ok || standsOnLost(core, tier, block)) {
     // The job is over: its slot may go at once. RESERVED and failed slots carry no valid header.
     if (filling) tier.slots.setFill(slot, FILL.LANDED);
     fillFailed(core, block, tier);
@@ -340,8 +341,9 @@ export function copyBegin(core: Core, block: Block, from: TierIndex, to: TierInd
   const namespace = core.namespaceOf(block);
   const classIndex = namespace.classOfTier[to]!;
   let room = roomForBlocks(core, tier, 0);
+  const home = homeOf(core, tier, block, classIndex);
   for (let shard = 0; room && shard < namespace.shards; shard += 1) {
-    const slot = takeSlot(core, tier, classIndex, block);
+    const slot = takeSlot(core, tier, classIndex, block, home);
     if (slot === NO_SLOT) room = false;
     else core.setSlot(block, tier, shard, slot);
   }
@@ -365,7 +367,8 @@ export function copyEnd(
   ok: boolean,
 ): void {
   const tier = core.tier(to);
-  const good = ok && core.stateOf(block, from) !== STATE.QUARANTINED;
+  const sound = core.stateOf(block, from) !== STATE.QUARANTINED;
+  const good = ok && sound && !standsOnLost(core, tier, block);
   const shards = core.namespaceOf(block).shards;
   const draining = core.stateOf(block, to) === STATE.DRAINING;
   // The pin goes last: it keeps the record while the target's state settles.

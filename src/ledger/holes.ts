@@ -22,11 +22,12 @@ export function corrupt(core: Core, block: Block, tier: Tier): void {
   core.flush();
 }
 
-/** A tier was fenced: every complete copy in it is gone. Copies being filled end with their jobs. */
-export function loseTier(core: Core, tier: Tier): number {
+/** Every complete copy in the tier that `gone` names is lost. Copies being filled end with their jobs. */
+export function loseCopies(core: Core, tier: Tier, gone: (block: Block) => boolean): number {
   const lost: Block[] = [];
   for (let block = 0; block < core.table.touched; block += 1) {
     if (!core.inUse(block) || !isComplete(core.stateOf(block, tier.index))) continue;
+    if (!gone(block)) continue;
     loseCopy(core, block, tier);
     lost.push(block);
   }

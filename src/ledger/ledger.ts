@@ -11,9 +11,12 @@
 import { assert } from "../assert.ts";
 import type { HintRequest, HintVerdict } from "../policy/hints.ts";
 import type { EvictionPolicy } from "../policy/policy.ts";
+import { Adoption } from "./adopt.ts";
 import { mayLeave, touch } from "./ages.ts";
 import { audit } from "./audit.ts";
 import { Core, type Namespace } from "./core.ts";
+import * as demote from "./demote.ts";
+import { loseDevice } from "./devices.ts";
 import { evict, evictToWatermark } from "./evict.ts";
 import * as fill from "./fill.ts";
 import * as holes from "./holes.ts";
@@ -60,6 +63,7 @@ export class Ledger implements LedgerApi {
   };
   readonly #call: fill.ReserveCall;
   #recovery: Recovery | undefined;
+  readonly #adoptions: (Adoption | undefined)[] = [];
 
   /** hashSeed: any integer; a secret one keeps clients from choosing keys that collide. */
   constructor(options: LedgerOptions, policy: EvictionPolicy, hashSeed = 0) {
@@ -354,7 +358,20 @@ export class Ledger implements LedgerApi {
    * ever.
    */
   loseTier(tier: TierIndex): number {
-    return holes.loseTier(this.core, this.core.tier(tier));
+    return holes.loseCopies(this.core, this.core.tier(tier), () => true);
+  }
+
+  /** See LedgerApi. */
+  loseDevice(tier: TierIndex, device: number): number {
+    return loseDevice(this.core, this.core.tier(tier), device);
+  }
+
+  closeDevice(tier: TierIndex, device: number): void {
+    this.core.tier(tier).slots.setDeviceClosed(device, true);
+  }
+
+  openDevice(tier: TierIndex, device: number): void {
+    this.core.tier(tier).slots.setDeviceClosed(device, false);
   }
 
   sweep(records: number): boolean {
@@ -390,6 +407,48 @@ export class Ledger implements LedgerApi {
   recoverEnd(): void {
     this.#recovery?.end();
     this.#recovery = undefined;
+  }
+
+  adoptBegin(tier: TierIndex, slab: number, payloadBytes: number): boolean {
+    if (payloadBytes > 0) openClass(this.core.tier(tier), payloadBytes, () => -1);
+    const adoption = (this.#adoptions[tier] ??= new Adoption(this.core, this.core.tier(tier)));
+    return adoption.begin(slab, payloadBytes);
+  }
+
+  adopt(
+    block: RecoveredBlock,
+    tier: TierIndex,
+    words: Uint32Array,
+    at: number,
+    parentAt: number,
+  ): boolean {
+    return this.#adoptions[tier]?.offer(block, words, at, parentAt) ?? false;
+  }
+
+  adoptEnd(tier: TierIndex, slab: number): void {
+    this.#adoptions[tier]?.end(slab);
+  }
+
+  demotable(from: TierIndex, to: TierIndex, into: Uint32Array, max: number): number {
+    return demote.demotable(this.core, from, to, into, max);
+  }
+
+  demotionRefused(block: Block): void {
+    demote.refuse(this.core, block);
+  }
+
+  unbacked(from: TierIndex, to: TierIndex, depth: number): number {
+    return demote.unbacked(this.core, from, to, depth);
+  }
+
+  /** It is `milliseconds` (wall time) now; call it at the start and about once a second (timeline.ts). */
+  noteTime(milliseconds: number): void {
+    this.core.timeline.note(this.core.tick, milliseconds);
+  }
+
+  /** Wall time of a copy's last use, in milliseconds: what headers and indexes carry. */
+  lastAccessOf(block: Block, tier: TierIndex): number {
+    return Math.floor(this.core.timeline.timeOf(this.ageOf(block, tier)));
   }
 
   growTier(tier: TierIndex, slabs: number): void {

@@ -56,8 +56,8 @@ export function openClass(tier: Tier, payloadBytes: number, spare: () => number)
   }
   const index = slots.classOf(payloadBytes);
   while (tier.heaps.length <= index) {
-    tier.heaps.push(new AgeHeap());
-    tier.orphans.push(new AgeHeap());
+    tier.heaps.push([new AgeHeap()]);
+    tier.orphans.push([new AgeHeap()]);
   }
   return index;
 }

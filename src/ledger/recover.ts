@@ -10,12 +10,10 @@ import { offerBlock } from "./ages.ts";
 import type { Core, Namespace, Tier } from "./core.ts";
 import { EVENT, isPending } from "./states.ts";
 import * as R from "./table.ts";
+import { AGES_RECOVERED } from "./timeline.ts";
 import { allLanded } from "./fill.ts";
 import { abortCopy, hide, makeVisible, releaseRecord, showRecovered, transition } from "./tree.ts";
 import { NO_BLOCK, NO_SLOT, STATE, type Block, type RecoveredBlock } from "./types.ts";
-
-/** Recovered ages take the first part of logical time. */
-const AGES_RECOVERED = 2 ** 30;
 
 export class Recovery {
   readonly #core: Core;
@@ -56,14 +54,13 @@ export class Recovery {
     if (!namespace.chained && from.depth !== 1) return NO_BLOCK;
     let block = core.table.find(namespace.index, namespace.keyWords, words, at);
     if (block === NO_BLOCK) {
-      const cap = tier.options.blocksMax;
-      if (!core.table.ready || (cap > 0 && tier.blocks >= cap)) return NO_BLOCK;
+      if (!core.table.ready || capped(tier)) return NO_BLOCK;
       const { index, keyWords } = namespace;
       block = core.table.insert(index, keyWords, words, at, parent, from.depth);
       core.linkWaiting(block);
     } else if (core.depthOf(block) !== from.depth || core.parentOf(block) !== parent) {
       return NO_BLOCK;
-    }
+    } else if (core.stateOf(block, tier.index) === STATE.ABSENT && capped(tier)) return NO_BLOCK;
     if (!this.#takeSlot(from, tier, namespace, block)) {
       releaseRecord(core, block);
       return NO_BLOCK;
@@ -145,6 +142,7 @@ export class Recovery {
       most = Math.max(most, times[block]!);
     }
     const scale = most > least ? Math.min(1, (AGES_RECOVERED - 1) / (most - least)) : 1;
+    if (least <= most) core.timeline.recovered(least, most, 1 + Math.floor((most - least) * scale));
     for (let block = 0; block < core.table.touched; block += 1) {
       const age = 1 + Math.floor((times[block]! - least) * scale);
       for (const tier of core.tiers) {
@@ -155,4 +153,10 @@ export class Recovery {
     }
     core.tick = AGES_RECOVERED + 1;
   }
+}
+
+/** The tier holds as many blocks as it may. */
+function capped(tier: Tier): boolean {
+  const cap = tier.options.blocksMax;
+  return cap > 0 && tier.blocks >= cap;
 }

@@ -36,7 +36,7 @@ export function planMoves(
     const block = slots.ownerOf(from);
     if (core.stateOf(block, tier.index) !== STATE.VISIBLE) continue;
     if (core.pinsOf(block, tier.index) > 0) continue;
-    const to = slots.allocate(classIndex, block);
+    const to = slots.allocate(classIndex, block, slots.deviceOfSlab(slab));
     if (to === NO_SLOT) break;
     pin(core, block, tier.index);
     tier.movesInFlight += 1;

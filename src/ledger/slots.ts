@@ -6,13 +6,25 @@
  * a free slot form a list; slots of a new slab are handed out in order, so that a chain stored in order
  * lies in order.
  *
+ * A slab may stand on a device (devices.ts); the lists are kept per device, and a tier without devices is
+ * one device, number 0.
+ *
  * A freed slot is announced to the backing store (`invalidate`) in batches, before the ledger call that
  * freed it returns: no fill of the slot can begin earlier, so no two headers of one key are ever valid.
  */
 import { assert } from "../assert.ts";
+import {
+  classBytes,
+  DEVICES_MAX,
+  emptyClass,
+  NONE,
+  SLOT_INDEX_BITS,
+  type SlotClass,
+} from "./classes.ts";
 import { NO_SLOT, type Block, type Slot, type SlabTierOptions } from "./types.ts";
 
-export const SLOT_INDEX_BITS = 18;
+export { classBytes, SLOT_INDEX_BITS };
+
 const SLOT_INDEX_MASK = 2 ** SLOT_INDEX_BITS - 1;
 /** Slabs a slot number can name. */
 export const SLABS_MAX = 2 ** (32 - SLOT_INDEX_BITS);
@@ -20,26 +32,35 @@ export const SLABS_MAX = 2 ** (32 - SLOT_INDEX_BITS);
 /** How far a taken slot is; FREE otherwise. Stands in the two high bits of the owner word. */
 export const FILL = { RESERVED: 0, FILLING: 1, LANDED: 2, FREE: 3 } as const;
 const FILL_SHIFT = 30;
-const OWNER_MASK = 2 ** FILL_SHIFT - 1;
-const FREE_WORD = FILL.FREE * 2 ** FILL_SHIFT;
-const FREE_END = OWNER_MASK;
-const NONE = -1;
+export const OWNER_MASK = 2 ** FILL_SHIFT - 1;
+export const FREE_WORD = FILL.FREE * 2 ** FILL_SHIFT;
+export const FREE_END = OWNER_MASK;
+
+/** What a slab does with its free slots; only OPEN ones are given out. */
+export const SLAB = {
+  OPEN: 0,
+  /** Being emptied; free when its last slot is freed. */
+  CLOSED: 1,
+  /** Its device was fenced: slots that are freed are not announced, the backing store keeps what it has. */
+  LOST: 2,
+  /** Its slots are taken one by one from what the backing store holds. */
+  ADOPTING: 3,
+} as const;
 const INVALIDATE_BATCH = 4_096;
 
-/** Payload bytes rounded up to what one class serves: multiples of 64 B up to 4 KiB, of 4 KiB above. */
-export function classBytes(payloadBytes: number): number {
-  assert(Number.isInteger(payloadBytes) && payloadBytes > 0, "payload bytes must be positive");
-  const step = payloadBytes <= 4096 ? 64 : 4096;
-  return Math.ceil(payloadBytes / step) * step;
-}
-
-interface SlotClass {
-  readonly payloadBytes: number;
-  readonly slotsPerSlab: number;
-  /** First slab with a free slot. */
-  open: number;
-  slabs: number;
-  used: number;
+/** Arrays by slab, and the stacks of free slabs by device. */
+export interface SlotParts {
+  readonly class: Int16Array;
+  readonly status: Uint8Array;
+  readonly device: Uint8Array;
+  readonly head: Int32Array;
+  readonly fresh: Int32Array;
+  readonly used: Int32Array;
+  readonly next: Int32Array;
+  readonly owners: readonly (Uint32Array | undefined)[];
+  readonly freeSlabs: readonly (readonly number[])[];
+  /** Freed slots that the backing store has not been told of. */
+  readonly unannounced: number;
 }
 
 export class SlotTable {
@@ -48,6 +69,12 @@ export class SlotTable {
   /** Slabs this tier may use: [0, slabs). */
   slabs = 0;
   slotsUsed = 0;
+  /** 1 + the highest device that a slab ever stood on. */
+  devices = 1;
+  #anyLost = false;
+  readonly #deviceUsed = new Float64Array(DEVICES_MAX);
+  /** 1 = gives out no slots. */
+  readonly #deviceClosed = new Uint8Array(DEVICES_MAX);
   #owners: (Uint32Array | undefined)[] = [];
   #class: Int16Array;
   #head: Int32Array;
@@ -55,9 +82,10 @@ export class SlotTable {
   #usedOf: Int32Array;
   #next: Int32Array;
   #previous: Int32Array;
-  /** 1 = gives out no slots: being emptied. */
-  #closed: Uint8Array;
-  #freeSlabs: number[] = [];
+  #status: Uint8Array;
+  #device: Uint8Array;
+  /** By device: open slabs without a class; the last one is taken first. */
+  readonly #freeSlabs: number[][] = [[]];
   readonly #freed = new Uint32Array(INVALIDATE_BATCH);
   #freedCount = 0;
 
@@ -70,33 +98,48 @@ export class SlotTable {
     this.#usedOf = none;
     this.#next = none;
     this.#previous = none;
-    this.#closed = new Uint8Array(0);
+    this.#status = new Uint8Array(0);
+    this.#device = new Uint8Array(0);
     this.grow(options.slabs);
   }
 
   /** Bytes of owners and free lists. */
   get bytes(): number {
-    let bytes = this.#freed.byteLength + this.slabs * (2 + 5 * 4 + 1);
+    let bytes = this.#freed.byteLength + this.slabs * (2 + 5 * 4 + 2);
     for (const owners of this.#owners) bytes += owners?.byteLength ?? 0;
     return bytes;
   }
 
+  /** Slabs that any class may take. */
   get slabsFree(): number {
-    return this.#freeSlabs.length;
+    let free = 0;
+    for (const stack of this.#freeSlabs) free += stack.length;
+    return free;
   }
 
   /** Slots of assigned slabs plus, for free slabs, those the largest class in use would give. */
   get slotsTotal(): number {
     let total = 0;
-    let most = 0;
-    for (const entry of this.classes) {
-      total += entry.slabs * entry.slotsPerSlab;
-      if (entry.slabs > 0 || most === 0) most = Math.max(most, entry.slotsPerSlab);
-    }
-    return total + this.#freeSlabs.length * most;
+    for (let device = 0; device < this.devices; device += 1) total += this.slotsTotalOf(device);
+    return total;
   }
 
-  /** Adds slabs [this.slabs, slabs). */
+  /** slotsTotal of one device. */
+  slotsTotalOf(device: number): number {
+    let total = 0;
+    let most = 0;
+    for (const entry of this.classes) {
+      total += entry.slabsOf[device]! * entry.slotsPerSlab;
+      if (entry.slabs > 0 || most === 0) most = Math.max(most, entry.slotsPerSlab);
+    }
+    return total + (this.#freeSlabs[device]?.length ?? 0) * most;
+  }
+
+  slotsUsedOf(device: number): number {
+    return this.#deviceUsed[device]!;
+  }
+
+  /** Adds slabs [this.slabs, slabs); each one's device is asked for now. */
   grow(slabs: number): void {
     assert(slabs >= this.slabs && slabs <= SLABS_MAX, "slab count out of range");
     const widen = <T extends Int32Array | Int16Array | Uint8Array>(wide: T, narrow: T): T => {
@@ -110,10 +153,17 @@ export class SlotTable {
     this.#usedOf = widen(new Int32Array(slabs), this.#usedOf);
     this.#next = widen(new Int32Array(slabs).fill(NONE), this.#next);
     this.#previous = widen(new Int32Array(slabs).fill(NONE), this.#previous);
-    this.#closed = widen(new Uint8Array(slabs), this.#closed);
-    const added: number[] = [];
-    for (let slab = slabs - 1; slab >= this.slabs; slab -= 1) added.push(slab);
-    this.#freeSlabs = [...added, ...this.#freeSlabs];
+    this.#status = widen(new Uint8Array(slabs), this.#status);
+    this.#device = widen(new Uint8Array(slabs), this.#device);
+    const added: number[][] = [];
+    for (let slab = slabs - 1; slab >= this.slabs; slab -= 1) {
+      const device = this.options.deviceOf?.(slab) ?? 0;
+      assert(device >= 0 && device < DEVICES_MAX, "a tier has at most DEVICES_MAX devices");
+      this.#device[slab] = device;
+      (added[device] ??= []).push(slab);
+      while (this.devices <= device) this.devices = this.#freeSlabs.push([]);
+    }
+    added.forEach((slabsOf, device) => this.#freeSlabs[device]!.unshift(...slabsOf));
     this.#owners.length = slabs;
     this.slabs = slabs;
   }
@@ -122,8 +172,8 @@ export class SlotTable {
   removeLastSlab(): void {
     const last = this.slabs - 1;
     assert(last >= 0 && this.#class[last] === NONE, "only a free slab can be taken away");
-    this.#freeSlabs = this.#freeSlabs.filter((slab) => slab !== last);
-    this.#closed[last] = 0;
+    this.#unfree(last);
+    this.#status[last] = SLAB.OPEN;
     this.slabs = last;
     this.#owners.length = last;
   }
@@ -133,7 +183,7 @@ export class SlotTable {
     const bytes = classBytes(payloadBytes);
     const found = this.classes.findIndex((entry) => entry.payloadBytes === bytes);
     if (found >= 0) return found;
-    this.classes.push(this.#emptyClass(payloadBytes));
+    this.classes.push(emptyClass(payloadBytes, this.options.slotsPerSlab));
     return this.classes.length - 1;
   }
 
@@ -141,25 +191,22 @@ export class SlotTable {
   replaceClass(index: number, payloadBytes: number): void {
     const entry = this.classes[index];
     assert(entry !== undefined && entry.slabs === 0, "only a class without slabs can be replaced");
-    assert(entry.used === 0 && entry.open === NONE, "a class without slabs has no slots");
-    this.classes[index] = this.#emptyClass(payloadBytes);
-  }
-
-  #emptyClass(payloadBytes: number): SlotClass {
-    const bytes = classBytes(payloadBytes);
-    const slotsPerSlab = Math.min(this.options.slotsPerSlab(bytes), SLOT_INDEX_MASK + 1);
-    assert(slotsPerSlab >= 1, "a slab holds no slot of this payload");
-    return { payloadBytes: bytes, slotsPerSlab, open: NONE, slabs: 0, used: 0 };
+    assert(
+      entry.used === 0 && entry.open.every((slab) => slab === NONE),
+      "a class without slabs has no slots",
+    );
+    this.classes[index] = emptyClass(payloadBytes, this.options.slotsPerSlab);
   }
 
   /**
-   * A free slot for `owner` (state RESERVED) from the class's slabs or a free slab; NO_SLOT if there is
-   * none.
+   * A free slot for `owner` (state RESERVED) on `device`: from the class's slabs there or a free slab; if
+   * there is none, on the device with the most room; NO_SLOT if all are full.
    */
-  allocate(classIndex: number, owner: Block): Slot {
+  allocate(classIndex: number, owner: Block, device = 0): Slot {
     const entry = this.classes[classIndex]!;
-    if (entry.open === NONE && !this.assignFreeSlab(classIndex)) return NO_SLOT;
-    const slab = entry.open;
+    let slab = this.#deviceClosed[device] === 0 ? entry.open[device]! : NONE;
+    if (slab === NONE) slab = this.#openSlab(classIndex, device);
+    if (slab === NONE) return NO_SLOT;
     const owners = this.#owners[slab]!;
     let index = this.#head[slab]!;
     if (index !== FREE_END) this.#head[slab] = owners[index]! & OWNER_MASK;
@@ -173,15 +220,38 @@ export class SlotTable {
     return ((slab << SLOT_INDEX_BITS) | index) >>> 0;
   }
 
-  /** Gives a free slab to the class; false if none is free. */
-  assignFreeSlab(classIndex: number): boolean {
-    let slab = this.#freeSlabs.pop();
-    const held: number[] = [];
-    while (slab !== undefined && this.#closed[slab] === 1) {
-      held.push(slab);
-      slab = this.#freeSlabs.pop();
+  /** Device with the most room for the class among those that give out slots; −1 if all are full. */
+  roomiest(classIndex: number): number {
+    const entry = this.classes[classIndex]!;
+    let best = -1;
+    let most = 0;
+    for (let device = 0; device < this.devices; device += 1) {
+      if (this.#deviceClosed[device] === 1) continue;
+      const room = entry.room[device]! + this.#freeSlabs[device]!.length * entry.slotsPerSlab;
+      if (room <= most) continue;
+      best = device;
+      most = room;
     }
-    this.#freeSlabs.push(...held);
+    return best;
+  }
+
+  /** A slab of the class with a free slot, on `device` or else where most room is; −1 if there is none. */
+  #openSlab(classIndex: number, device: number): number {
+    const entry = this.classes[classIndex]!;
+    if (this.#deviceClosed[device] === 0 && this.#assignFree(classIndex, device)) {
+      return entry.open[device]!;
+    }
+    if (this.devices === 1) return NONE;
+    const other = this.roomiest(classIndex);
+    if (other < 0) return NONE;
+    if (entry.open[other] === NONE) this.#assignFree(classIndex, other);
+    assert(entry.open[other] !== NONE, "a device with room has an open slab");
+    return entry.open[other]!;
+  }
+
+  /** Gives a free slab of the device to the class; false if none is free. */
+  #assignFree(classIndex: number, device: number): boolean {
+    const slab = this.#freeSlabs[device]?.pop();
     if (slab === undefined) return false;
     this.#assign(slab, classIndex);
     this.options.assignSlab(slab, this.classes[classIndex]!.payloadBytes);
@@ -193,11 +263,43 @@ export class SlotTable {
    */
   adopt(slab: number, payloadBytes: number): void {
     assert(slab < this.slabs && this.#class[slab] === NONE, "a slab can be adopted once");
-    this.#freeSlabs = this.#freeSlabs.filter((free) => free !== slab);
+    this.#unfree(slab);
     this.#assign(slab, this.classOf(payloadBytes));
   }
 
-  /** Start-up: takes one slot of an adopted slab in state LANDED; false if it is out of range or taken. */
+  /**
+   * Live: the same for a slab that serves no class (new, or lost with its device); it gives out no slots
+   * until adoptEnd(). Payload 0: the slab is a free one. False: slots of it are still in use.
+   */
+  adoptBegin(slab: number, payloadBytes: number): boolean {
+    assert(slab < this.slabs, "no such slab");
+    if (this.#class[slab] !== NONE) return false;
+    this.#unfree(slab);
+    if (payloadBytes === 0) {
+      this.#status[slab] = SLAB.OPEN;
+      this.#freeSlabs[this.#device[slab]!]!.push(slab);
+      return true;
+    }
+    this.#status[slab] = SLAB.ADOPTING;
+    this.#assign(slab, this.classOf(payloadBytes));
+    return true;
+  }
+
+  /** Builds the slab's free list and opens it; nothing if the device was lost meanwhile. */
+  adoptEnd(slab: number): void {
+    if (this.#status[slab] !== SLAB.ADOPTING) return;
+    const entry = this.classes[this.#class[slab]!]!;
+    this.#status[slab] = SLAB.OPEN;
+    this.#linkFree(slab);
+    if (this.#usedOf[slab]! < entry.slotsPerSlab) this.#open(slab, entry);
+    if (this.#usedOf[slab] === 0) this.#release(slab);
+  }
+
+  isAdopting(slab: number): boolean {
+    return slab < this.slabs && this.#status[slab] === SLAB.ADOPTING;
+  }
+
+  /** Takes one slot of an adopted slab in state LANDED; false if it is out of range or taken. */
   take(slot: Slot, classIndex: number, owner: Block): boolean {
     const slab = slot >>> SLOT_INDEX_BITS;
     const index = slot & SLOT_INDEX_MASK;
@@ -221,14 +323,19 @@ export class SlotTable {
   takeEnd(): void {
     for (let slab = 0; slab < this.slabs; slab += 1) {
       if (this.#class[slab] === NONE) continue;
-      const owners = this.#owners[slab]!;
-      this.#head[slab] = FREE_END;
-      for (let index = this.#fresh[slab]! - 1; index >= 0; index -= 1) {
-        if (owners[index]! < FREE_WORD) continue;
-        owners[index] = FREE_WORD + this.#head[slab]!;
-        this.#head[slab] = index;
-      }
+      this.#linkFree(slab);
       if (this.#usedOf[slab] === 0) this.#release(slab);
+    }
+  }
+
+  /** Links the free ones among the slots that were ever taken. */
+  #linkFree(slab: number): void {
+    const owners = this.#owners[slab]!;
+    this.#head[slab] = FREE_END;
+    for (let index = this.#fresh[slab]! - 1; index >= 0; index -= 1) {
+      if (owners[index]! < FREE_WORD) continue;
+      owners[index] = FREE_WORD + this.#head[slab]!;
+      this.#head[slab] = index;
     }
   }
 
@@ -237,18 +344,23 @@ export class SlotTable {
     const slab = slot >>> SLOT_INDEX_BITS;
     const index = slot & SLOT_INDEX_MASK;
     const owners = this.#owners[slab]!;
+    const status = this.#status[slab]!;
     assert(owners[index]! < FREE_WORD, "a slot was freed twice");
     const entry = this.classes[this.#class[slab]!]!;
-    if (written) this.discard(slot);
+    if (written && status !== SLAB.LOST) this.discard(slot);
     const full = this.#usedOf[slab] === entry.slotsPerSlab;
-    owners[index] = FREE_WORD + this.#head[slab]!;
-    this.#head[slab] = index;
+    // While a slab is adopted its free slots stand in no list: adoptEnd() makes it.
+    owners[index] = FREE_WORD + (status === SLAB.ADOPTING ? FREE_END : this.#head[slab]!);
+    if (status !== SLAB.ADOPTING) this.#head[slab] = index;
+    const device = this.#device[slab]!;
     this.#usedOf[slab] = this.#usedOf[slab]! - 1;
+    this.#deviceUsed[device] = this.#deviceUsed[device]! - 1;
     entry.used -= 1;
     this.slotsUsed -= 1;
-    if (this.#closed[slab] === 1) {
-      if (this.#usedOf[slab] === 0) this.#release(slab);
-    } else if (full) this.#open(slab, entry);
+    if (status === SLAB.OPEN) {
+      if (full) this.#open(slab, entry);
+      else entry.room[device] = entry.room[device]! + 1;
+    } else if (status !== SLAB.ADOPTING && this.#usedOf[slab] === 0) this.#release(slab);
   }
 
   /**
@@ -270,27 +382,71 @@ export class SlotTable {
   /** The slab gives out no slot any more; it becomes free when its last slot is freed. */
   close(slab: number): void {
     assert(slab < this.slabs, "no such slab");
-    if (this.#closed[slab] === 1) return;
-    this.#closed[slab] = 1;
-    const classIndex = this.#class[slab]!;
-    if (classIndex === NONE) return;
-    const entry = this.classes[classIndex]!;
-    if (this.#usedOf[slab]! < entry.slotsPerSlab) this.#unlink(slab, entry);
-    if (this.#usedOf[slab] === 0) this.#release(slab);
+    if (this.#status[slab] === SLAB.OPEN) this.#shut(slab, SLAB.CLOSED);
   }
 
   /** Ends close(): the slab takes part again. */
   reopen(slab: number): void {
-    if (this.#closed[slab] === 0) return;
-    this.#closed[slab] = 0;
+    if (this.#status[slab] !== SLAB.CLOSED) return;
+    this.#status[slab] = SLAB.OPEN;
     const classIndex = this.#class[slab]!;
-    if (classIndex === NONE) return;
+    if (classIndex === NONE) {
+      this.#freeSlabs[this.#device[slab]!]!.push(slab);
+      return;
+    }
     const entry = this.classes[classIndex]!;
     if (this.#usedOf[slab]! < entry.slotsPerSlab) this.#open(slab, entry);
   }
 
+  isOpen(slab: number): boolean {
+    return this.#status[slab] === SLAB.OPEN;
+  }
+
+  /** Being emptied. */
   isClosed(slab: number): boolean {
-    return this.#closed[slab] === 1;
+    return this.#status[slab] === SLAB.CLOSED;
+  }
+
+  /** Every slab of the device is lost; it forgets its class when its last slot is freed. */
+  loseDevice(device: number): void {
+    this.#anyLost = true;
+    for (let slab = 0; slab < this.slabs; slab += 1) {
+      if (this.#device[slab] === device) this.#shut(slab, SLAB.LOST);
+    }
+  }
+
+  /** Some slab may be lost. */
+  get anyLost(): boolean {
+    return this.#anyLost;
+  }
+
+  isLost(slab: number): boolean {
+    return this.#status[slab] === SLAB.LOST;
+  }
+
+  /** The device gives out no slots while `closed`; what it holds stays. */
+  setDeviceClosed(device: number, closed: boolean): void {
+    assert(device >= 0 && device < DEVICES_MAX, "no such device");
+    this.#deviceClosed[device] = closed ? 1 : 0;
+  }
+
+  isDeviceClosed(device: number): boolean {
+    return this.#deviceClosed[device] === 1;
+  }
+
+  deviceOf(slot: Slot): number {
+    return this.#device[slot >>> SLOT_INDEX_BITS]!;
+  }
+
+  deviceOfSlab(slab: number): number {
+    return this.#device[slab]!;
+  }
+
+  isTaken(slot: Slot): boolean {
+    const slab = slot >>> SLOT_INDEX_BITS;
+    const index = slot & SLOT_INDEX_MASK;
+    if (slab >= this.slabs || this.#class[slab] === NONE) return false;
+    return index < this.#fresh[slab]! && this.#owners[slab]![index]! < FREE_WORD;
   }
 
   slabOf(slot: Slot): number {
@@ -326,40 +482,20 @@ export class SlotTable {
     owners[index] = (owners[index]! & OWNER_MASK) + fill * 2 ** FILL_SHIFT;
   }
 
-  /** Re-derives used counts and free lists. */
-  audit(): void {
-    let used = 0;
-    for (let slab = 0; slab < this.slabs; slab += 1) {
-      const classIndex = this.#class[slab]!;
-      if (classIndex === NONE) continue;
-      used += this.#auditSlab(slab, this.classes[classIndex]!);
-    }
-    assert(used === this.slotsUsed, "audit: used slots differ from the count");
-    assert(this.#freedCount === 0, "audit: freed slots were not announced");
-    assert(new Set(this.#freeSlabs).size === this.#freeSlabs.length, "audit: slab free twice");
-    for (const slab of this.#freeSlabs) {
-      assert(this.#class[slab] === NONE, "audit: a slab in use stands among the free ones");
-    }
-  }
-
-  #auditSlab(slab: number, entry: SlotClass): number {
-    const owners = this.#owners[slab]!;
-    const fresh = this.#fresh[slab]!;
-    let used = 0;
-    for (let index = 0; index < fresh; index += 1) if (owners[index]! < FREE_WORD) used += 1;
-    let listed = 0;
-    for (let index = this.#head[slab]!; index !== FREE_END; index = owners[index]! & OWNER_MASK) {
-      assert(owners[index]! >= FREE_WORD, "audit: a taken slot stands in the free list");
-      listed += 1;
-      assert(listed <= fresh, "audit: a free list is circular");
-    }
-    assert(used + listed === fresh, "audit: slots leaked from the free list");
-    assert(used === this.#usedOf[slab], "audit: used slots of a slab differ");
-    let open = false;
-    for (let s = entry.open; s !== NONE; s = this.#next[s]!) if (s === slab) open = true;
-    const expected = used < entry.slotsPerSlab && this.#closed[slab] === 0;
-    assert(open === expected, "audit: a slab's place in the list of open slabs is wrong");
-    return used;
+  /** For the auditor. */
+  parts(): SlotParts {
+    return {
+      class: this.#class,
+      status: this.#status,
+      device: this.#device,
+      head: this.#head,
+      fresh: this.#fresh,
+      used: this.#usedOf,
+      next: this.#next,
+      owners: this.#owners,
+      freeSlabs: this.#freeSlabs,
+      unannounced: this.#freedCount,
+    };
   }
 
   #assign(slab: number, classIndex: number): void {
@@ -369,88 +505,80 @@ export class SlotTable {
     this.#fresh[slab] = 0;
     this.#usedOf[slab] = 0;
     this.#owners[slab] = new Uint32Array(entry.slotsPerSlab);
+    const device = this.#device[slab]!;
     entry.slabs += 1;
-    this.#open(slab, entry);
+    entry.slabsOf[device] = entry.slabsOf[device]! + 1;
+    if (this.#status[slab] === SLAB.OPEN) this.#open(slab, entry);
   }
 
   #release(slab: number): void {
     const entry = this.classes[this.#class[slab]!]!;
+    const device = this.#device[slab]!;
+    const status = this.#status[slab]!;
     assert(this.#usedOf[slab] === 0, "a slab with live slots was released");
     this.flush();
-    if (this.#closed[slab] === 0) this.#unlink(slab, entry);
+    if (status === SLAB.OPEN) this.#unlink(slab, entry);
     entry.slabs -= 1;
+    entry.slabsOf[device] = entry.slabsOf[device]! - 1;
     this.#class[slab] = NONE;
     this.#owners[slab] = undefined;
-    this.#freeSlabs.push(slab);
-    this.options.releaseSlab(slab);
+    if (status === SLAB.OPEN) this.#freeSlabs[device]!.push(slab);
+    if (status !== SLAB.LOST) this.options.releaseSlab(slab);
+  }
+
+  /** Closed or lost from now on. */
+  #shut(slab: number, status: number): void {
+    const before = this.#status[slab]!;
+    const classIndex = this.#class[slab]!;
+    if (before === SLAB.OPEN) {
+      if (classIndex === NONE) this.#unfree(slab);
+      else {
+        const entry = this.classes[classIndex]!;
+        if (this.#usedOf[slab]! < entry.slotsPerSlab) this.#unlink(slab, entry);
+      }
+    }
+    this.#status[slab] = status;
+    if (classIndex !== NONE && this.#usedOf[slab] === 0) this.#release(slab);
+  }
+
+  /** Takes a slab without a class from among the free ones, if it is there. */
+  #unfree(slab: number): void {
+    const stack = this.#freeSlabs[this.#device[slab]!]!;
+    const at = stack.lastIndexOf(slab);
+    if (at >= 0) stack.splice(at, 1);
   }
 
   #took(slab: number, entry: SlotClass): void {
-    this.#usedOf[slab] = this.#usedOf[slab]! + 1;
+    const device = this.#device[slab]!;
+    const used = this.#usedOf[slab]! + 1;
+    this.#usedOf[slab] = used;
+    this.#deviceUsed[device] = this.#deviceUsed[device]! + 1;
     entry.used += 1;
     this.slotsUsed += 1;
-    if (this.#usedOf[slab] === entry.slotsPerSlab) this.#unlink(slab, entry);
+    if (this.#status[slab] !== SLAB.OPEN) return;
+    entry.room[device] = entry.room[device]! - 1;
+    if (used === entry.slotsPerSlab) this.#unlink(slab, entry);
   }
 
   #open(slab: number, entry: SlotClass): void {
+    const device = this.#device[slab]!;
+    const first = entry.open[device]!;
     this.#previous[slab] = NONE;
-    this.#next[slab] = entry.open;
-    if (entry.open !== NONE) this.#previous[entry.open] = slab;
-    entry.open = slab;
+    this.#next[slab] = first;
+    if (first !== NONE) this.#previous[first] = slab;
+    entry.open[device] = slab;
+    entry.room[device] = entry.room[device]! + entry.slotsPerSlab - this.#usedOf[slab]!;
   }
 
   #unlink(slab: number, entry: SlotClass): void {
+    const device = this.#device[slab]!;
     const next = this.#next[slab]!;
     const previous = this.#previous[slab]!;
-    if (previous === NONE) entry.open = next;
+    if (previous === NONE) entry.open[device] = next;
     else this.#next[previous] = next;
     if (next !== NONE) this.#previous[next] = previous;
     this.#next[slab] = NONE;
     this.#previous[slab] = NONE;
-  }
-}
-
-/** Slots of blocks with several shards: the record's slot word names an entry of `shards` words here. */
-export class ShardTable {
-  #words = new Uint32Array(1024);
-  #length = 0;
-  readonly #free = new Map<number, number>();
-
-  get bytes(): number {
-    return this.#words.byteLength;
-  }
-
-  /** A new entry, every slot NO_SLOT. */
-  allocate(shards: number): number {
-    const free = this.#free.get(shards) ?? NO_SLOT;
-    let entry = free;
-    if (free !== NO_SLOT) this.#free.set(shards, this.#words[free]!);
-    else {
-      while (this.#length + shards > this.#words.length) this.#grow();
-      entry = this.#length;
-      this.#length += shards;
-    }
-    this.#words.fill(NO_SLOT, entry, entry + shards);
-    return entry;
-  }
-
-  release(entry: number, shards: number): void {
-    assert(entry + shards <= this.#length, "no such shard entry");
-    this.#words[entry] = this.#free.get(shards) ?? NO_SLOT;
-    this.#free.set(shards, entry);
-  }
-
-  get(entry: number, shard: number): Slot {
-    return this.#words[entry + shard]!;
-  }
-
-  set(entry: number, shard: number, slot: Slot): void {
-    this.#words[entry + shard] = slot;
-  }
-
-  #grow(): void {
-    const wider = new Uint32Array(this.#words.length * 1.5);
-    wider.set(this.#words);
-    this.#words = wider;
+    entry.room[device] = entry.room[device]! - entry.slotsPerSlab + this.#usedOf[slab]!;
   }
 }

@@ -68,6 +68,10 @@ export const FLAG_WAITING = 1 << 20;
 export const FLAG_FOLLOWED = 1 << 21;
 /** Visible in tier t: FLAG_TIER << t. */
 export const FLAG_TIER = 1 << 22;
+/** Seven bits (24–30): when a copy down was last refused (demote.ts), 0 = never. */
+export const REFUSED_ONE = 1 << 24;
+export const REFUSED_SHIFT = 24;
+export const REFUSED_MAX = 127;
 
 /** Word index of a tier's part inside a record. */
 export function tierWord(tier: number): number {

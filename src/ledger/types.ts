@@ -41,6 +41,11 @@ export interface NamespaceOptions {
 
 export interface SlabTierOptions {
   readonly slabs: number;
+  /**
+   * Device a slab stands on, 0 ≤ device < 64; asked once for each slab, when it is added. Absent: the tier is
+   * one device, number 0.
+   */
+  readonly deviceOf?: (slab: number) => number;
   /** Slots one slab holds for a payload size (the addon knows the header layout). */
   readonly slotsPerSlab: (payloadBytes: number) => number;
   /** Assigns / releases a slab in the backing store. */
@@ -109,6 +114,7 @@ export interface RecoveredBlock {
   readonly shard: number;
   readonly slot: Slot;
   readonly generation: number;
+  /** Milliseconds. */
   readonly lastAccess: number;
 }
 
@@ -217,6 +223,46 @@ export interface LedgerApi {
     parentAt: number,
   ): boolean;
   recoverEnd(): void;
+
+  /**
+   * Devices of a tier (devices.ts). closeDevice: no new slots, reads go on (read-only); openDevice ends that.
+   * loseDevice: fenced; every complete copy with a shard there is lost, its slabs give out no slots until
+   * they are adopted, and freed slots there are not announced to the backing store. Copies in flight into
+   * and out of it end by fillEnd / copyEnd as ever. Returns copies lost.
+   */
+  closeDevice(tier: TierIndex, device: number): void;
+  openDevice(tier: TierIndex, device: number): void;
+  loseDevice(tier: TierIndex, device: number): number;
+
+  /**
+   * Live adoption (adopt.ts): begin every slab, offer what stands in them (ordered by depth, then generation
+   * descending), end every slab; other calls may come between. The slab serves no class: it is new, or was
+   * lost. payloadBytes 0: it is a free slab at once. False: slots of it are still in use; try later.
+   */
+  adoptBegin(tier: TierIndex, slab: number, payloadBytes: number): boolean;
+  /**
+   * False: dropped (its slot is freed and invalidated): complete in this tier already, parent without a
+   * record, no record or room left, or the slab is not being adopted (any more).
+   */
+  adopt(
+    block: RecoveredBlock,
+    tier: TierIndex,
+    words: Uint32Array,
+    at: number,
+    parentAt: number,
+  ): boolean;
+  /** Builds the slab's free list and opens it. */
+  adoptEnd(tier: TierIndex, slab: number): void;
+
+  /**
+   * Up to `max` blocks to copy from `from` to `to` next: of the copies that leave first, what has no copy in
+   * `to`, missing ancestors first. Returns how many; the answer changes only when copies begin or are
+   * refused (demotionRefused: not offered again for some logical time, or until it is used).
+   */
+  demotable(from: TierIndex, to: TierIndex, into: Uint32Array, max: number): number;
+  demotionRefused(block: Block): void;
+  /** Of the `depth` copies that would leave `from` first, how many have no complete copy in `to`. */
+  unbacked(from: TierIndex, to: TierIndex, depth: number): number;
 
   /**
    * Live growth and shrinking. vacate returns moves {from slot, to slot, block} for the caller to copy,
