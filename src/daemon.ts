@@ -129,13 +129,15 @@ class NodeDaemon implements Daemon {
     const events = new Uint32Array(EVENTS * EVENT_WORDS);
     const statuses = new Uint8Array(STATUS_BYTES);
     this.#startAddon(addon, inbox, events, statuses);
+    let dram: DramTier | undefined;
     try {
-      const dram = this.#openDram(addon);
+      dram = this.#openDram(addon);
       this.parts = this.#assemble(addon, dram, inbox, events, statuses);
       await this.#recover(this.parts);
       this.#listen(addon);
     } catch (error) {
       this.parts = undefined;
+      dram?.abandon();
       addon.stop();
       throw error;
     }

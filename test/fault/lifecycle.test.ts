@@ -94,11 +94,31 @@ describe("two daemons", () => {
       try {
         expect((await second.failToStart()).code).toBe(1);
         expect(second.log()).toContain(first.socket);
+        expect(second.poolFiles()).toEqual([]);
       } finally {
         await second.remove();
       }
       const engine = await TestEngine.start(first.socket);
       await engine.wire.beat();
+    });
+  });
+
+  it("on one socket: the second leaves a pool that it found as it was", async () => {
+    await withDaemon({}, async (first) => {
+      await withDaemon({}, async (second) => {
+        const keys = chainOf("found", 8);
+        const engine = await TestEngine.start(second.socket);
+        await engine.store(keys);
+        engine.close();
+        const own = second.socket;
+        await second.stop();
+        second.configure({ engineApi: { socket: first.socket } });
+        expect((await second.failToStart()).code).toBe(1);
+        second.configure({ engineApi: { socket: own } });
+        await second.launch();
+        const later = await TestEngine.start(own);
+        expect(await later.read(keys)).toMatchObject({ landed: 8, wrong: 0 });
+      });
     });
   });
 });

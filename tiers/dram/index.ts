@@ -3,6 +3,7 @@
  * so a restart, clean or not, is warm: headers are scanned at start, payload hashes are checked by each
  * load. Failure model: README.md.
  */
+import { existsSync } from "node:fs";
 import { type Addon, type NamespaceInfo, SLOT_INDEX_BITS } from "../../addon/binding.ts";
 import { assert } from "../../src/assert.ts";
 import { CairnError } from "../../src/errors.ts";
@@ -64,6 +65,8 @@ export class DramTier implements Tier {
   readonly #threads: number;
   /** Payload bytes each slab serves in the file, 0 = free. */
   readonly #assigned: Uint32Array;
+  /** The pool file was not there before. */
+  readonly #created: boolean;
   #slabs: number;
   #populateFrom: number;
   #populating = false;
@@ -82,6 +85,7 @@ export class DramTier implements Tier {
     const { directory, capacityBytes, slabBytes } = options;
     const plan = planPool(capacityBytes, slabBytes, directory, facts);
     for (const note of plan.notes) hooks.note(note);
+    this.#created = !existsSync(poolFile(directory));
     const nodes = interleaveNodes(options.numa ?? "off", memoryNodes());
     const info = openArena(addon, options, plan.slabs, nodes);
     if (nodes.length > 0) {
@@ -218,6 +222,11 @@ export class DramTier implements Tier {
 
   close(keep: boolean): void {
     this.addon.arenaClose(this.arena, keep);
+  }
+
+  /** The start has failed: an empty pool file that it made would take memory until somebody finds it. */
+  abandon(): void {
+    if (this.#created) this.close(false);
   }
 }
 
