@@ -8,6 +8,14 @@
         "addon/client.cc",
         "addon/common.cc",
         "addon/copy.cc",
+        "addon/disk.cc",
+        "addon/disk_batch.cc",
+        "addon/disk_file.cc",
+        "addon/disk_finish.cc",
+        "addon/disk_pool.cc",
+        "addon/disk_queue.cc",
+        "addon/disk_slot.cc",
+        "addon/disk_uring.cc",
         "addon/events.cc",
         "addon/hash.cc",
         "addon/header.cc",
@@ -15,11 +23,13 @@
         "addon/js_arena.cc",
         "addon/js_client.cc",
         "addon/js_copy.cc",
+        "addon/js_disk.cc",
         "addon/js_doorbell.cc",
         "addon/populate.cc",
         "addon/region.cc",
         "addon/ring.cc",
         "addon/scan.cc",
+        "addon/slot.cc",
         "addon/socket.cc",
         "addon/table.cc",
         "addon/toucher.cc",
@@ -41,7 +51,8 @@
         "-Werror",
         "-Wno-unused-function"
       ],
-      "libraries": ["-lpthread"]
+      "libraries": ["-lpthread"],
+      "ldflags": ["-Wl,-z,nodelete"]
     }
   ]
 }

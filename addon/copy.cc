@@ -23,36 +23,6 @@ size_t priorityOf(CopyKind kind) {
   return 3;
 }
 
-uint32_t nextGeneration(uint32_t generation) { return generation == UINT32_MAX ? 1 : generation + 1; }
-
-/// True when the slot holds exactly the block the item names, by a header that verifies.
-bool identityHolds(const SlotHeader& header, const CopyItem& item, uint32_t shard, uint32_t payloadBytes) {
-  if (header.namespaceIndex != item.namespaceIndex || header.depth != item.depth) return false;
-  if (header.shard != shard || header.length != payloadBytes) return false;
-  if (item.generation != 0 && header.generation != item.generation) return false;
-  if (memcmp(header.key, item.key, kKeyBytes) != 0) return false;
-  return headerValid(header, item.seed);
-}
-
-/// The fields of a landed block, then state = valid. The payload and its fence came before.
-void writeHeader(SlotHeader& header, const CopyItem& item, uint32_t shard, uint32_t payloadBytes,
-                 uint32_t generation, uint64_t lastAccess, const Hash128& hash) {
-  CAIRN_ASSERT(slotState(header) == kSlotFree, "a header is written while its slot reads as free");
-  header.magic = kHeaderMagic;
-  header.namespaceIndex = item.namespaceIndex;
-  header.depth = item.depth;
-  header.shard = shard;
-  header.generation = generation;
-  header.length = payloadBytes;
-  header.version = kHeaderVersion;
-  header.lastAccess = lastAccess;
-  header.payloadHash = hash;
-  memcpy(header.key, item.key, kKeyBytes);
-  memcpy(header.parentKey, item.parentKey, kKeyBytes);
-  header.headerHash = headerHash(header, item.seed);
-  setSlotState(header, kSlotValid);
-}
-
 void prefetchItem(const CopyItem& item) {
   __builtin_prefetch(item.header, 1);
   __builtin_prefetch(reinterpret_cast<const uint8_t*>(item.header) + 64, 1);
@@ -60,24 +30,16 @@ void prefetchItem(const CopyItem& item) {
   if (item.other != nullptr) __builtin_prefetch(item.other, 1);
 }
 
-/// Nothing of the payload may become visible while the state still reads as valid: non-temporal stores
-/// would overtake the plain one without the fence.
-void freeForWriting(SlotHeader& header) {
-  if (slotState(header) == kSlotFree) return;
-  setSlotState(header, kSlotFree);
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-}
-
 ItemStatus storeItem(CopyItem& item, uint32_t shard, uint32_t bytes) {
   const uint32_t generation = nextGeneration(item.header->generation);
   freeForWriting(*item.header);
   const Hash128 hash = copyAndHash(item.payload, item.other, bytes);
-  writeHeader(*item.header, item, shard, bytes, generation, unixMilliseconds(), hash);
+  landHeader(*item.header, item, {shard, bytes, generation, unixMilliseconds(), hash});
   return kItemOk;
 }
 
 ItemStatus loadItem(CopyItem& item, uint32_t shard, uint32_t bytes) {
-  if (!identityHolds(*item.header, item, shard, bytes)) return kItemIdentity;
+  if (!slotHolds(*item.header, item, item.generation, shard, bytes)) return kItemIdentity;
   const uint32_t generation = item.header->generation;
   const Hash128 expected = item.header->payloadHash;
   const Hash128 hash = copyAndHash(item.other, item.payload, bytes);
@@ -89,19 +51,19 @@ ItemStatus loadItem(CopyItem& item, uint32_t shard, uint32_t bytes) {
 }
 
 ItemStatus moveItem(CopyItem& item, uint32_t shard, uint32_t bytes) {
-  if (!identityHolds(*item.header, item, shard, bytes)) return kItemIdentity;
+  if (!slotHolds(*item.header, item, item.generation, shard, bytes)) return kItemIdentity;
   SlotHeader& target = *item.targetHeader;
   const uint32_t generation = nextGeneration(target.generation);
   freeForWriting(target);
   const Hash128 hash = copyAndHash(item.other, item.payload, bytes);
   if (hash != item.header->payloadHash) return kItemCorrupt;
   memcpy(item.parentKey, item.header->parentKey, kKeyBytes);
-  writeHeader(target, item, shard, bytes, generation, item.header->lastAccess, hash);
+  landHeader(target, item, {shard, bytes, generation, item.header->lastAccess, hash});
   return kItemOk;
 }
 
 ItemStatus verifyItem(const CopyItem& item, uint32_t shard, uint32_t bytes) {
-  if (!identityHolds(*item.header, item, shard, bytes)) return kItemIdentity;
+  if (!slotHolds(*item.header, item, item.generation, shard, bytes)) return kItemIdentity;
   return hashOnly(item.payload, bytes) == item.header->payloadHash ? kItemOk : kItemCorrupt;
 }
 

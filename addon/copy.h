@@ -19,36 +19,23 @@
 #include <vector>
 
 #include "arena.h"
+#include "disk_slot.h"
 #include "events.h"
 #include "region.h"
 
 namespace cairn {
 
 enum class CopyKind : uint32_t { kStore = 1, kLoad = 2, kMove = 3, kVerify = 4 };
-enum ItemStatus : uint8_t {
-  kItemOk = 0,
-  kItemCorrupt = 1,
-  kItemIdentity = 2,
-  kItemCancelled = 3,
-  kItemDeadline = 4,
-  kItemRegion = 5,
-};
-
-struct CopyItem {
+struct CopyItem : BlockName {
   SlotHeader* header;
   uint8_t* payload;
   /// STORE/LOAD: range of the region (nullptr: out of bounds). MOVE: payload of the target slot.
   uint8_t* other;
   SlotHeader* targetHeader;
-  uint64_t seed;
   uint32_t slot;
   uint32_t targetSlot;
-  uint32_t namespaceIndex;
-  uint32_t depth;
   uint32_t generation;
   uint32_t reserved;
-  uint8_t key[kKeyBytes];
-  uint8_t parentKey[kKeyBytes];
 };
 static_assert(sizeof(CopyItem) == 128);
 

@@ -186,6 +186,8 @@ void stopInstance(Instance& instance) {
   instance.stopHelpers.store(true);
   for (Helper& helper : instance.helpers) helper.thread.join();
   instance.helpers.clear();
+  // Before the arenas and the hub, which their threads use.
+  instance.disks.clear();
   if (instance.toucher != nullptr) instance.toucher->stop();
   if (instance.transport != nullptr) instance.transport->stop();
   if (instance.engine != nullptr) instance.engine->stop();
@@ -485,6 +487,7 @@ extern "C" __attribute__((visibility("default"))) napi_value napi_register_modul
     addCopyMethods(env, exports);
     addArenaMethods(env, exports);
     addClientMethods(env, exports);
+    addDiskMethods(env, exports);
   } catch (const cairn::Failure& failure) {
     throwFailure(env, failure);
     return nullptr;

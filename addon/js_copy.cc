@@ -45,13 +45,6 @@ const uint32_t* recordOf(const Ledger& ledger, uint32_t block) {
   return ledger.records + at;
 }
 
-void checkSlot(const Arena& arena, uint32_t slot, uint32_t payloadBytes) {
-  if (!arena.slotExists(slot)) fail("ARGUMENT", "no such slot: " + std::to_string(slot));
-  if (arena.slab(slot >> kSlotIndexBits).payloadBytes < payloadBytes) {
-    fail("ARGUMENT", "slot " + std::to_string(slot) + " is smaller than payloadBytes");
-  }
-}
-
 /// Everything the copy thread needs, read from the ledger's record and the arena's tables.
 void resolveItem(const Ledger& ledger, const Arena& arena, const Region* region, const CopyBatchOptions& options,
                  const uint32_t* words, CopyItem& item) {
@@ -73,20 +66,7 @@ void resolveItem(const Ledger& ledger, const Arena& arena, const Region* region,
     if (region->contains(offset, options.payloadBytes)) item.other = region->base() + offset;
   }
   item.generation = words[4];
-  const uint32_t* record = recordOf(ledger, words[3]);
-  item.namespaceIndex = record[ledger.namespaceWord] & ledger.namespaceMask;
-  item.depth = record[ledger.depthWord] & ledger.depthMask;
-  if (item.namespaceIndex >= kNamespacesMax || !arena.namespaces()[item.namespaceIndex].used) {
-    fail("ARGUMENT", "namespace " + std::to_string(item.namespaceIndex) + " was not put into the arena");
-  }
-  item.seed = arena.namespaces()[item.namespaceIndex].seed;
-  memcpy(item.key, record + ledger.keyWord, kKeyBytes);
-  const uint32_t parent = record[ledger.parentWord];
-  if (parent == UINT32_MAX) {
-    memset(item.parentKey, 0, kKeyBytes);
-  } else {
-    memcpy(item.parentKey, recordOf(ledger, parent) + ledger.keyWord, kKeyBytes);
-  }
+  resolveName(ledger, arena, words[3], item);
 }
 
 CopyBatchOptions batchOptions(const Call& call, napi_value object) {
@@ -138,6 +118,30 @@ napi_value copyCancel(Call& call) {
 }
 
 }  // namespace
+
+void checkSlot(const Arena& arena, uint32_t slot, uint32_t payloadBytes) {
+  if (!arena.slotExists(slot)) fail("ARGUMENT", "no such slot: " + std::to_string(slot));
+  if (arena.slab(slot >> kSlotIndexBits).payloadBytes < payloadBytes) {
+    fail("ARGUMENT", "slot " + std::to_string(slot) + " is smaller than payloadBytes");
+  }
+}
+
+void resolveName(const Ledger& ledger, const Arena& arena, uint32_t block, BlockName& name) {
+  const uint32_t* record = recordOf(ledger, block);
+  name.namespaceIndex = record[ledger.namespaceWord] & ledger.namespaceMask;
+  name.depth = record[ledger.depthWord] & ledger.depthMask;
+  if (name.namespaceIndex >= kNamespacesMax || !arena.namespaces()[name.namespaceIndex].used) {
+    fail("ARGUMENT", "namespace " + std::to_string(name.namespaceIndex) + " was not put into the arena");
+  }
+  name.seed = arena.namespaces()[name.namespaceIndex].seed;
+  memcpy(name.key, record + ledger.keyWord, kKeyBytes);
+  const uint32_t parent = record[ledger.parentWord];
+  if (parent == UINT32_MAX) {
+    memset(name.parentKey, 0, kKeyBytes);
+  } else {
+    memcpy(name.parentKey, recordOf(ledger, parent) + ledger.keyWord, kKeyBytes);
+  }
+}
 
 void addCopyMethods(napi_env env, napi_value exports) {
   addMethod(env, exports, "attachLedger", entry<attachLedger>);

@@ -17,6 +17,7 @@
 #include "arena.h"
 #include "common.h"
 #include "copy.h"
+#include "disk.h"
 #include "events.h"
 #include "js_doorbell.h"
 #include "region.h"
@@ -72,8 +73,10 @@ struct Instance {
   std::map<uint32_t, std::shared_ptr<Arena>> arenas;
   std::map<uint32_t, std::shared_ptr<ScanState>> scans;
   std::map<uint32_t, std::shared_ptr<Region>> regions;
+  std::map<uint32_t, std::unique_ptr<Disk>> disks;
   uint32_t nextArena = 1;
   uint32_t nextRegion = 1;
+  uint32_t nextDisk = 1;
   std::atomic<bool> stopHelpers{false};
   std::vector<Helper> helpers;
   uint64_t faultsInjected = 0;
@@ -180,6 +183,11 @@ using Method = napi_callback;
 /// Adds a function to the module's exports.
 void addMethod(napi_env env, napi_value exports, const char* name, Method method);
 
+/// Throws ARGUMENT for a slot that does not exist or is smaller than the payload.
+void checkSlot(const Arena& arena, uint32_t slot, uint32_t payloadBytes);
+/// A block's identity from its ledger record. Throws ARGUMENT for a record or namespace that does not exist.
+void resolveName(const Ledger& ledger, const Arena& arena, uint32_t block, BlockName& name);
+
 /// Ends threads, connections and mappings of this environment; idempotent.
 void stopInstance(Instance& instance);
 
@@ -187,5 +195,6 @@ void stopInstance(Instance& instance);
 void addCopyMethods(napi_env env, napi_value exports);
 void addArenaMethods(napi_env env, napi_value exports);
 void addClientMethods(napi_env env, napi_value exports);
+void addDiskMethods(napi_env env, napi_value exports);
 
 }  // namespace cairn::js

@@ -1,0 +1,287 @@
+// Disk I/O by io_uring, straight on the kernel's interface. One ring a disk, owned by its coordinating thread;
+// the staging area is one registered buffer and segment files are registered, which saves most of the CPU cost of
+// an operation. What a kernel or a sandbox refuses is done without, step by step, each with a note.
+#include <linux/io_uring.h>
+#include <linux/time_types.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <unordered_map>
+
+#include "disk_io.h"
+
+#ifndef IORING_SETUP_COOP_TASKRUN
+#define IORING_SETUP_COOP_TASKRUN (1U << 8)
+#endif
+#ifndef IORING_SETUP_SINGLE_ISSUER
+#define IORING_SETUP_SINGLE_ISSUER (1U << 12)
+#endif
+
+namespace cairn {
+namespace {
+
+constexpr uint64_t kWakeTag = UINT64_MAX;
+constexpr uint32_t kFilesMax = 4096;
+constexpr int64_t kProbeMicroseconds = 2'000'000;
+constexpr int32_t kNoFile = -1;
+
+class UringBackend : public DiskBackend {
+ public:
+  explicit UringBackend(std::shared_ptr<Staging> staging) : staging_(std::move(staging)) {}
+
+  ~UringBackend() override {
+    for (const auto& [at, bytes] : mappings_) munmap(at, bytes);
+  }
+
+  /// 0 or an errno.
+  int open(uint32_t entries, std::vector<std::string>& notes);
+  /// A real read through the ring; bytes or a negative errno.
+  int32_t probe(const std::shared_ptr<SegmentFile>& file);
+  void useRegisteredBuffers(bool use) { registeredBuffers_ = use; }
+
+  void submit(const DiskOperation& operation) override;
+  void flush() override { enter(0, 0); }
+  void wait(int64_t timeoutMicroseconds, std::vector<DiskCompletion>& ended) override;
+  void wake() override {
+    const uint64_t one = 1;
+    static_cast<void>(!::write(wakeFile_.get(), &one, sizeof one));
+  }
+  void forget(const SegmentFile& file) override;
+  bool registeredBuffers() const override { return registeredBuffers_; }
+
+ private:
+  int setup(uint32_t entries, uint32_t flags);
+  int map();
+  void registerBuffers(std::vector<std::string>& notes);
+  void registerFiles(std::vector<std::string>& notes);
+  int updateFile(uint32_t slot, int32_t fd);
+  int32_t fileSlot(const SegmentFile& file);
+  io_uring_sqe& next();
+  void armWake();
+  void enter(uint32_t complete, int64_t timeoutMicroseconds);
+  void reap(std::vector<DiskCompletion>& ended);
+
+  const std::shared_ptr<Staging> staging_;
+  Descriptor ring_;
+  Descriptor wakeFile_;
+  uint64_t wakeValue_ = 0;
+  bool wakeArmed_ = false;
+  io_uring_params params_{};
+  std::vector<std::pair<void*, size_t>> mappings_;
+  uint8_t* rings_ = nullptr;
+  io_uring_sqe* sqes_ = nullptr;
+  uint32_t tail_ = 0;
+  uint32_t unsubmitted_ = 0;
+  bool registeredBuffers_ = false;
+  std::vector<uint32_t> freeSlots_;
+  std::unordered_map<const SegmentFile*, uint32_t> slots_;
+
+  uint32_t* word(uint32_t offset) const { return reinterpret_cast<uint32_t*>(rings_ + offset); }
+};
+
+int UringBackend::setup(uint32_t entries, uint32_t flags) {
+  params_ = {};
+  params_.flags = flags | IORING_SETUP_CLAMP;
+  const long fd = syscall(SYS_io_uring_setup, entries, &params_);
+  if (fd < 0) return errno;
+  ring_ = Descriptor(static_cast<int>(fd));
+  return 0;
+}
+
+int UringBackend::map() {
+  constexpr uint32_t kNeeded = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG;
+  if ((params_.features & kNeeded) != kNeeded) return EOPNOTSUPP;
+  const size_t sqBytes = params_.sq_off.array + params_.sq_entries * sizeof(uint32_t);
+  const size_t cqBytes = params_.cq_off.cqes + params_.cq_entries * sizeof(io_uring_cqe);
+  const auto mapped = [&](size_t bytes, off_t offset) -> void* {
+    void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring_.get(), offset);
+    if (at == MAP_FAILED) return nullptr;
+    mappings_.emplace_back(at, bytes);
+    return at;
+  };
+  rings_ = static_cast<uint8_t*>(mapped(std::max(sqBytes, cqBytes), IORING_OFF_SQ_RING));
+  sqes_ = static_cast<io_uring_sqe*>(mapped(params_.sq_entries * sizeof(io_uring_sqe), IORING_OFF_SQES));
+  return rings_ == nullptr || sqes_ == nullptr ? ENOMEM : 0;
+}
+
+int UringBackend::open(uint32_t entries, std::vector<std::string>& notes) {
+  wakeFile_ = Descriptor(eventfd(0, EFD_CLOEXEC));
+  if (!wakeFile_) return errno;
+  int error = setup(entries, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN);
+  if (error == EINVAL) {
+    notes.push_back("this kernel's io_uring knows no single issuer or no cooperative task running");
+    error = setup(entries, 0);
+  }
+  if (error == 0) error = map();
+  if (error != 0) return error;
+  registerBuffers(notes);
+  registerFiles(notes);
+  return 0;
+}
+
+void UringBackend::registerBuffers(std::vector<std::string>& notes) {
+  const iovec piece{staging_->data(), staging_->bytes()};
+  registeredBuffers_ = syscall(SYS_io_uring_register, ring_.get(), IORING_REGISTER_BUFFERS, &piece, 1) == 0;
+  if (registeredBuffers_) return;
+  notes.push_back(std::string("io_uring registers no buffers here (RLIMIT_MEMLOCK?): ") + strerrordesc_np(errno));
+}
+
+void UringBackend::registerFiles(std::vector<std::string>& notes) {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) limit.rlim_cur = 64;
+  const auto count = static_cast<uint32_t>(std::min<uint64_t>(limit.rlim_cur, kFilesMax));
+  const std::vector<int32_t> none(count, kNoFile);
+  if (syscall(SYS_io_uring_register, ring_.get(), IORING_REGISTER_FILES, none.data(), count) != 0) {
+    notes.push_back(std::string("io_uring registers no files here: ") + strerrordesc_np(errno));
+    return;
+  }
+  for (uint32_t slot = count; slot > 0; slot--) freeSlots_.push_back(slot - 1);
+}
+
+int UringBackend::updateFile(uint32_t slot, int32_t fd) {
+  io_uring_files_update update{};
+  update.offset = slot;
+  update.fds = reinterpret_cast<uint64_t>(&fd);
+  return syscall(SYS_io_uring_register, ring_.get(), IORING_REGISTER_FILES_UPDATE, &update, 1) == 1 ? 0 : errno;
+}
+
+/// The registered slot of a file, kNoFile where it must go by its descriptor.
+int32_t UringBackend::fileSlot(const SegmentFile& file) {
+  const auto found = slots_.find(&file);
+  if (found != slots_.end()) return static_cast<int32_t>(found->second);
+  if (freeSlots_.empty()) return kNoFile;
+  const uint32_t slot = freeSlots_.back();
+  if (updateFile(slot, file.file.get()) != 0) return kNoFile;
+  freeSlots_.pop_back();
+  slots_.emplace(&file, slot);
+  return static_cast<int32_t>(slot);
+}
+
+void UringBackend::forget(const SegmentFile& file) {
+  const auto found = slots_.find(&file);
+  if (found == slots_.end()) return;
+  // A slot that cannot be emptied is not used again; the file stays open in the kernel until the ring goes.
+  if (updateFile(found->second, kNoFile) == 0) freeSlots_.push_back(found->second);
+  slots_.erase(found);
+}
+
+/// The next free submission entry, zeroed.
+io_uring_sqe& UringBackend::next() {
+  while (tail_ - __atomic_load_n(word(params_.sq_off.head), __ATOMIC_ACQUIRE) >= params_.sq_entries) flush();
+  const uint32_t index = tail_ & *word(params_.sq_off.ring_mask);
+  word(params_.sq_off.array)[index] = index;
+  io_uring_sqe& entry = sqes_[index];
+  memset(&entry, 0, sizeof entry);
+  tail_++;
+  unsubmitted_++;
+  return entry;
+}
+
+void UringBackend::submit(const DiskOperation& operation) {
+  const int32_t slot = fileSlot(*operation.file);
+  io_uring_sqe& entry = next();
+  if (registeredBuffers_) {
+    entry.opcode = operation.write ? IORING_OP_WRITE_FIXED : IORING_OP_READ_FIXED;
+  } else {
+    entry.opcode = operation.write ? IORING_OP_WRITE : IORING_OP_READ;
+  }
+  entry.fd = slot == kNoFile ? operation.file->file.get() : slot;
+  if (slot != kNoFile) entry.flags = IOSQE_FIXED_FILE;
+  entry.addr = reinterpret_cast<uint64_t>(operation.buffer);
+  entry.len = operation.bytes;
+  entry.off = operation.offset;
+  entry.user_data = operation.id;
+}
+
+void UringBackend::armWake() {
+  if (wakeArmed_) return;
+  wakeArmed_ = true;
+  io_uring_sqe& entry = next();
+  entry.opcode = IORING_OP_READ;
+  entry.fd = wakeFile_.get();
+  entry.addr = reinterpret_cast<uint64_t>(&wakeValue_);
+  entry.len = sizeof wakeValue_;
+  entry.user_data = kWakeTag;
+}
+
+/// Hands over what is prepared and waits for `complete` completions, up to the timeout (-1: for ever).
+void UringBackend::enter(uint32_t complete, int64_t timeoutMicroseconds) {
+  __atomic_store_n(word(params_.sq_off.tail), tail_, __ATOMIC_RELEASE);
+  __kernel_timespec time{timeoutMicroseconds / 1'000'000, timeoutMicroseconds % 1'000'000 * 1000};
+  io_uring_getevents_arg argument{};
+  if (timeoutMicroseconds >= 0) argument.ts = reinterpret_cast<uint64_t>(&time);
+  const uint32_t flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
+  const long taken =
+      syscall(SYS_io_uring_enter, ring_.get(), unsubmitted_, complete, flags, &argument, sizeof argument);
+  // ETIME, EINTR, EAGAIN and EBUSY leave what was not taken for the next call.
+  if (taken > 0) unsubmitted_ -= std::min(unsubmitted_, static_cast<uint32_t>(taken));
+  const uint32_t head = __atomic_load_n(word(params_.sq_off.head), __ATOMIC_ACQUIRE);
+  unsubmitted_ = tail_ - head;
+}
+
+void UringBackend::wait(int64_t timeoutMicroseconds, std::vector<DiskCompletion>& ended) {
+  armWake();
+  const size_t before = ended.size();
+  reap(ended);
+  const bool block = timeoutMicroseconds != 0 && ended.size() == before;
+  enter(block ? 1 : 0, block ? timeoutMicroseconds : 0);
+  reap(ended);
+}
+
+void UringBackend::reap(std::vector<DiskCompletion>& ended) {
+  const uint32_t mask = *word(params_.cq_off.ring_mask);
+  const auto* entries = reinterpret_cast<const io_uring_cqe*>(rings_ + params_.cq_off.cqes);
+  uint32_t head = *word(params_.cq_off.head);
+  const uint32_t tail = __atomic_load_n(word(params_.cq_off.tail), __ATOMIC_ACQUIRE);
+  for (; head != tail; head++) {
+    const io_uring_cqe& entry = entries[head & mask];
+    if (entry.user_data == kWakeTag) {
+      wakeArmed_ = false;
+    } else {
+      ended.push_back({static_cast<uint32_t>(entry.user_data), entry.res});
+    }
+  }
+  __atomic_store_n(word(params_.cq_off.head), head, __ATOMIC_RELEASE);
+}
+
+int32_t UringBackend::probe(const std::shared_ptr<SegmentFile>& file) {
+  submit({0, false, file, staging_->data(), kSectorBytes, 0});
+  std::vector<DiskCompletion> ended;
+  const int64_t until = steadyMicroseconds() + kProbeMicroseconds;
+  for (int64_t now = steadyMicroseconds(); ended.empty() && now < until; now = steadyMicroseconds()) {
+    wait(until - now, ended);
+  }
+  forget(*file);
+  return ended.empty() ? -ETIME : ended.front().result;
+}
+
+}  // namespace
+
+std::unique_ptr<DiskBackend> makeUringBackend(std::shared_ptr<Staging> staging, uint32_t entries,
+                                              std::shared_ptr<SegmentFile> probe,
+                                              std::vector<std::string>& notes) {
+  auto backend = std::make_unique<UringBackend>(std::move(staging));
+  const int error = backend->open(entries, notes);
+  if (error != 0) {
+    notes.push_back(std::string("io_uring is refused, a pool of threads stands in: ") + strerrordesc_np(error));
+    return nullptr;
+  }
+  int32_t result = backend->probe(probe);
+  if (result != static_cast<int32_t>(kSectorBytes) && backend->registeredBuffers()) {
+    notes.push_back("io_uring does not read into registered buffers here");
+    backend->useRegisteredBuffers(false);
+    result = backend->probe(probe);
+  }
+  if (result == static_cast<int32_t>(kSectorBytes)) return backend;
+  notes.push_back(std::string("io_uring does not read here, a pool of threads stands in: ") +
+                  (result < 0 ? strerrordesc_np(-result) : "short read"));
+  return nullptr;
+}
+
+}  // namespace cairn
