@@ -74,12 +74,14 @@ ${CONFIG_NOTE}`,
   },
   {
     name: "purge",
-    summary: "delete the DRAM pool, so that the next start is cold",
-    usage: `usage: cairn purge --yes [options]
+    summary: "delete the DRAM pool (--nvme: and the disks' blocks), so that the next start is cold",
+    usage: `usage: cairn purge --yes [--nvme] [options]
 
-Removes the pool files in dram.directory. Refused while a daemon holds them.
+Removes the pool file in dram.directory. Refused while a daemon holds it. Blocks in nvme.directories are kept
+unless --nvme is given; other files there are never touched.
 
-  --yes                  really delete; without it the files are only listed${CONFIG_NOTE}`,
+  --yes                  really delete; without it the files are only listed
+  --nvme                 delete what the NVMe tier keeps in its directories, too${CONFIG_NOTE}`,
     run: async (words) => (await import("./purge.ts")).purgeCommand(words),
   },
   {

@@ -2,6 +2,7 @@
 import { configOf, readArguments } from "./arguments.ts";
 import { hostChecks } from "./doctor/host.ts";
 import { libraryChecks } from "./doctor/libraries.ts";
+import { lowerChecks } from "./doctor/lower.ts";
 import type { Finding } from "./doctor/finding.ts";
 import { EXIT } from "./exit.ts";
 import { printJson, printLine } from "./output.ts";
@@ -24,7 +25,7 @@ export async function doctorCommand(words: readonly string[]): Promise<number> {
   const parsed = readArguments(words, { verbose: "boolean" });
   const { config } = configOf(parsed);
   const verbose = parsed.values.get("verbose") === "true";
-  const findings = [...hostChecks(config), ...(await libraryChecks())];
+  const findings = [...hostChecks(config), ...lowerChecks(config), ...(await libraryChecks())];
   const healthy = findings.every(({ status }) => status !== "fail");
   if (parsed.json) printJson({ healthy, findings });
   else {

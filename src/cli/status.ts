@@ -2,11 +2,13 @@
 import { formatBytes, formatSeconds } from "../config/units.ts";
 import type {
   InstanceSnapshot,
+  LinkSnapshot,
   NamespaceSnapshot,
   NodeInfo,
   TierSnapshot,
 } from "../edge/contract.ts";
-import type { Digest } from "../edge/digest.ts";
+import type { DeviceDigest, Digest } from "../edge/digest.ts";
+import type { DeviceReading, RemoteReading } from "../observe/lower.ts";
 import { readArguments } from "./arguments.ts";
 import { EDGE_OPTIONS, type EdgeClient, edgeClient } from "./client.ts";
 import { EXIT } from "./exit.ts";
@@ -21,16 +23,21 @@ export interface Status {
   readonly address: string;
   readonly stats: Stats;
   readonly tiers: readonly TierSnapshot[];
+  readonly devices: readonly DeviceReading[];
+  readonly remote: RemoteReading | null;
+  readonly links: readonly LinkSnapshot[];
   readonly namespaces: readonly NamespaceSnapshot[];
 }
 
+type Tiers = Pick<Status, "tiers" | "devices" | "remote" | "links">;
+
 export async function readStatus(client: EdgeClient): Promise<Status> {
-  const [stats, { tiers }, { namespaces }] = await Promise.all([
+  const [stats, { tiers, devices, remote, links }, { namespaces }] = await Promise.all([
     client.get<Stats>("/v1/stats"),
-    client.get<{ readonly tiers: readonly TierSnapshot[] }>("/v1/tiers"),
+    client.get<Tiers>("/v1/tiers"),
     client.get<{ readonly namespaces: readonly NamespaceSnapshot[] }>("/v1/namespaces"),
   ]);
-  return { address: client.address, stats, tiers, namespaces };
+  return { address: client.address, stats, tiers, devices, remote, links, namespaces };
 }
 
 function tierLines(tiers: readonly TierSnapshot[]): string {
@@ -49,6 +56,62 @@ function tierLines(tiers: readonly TierSnapshot[]): string {
     ];
   });
   return table(["tier", "state", "", "", "used", "readable blocks", "slots"], rows, [3, 5, 6]);
+}
+
+/** `3 years`, `40 days`, or a dash where nothing is rated or written. */
+export function lifeWords(days: number | null): string {
+  if (days === null) return "–";
+  return days > 730 ? `${Math.round(days / 365)} years` : `${Math.round(days)} days`;
+}
+
+function deviceRow(device: DeviceDigest, mode: string): readonly string[] {
+  const share = device.capacityBytes > 0 ? device.usedBytes / device.capacityBytes : 0;
+  const budget = device.writeBudgetBytes > 0 ? ` of ${formatBytes(device.writeBudgetBytes)}` : "";
+  return [
+    device.directory,
+    device.preparing > 0 ? `${device.health}, preparing ${device.preparing}` : device.health,
+    mode,
+    `${formatBytes(device.usedBytes)} (${percent(share)})`,
+    rate(device.readBytesPerSecond),
+    rate(device.writeBytesPerSecond),
+    `${device.queuedReads}/${device.queuedWrites}`,
+    `${device.inFlight}`,
+    `${formatBytes(device.writtenPerDayBytes)}${budget}`,
+    lifeWords(device.lifeDays),
+  ];
+}
+
+function deviceLines({ stats, devices }: Pick<Status, "stats" | "devices">): string[] {
+  if (stats.devices.length === 0) return [];
+  const rows = stats.devices.map((device) => {
+    const reading = devices[device.device];
+    const direct = reading?.direct === true ? "direct" : "buffered";
+    return deviceRow(device, reading === undefined ? "" : `${reading.mode}, ${direct}`);
+  });
+  const head = ["disk", "state", "mode", "used", "read", "written", "waiting r/w", "at disk"];
+  return ["", table([...head, "written a day", "life left"], rows, [3, 4, 5, 6, 7, 8, 9])];
+}
+
+function remoteLines({ stats, remote }: Pick<Status, "stats" | "remote">): string[] {
+  if (stats.remote === null || remote === null) return [];
+  const { receivedBytesPerSecond, sentBytesPerSecond, transfers, waiting } = stats.remote;
+  const last = remote.lastFault === "" ? "" : `  last fault: ${remote.lastFault}`;
+  return [
+    "",
+    `remote  ${remote.health}  ${remote.description}${last}`,
+    `from it ${rate(receivedBytesPerSecond)}  to it ${rate(sentBytesPerSecond)}  ` +
+      `transfers ${transfers}  waiting ${waiting}  blocks fetched ${stats.totals.remoteFetchedBlocks}`,
+  ];
+}
+
+/** What moved between the tiers; nothing where there is one tier. */
+function movementLines({ devices, totals }: Stats): string[] {
+  if (devices.length === 0) return [];
+  return [
+    `copied down ${totals.writtenBackBlocks} blocks (${formatBytes(totals.writtenBackBytes)})  ` +
+      `brought up ${totals.promotedBlocks}  read past DRAM ${totals.passThroughBlocks}  ` +
+      `evicted without a copy below ${totals.evictedUnbacked}`,
+  ];
 }
 
 function latency(reading: { readonly p50: number; readonly p99: number } | null): string {
@@ -106,20 +169,28 @@ export function faultWords({ totals }: Digest): string[] {
     ["fillTimeouts", "fills that never came"],
     ["fullRefusals", "blocks refused, tier full"],
     ["chainMismatches", "chain mismatches"],
+    ["nvmeIoErrors", "disk errors"],
+    ["nvmeSyncFailures", "disk syncs failed"],
+    ["scrubFailures", "bad copies found at idle"],
+    ["remoteCorruptBlocks", "bad blocks in objects"],
   ];
   return rows.flatMap(([name, words]) => (totals[name] > 0 ? [`${totals[name]} ${words}`] : []));
 }
 
 /** Who, since when, tiers and flow. */
-export function statusHead({ address, stats, tiers }: Status): string {
+export function statusHead(status: Status): string {
+  const { address, stats, tiers } = status;
   const state = stats.gauges.ready === 1 ? "serving" : "not serving";
   return [
     `${stats.node}  cairn ${stats.version}  ${state}  up ${duration(stats.uptimeSeconds)}  pid ${stats.pid}`,
     `engines: ${stats.engineSocket}  edge: ${address}`,
     "",
     tierLines(tiers),
+    ...deviceLines(status),
+    ...remoteLines(status),
     "",
     flowLines(stats),
+    ...movementLines(stats),
   ].join("\n");
 }
 

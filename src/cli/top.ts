@@ -33,12 +33,13 @@ export function spark(values: readonly (number | null)[], high: number): string 
 
 /** One line for logs and dumb terminals. */
 export function topLine(stats: Stats): string {
-  const { recent, tiers, gauges } = stats;
+  const { recent, tiers, devices, gauges } = stats;
   const lookup = recent.latencySeconds.lookupSeconds;
   const filled = tiers.map((tier) => {
     const share = tier.capacityBytes > 0 ? tier.usedBytes / tier.capacityBytes : 0;
     return `${tier.tier} ${bar(share, 10)} ${percent(share)} of ${formatBytes(tier.capacityBytes)}`;
   });
+  const ill = devices.filter(({ health }) => health !== "ok");
   return [
     new Date(stats.atMs).toISOString().slice(11, 19),
     ...filled,
@@ -49,6 +50,7 @@ export function topLine(stats: Stats): string {
     `off ${rate(recent.storeBytesPerSecond)}`,
     `engines ${gauges.instances}`,
     `leases ${gauges.leases}`,
+    ...ill.map(({ directory, health }) => `${directory} ${health}`),
   ].join("  ");
 }
 

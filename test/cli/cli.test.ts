@@ -1,5 +1,14 @@
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
@@ -7,13 +16,16 @@ import { parse as parseYaml } from "yaml";
 import { poolFile } from "../../tiers/dram/preflight.ts";
 import { COMMANDS } from "../../src/cli/commands.ts";
 import { chosen, limitValue, meminfoValue } from "../../src/cli/doctor/host.ts";
+import { lowerChecks, nvmeCheck, registeredCheck } from "../../src/cli/doctor/lower.ts";
 import { libraryPath, runProbe } from "../../src/cli/doctor/libraries.ts";
 import { bar, duration, percent, rate, table } from "../../src/cli/output.ts";
 import { runCli } from "../../src/cli/run.ts";
 import { spark } from "../../src/cli/top.ts";
+import { defaultConfig } from "../../src/config/defaults.ts";
 import { type EdgeHandle, startEdge } from "../../src/edge/edge.ts";
 import { Feed, METRIC } from "../../src/observe/feed.ts";
-import { FakeDaemon, INFO } from "../edge/fixture.ts";
+import { publishDevices, publishRemote } from "../../src/observe/lower.ts";
+import { DEVICE, FakeDaemon, INFO, REMOTE } from "../edge/fixture.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
 const directory = mkdtempSync(join(tmpdir(), "cairn-cli-"));
@@ -60,7 +72,10 @@ beforeAll(async () => {
   feed.setAt(METRIC.tierUsedBytes, 0, 512);
   const handler = new FakeDaemon();
   const config = { listen: socket };
+  publishDevices(feed, [DEVICE]);
+  publishRemote(feed, REMOTE);
   edge = await startEdge({ config, feed: feed.buffer, ledger: null, info: INFO, handler });
+  edge.devices(["/mnt/a"]);
 });
 afterAll(async () => {
   await edge.stop();
@@ -217,6 +232,18 @@ describe("cairn status and top", () => {
     expect(tiers).toMatchObject([{ tier: "dram", usedBytes: 512 }]);
   });
 
+  test("status shows each disk with state, mode, wear and life, and the remote store", async () => {
+    const { stdout } = await cairn(["status", "--edge", socket]);
+    const disk = stdout.split("\n").find((line) => line.startsWith("/mnt/a")) ?? "";
+    expect(disk).toMatch(
+      /slow, preparing 1 +uring, direct +1 KiB \(25\.0 %\).* 6\/7 +8 +12 B of 13 B +365 days/,
+    );
+    expect(stdout).toContain("remote  down  directory /mnt/shared  last fault: timeout: no answer");
+    expect(stdout).toContain("3 disk errors");
+    const { stdout: line } = await cairn(["top", "--edge", socket, "--count", "1"]);
+    expect(line).toContain("/mnt/a slow");
+  });
+
   test("top prints plain lines where there is no terminal, and objects with --json", async () => {
     const plain = await cairn(["top", "--edge", socket, "--interval", "0.2", "--count", "2"]);
     expect(plain.code).toBe(0);
@@ -268,9 +295,89 @@ describe("cairn purge", () => {
     holder.stdin.end();
     await new Promise((resolve) => holder.once("close", resolve));
     const done = await cairn([...words, "--yes"]);
-    expect(done.json()).toEqual({ directory: pool, deleted: [path], bytes: 100 });
+    expect(done.json()).toEqual({ directory: pool, deleted: [path], kept: [], bytes: 100 });
     expect(existsSync(path)).toBe(false);
     expect((await cairn([...words, "--yes"])).json()).toMatchObject({ deleted: [] });
+  });
+});
+
+describe("cairn purge and the disks", () => {
+  test("blocks on disks stay unless --nvme asks for them, and files that are not ours always stay", async () => {
+    const disk = join(directory, "disk");
+    mkdirSync(join(disk, "index"), { recursive: true });
+    const ours = ["directory.cairn", "segment-000000.cairn", "namespaces.json", "index/data.mdb"];
+    for (const name of [...ours, "notes.txt"]) writeFileSync(join(disk, name), "x");
+    const words = ["purge", "--yes", "--nvme.directories", `[{path: ${disk}}]`, "--json"];
+    const lock = join(disk, "directory.cairn");
+    expect((await cairn(words)).json()).toMatchObject({ deleted: [], kept: [lock] });
+    expect(existsSync(join(disk, "segment-000000.cairn"))).toBe(true);
+    const holder = spawn("flock", ["-n", lock, "sh", "-c", "echo held; read _"], {
+      stdio: ["pipe", "pipe", "ignore"],
+    });
+    await new Promise((resolve) => holder.stdout.once("data", resolve));
+    const refused = await cairn([...words, "--nvme"]);
+    expect(refused.json()).toMatchObject({ error: { name: "directoryLocked" } });
+    expect(readdirSync(disk)).toHaveLength(5);
+    holder.stdin.end();
+    await new Promise((resolve) => holder.once("close", resolve));
+    expect((await cairn([...words, "--nvme"])).json()).toMatchObject({ deleted: [lock] });
+    expect(readdirSync(disk)).toEqual(["notes.txt"]);
+  });
+});
+
+describe("cairn doctor and the lower tiers", () => {
+  const segmentBytes = 2 ** 20;
+  const entry = { capacityBytes: "auto" as const, writeBudgetBytesPerDay: 0, ratedWriteBytes: 0 };
+
+  test("a directory is judged by file system, O_DIRECT, room and owner, and each fault has its fix", () => {
+    const disk = mkdtempSync(join(directory, "doctor-"));
+    const found = nvmeCheck({ ...entry, path: disk }, segmentBytes);
+    expect(found.found).toMatch(/ on \w+.*, (O_DIRECT works|no O_DIRECT \(.+\)), .+ free of /);
+    expect(readdirSync(disk)).toEqual([]);
+    expect(nvmeCheck({ ...entry, path: join(disk, "new", "one") }, segmentBytes).status).toBe(
+      found.status,
+    );
+    const large = { ...entry, path: disk, capacityBytes: 2 ** 50 };
+    expect(nvmeCheck(large, segmentBytes)).toMatchObject({ status: "warn" });
+    expect(nvmeCheck(large, segmentBytes).fix).toContain("capacityBytes");
+    chmodSync(disk, 0o755);
+    expect(nvmeCheck({ ...entry, path: disk }, segmentBytes)).toMatchObject({
+      status: "fail",
+      fix: `chmod 700 ${disk}`,
+    });
+    writeFileSync(join(directory, "plain"), "");
+    const plain = nvmeCheck({ ...entry, path: join(directory, "plain") }, segmentBytes);
+    expect(plain).toMatchObject({ status: "fail" });
+  });
+
+  test("memory is no disk, and doctor says so", () => {
+    const memory = mkdtempSync("/dev/shm/cairn-doctor-");
+    const found = nvmeCheck({ ...entry, path: memory }, segmentBytes);
+    rmSync(memory, { recursive: true });
+    expect(found).toMatchObject({ status: "warn" });
+    expect(found.found).toContain("tmpfs");
+  });
+
+  test("staging memory must fit under the limit of locked memory, unless root runs the daemon", () => {
+    const limits =
+      "Max locked memory         8388608              8388608              bytes     \n";
+    const nvme = { ...defaultConfig().nvme, directories: [{ path: "/a" }, { path: "/b" }] };
+    expect(registeredCheck({ nvme }, limits, false)).toMatchObject({ status: "warn" });
+    expect(registeredCheck({ nvme }, limits, false).found).toContain("128 MiB");
+    expect(registeredCheck({ nvme }, limits, true)).toMatchObject({ status: "ok", fix: null });
+    const none = "Max locked memory         unlimited            unlimited            bytes     \n";
+    expect(registeredCheck({ nvme }, none, false)).toMatchObject({ status: "ok", fix: null });
+  });
+
+  test("checks of the lower tiers appear when the configuration enables them", () => {
+    const config = defaultConfig();
+    expect(lowerChecks(config)).toEqual([]);
+    const disk = mkdtempSync(join(directory, "doctor-"));
+    const nvme = { ...config.nvme, enabled: true, directories: [{ path: disk }] };
+    const remote = { ...config.remote, enabled: true, directory: join(disk, "none") };
+    const found = lowerChecks({ ...config, nvme, remote });
+    expect(found.map(({ check }) => check)).toEqual(["nvme", "nvme memlock", "remote"]);
+    expect(found.at(-1)).toMatchObject({ status: "fail" });
   });
 });
 

@@ -81,7 +81,7 @@ const GPU_FIX =
   "None needed: the DRAM tier runs without a GPU. For the HBM tier install the NVIDIA driver.";
 const NIXL_FIX = "None needed on one node. For peers install NIXL (libnixl_capi.so).";
 const URING_FIX =
-  "sysctl kernel.io_uring_disabled=0 and a seccomp profile that allows it; NVMe needs it.";
+  "sysctl kernel.io_uring_disabled=0 and a seccomp profile that allows it; without it the NVMe tier uses threads.";
 
 function cudaVersion(version: number): string {
   return `${Math.floor(version / 1_000)}.${Math.floor((version % 1_000) / 10)}`;
