@@ -6,6 +6,7 @@
 import { mkdirSync, readFileSync, statfsSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { CairnError } from "../../src/errors.ts";
+import { cgroupFree } from "./cgroup.ts";
 
 const MIB = 1024 * 1024;
 export const AUTO_SHARE = 0.25;
@@ -20,7 +21,7 @@ export interface HostFacts {
   readonly memAvailableBytes: number;
   /** Free bytes of the directory's file system. */
   readonly directoryFreeBytes: number;
-  /** Left under the cgroup's memory limit, Infinity without one. */
+  /** Left under the memory limits of our cgroup and those above it, Infinity without one. */
   readonly cgroupFreeBytes: number;
   /** RLIMIT_MEMLOCK, Infinity when unlimited. */
   readonly memlockBytes: number;
@@ -134,27 +135,6 @@ export function hostFacts(directory: string): HostFacts {
 function memAvailable(): number {
   const line = /^MemAvailable:\s+(\d+) kB$/m.exec(readFileSync("/proc/meminfo", "utf8"));
   return line === null ? 0 : Number(line[1]) * 1024;
-}
-
-function readNumber(path: string): number | undefined {
-  try {
-    const text = readFileSync(path, "utf8").trim();
-    const value = Number(text);
-    return text === "max" || !Number.isFinite(value) ? undefined : value;
-  } catch {
-    return undefined; // No such controller on this host.
-  }
-}
-
-/** cgroup v2, else v1; the limit of a v1 root is larger than any memory. */
-function cgroupFree(): number {
-  const limit2 = readNumber("/sys/fs/cgroup/memory.max");
-  if (limit2 !== undefined) {
-    return Math.max(0, limit2 - (readNumber("/sys/fs/cgroup/memory.current") ?? 0));
-  }
-  const limit1 = readNumber("/sys/fs/cgroup/memory/memory.limit_in_bytes");
-  if (limit1 === undefined || limit1 > 2 ** 50) return Number.POSITIVE_INFINITY;
-  return Math.max(0, limit1 - (readNumber("/sys/fs/cgroup/memory/memory.usage_in_bytes") ?? 0));
 }
 
 function memlock(): number {

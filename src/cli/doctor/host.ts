@@ -2,6 +2,7 @@
 import { existsSync, readFileSync, statfsSync } from "node:fs";
 import { spawnSync } from "node:child_process";
 import { dirname } from "node:path";
+import { cgroupFree } from "../../../tiers/dram/cgroup.ts";
 import { interleaveNodes, memoryNodes } from "../../../tiers/dram/numa.ts";
 import type { Config } from "../../config/schema.ts";
 import { formatBytes } from "../../config/units.ts";
@@ -58,11 +59,8 @@ function addonCheck(): Finding {
 /** Bytes this process may still take: free memory, or what is left of its cgroup. */
 function freeMemory(): { readonly bytes: number; readonly source: string } {
   const available = meminfoValue(readOr("/proc/meminfo"), "MemAvailable") ?? 0;
-  const limit = Number(readOr("/sys/fs/cgroup/memory.max", "max"));
-  const current = Number(readOr("/sys/fs/cgroup/memory.current", "0"));
-  const left = limit - current;
-  if (Number.isFinite(left) && left < available)
-    return { bytes: left, source: "/sys/fs/cgroup/memory.max − memory.current" };
+  const left = cgroupFree();
+  if (left < available) return { bytes: left, source: "the memory limits of our cgroup" };
   return { bytes: available, source: "/proc/meminfo MemAvailable" };
 }
 
