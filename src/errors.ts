@@ -299,6 +299,13 @@ export const ERRORS = {
     "the Host or Origin header names another site",
     "Use the listen address itself as the URL.",
   ),
+  diskUnusable: row(
+    513,
+    false,
+    500,
+    "a directory of the NVMe tier cannot be opened as a device",
+    "See the message: `nvme.mode`, `nvme.direct`, the file system, or the device itself.",
+  ),
   internal: row(599, true, 500, "a fault in cairn", "Report it with the log."),
   // 6xx: connectors
   engineStateMalformed: row(

@@ -1,0 +1,563 @@
+/**
+ * One directory, that is one device: its disk in the addon, its segments, its index, its health. What it sees becomes
+ * events of the table in health.ts; what the table answers is acted on here: a device that may not be written is
+ * closed in the ledger (it gives out no slots), a fenced one is lost there, one that comes back is opened again.
+ */
+import { type Addon, DISK, type DiskInfo, ITEM, ITEM_PROMOTED } from "../../addon/binding.ts";
+import { assert } from "../../src/assert.ts";
+import type { Ledger } from "../../src/ledger/ledger.ts";
+import { TIER } from "../../src/ledger/types.ts";
+import { LIMITS } from "../../src/limits.ts";
+import type { DeviceHealth } from "../tier.ts";
+import { checkDevice } from "./check-file.ts";
+import { type CommitDevice, Committer } from "./committer.ts";
+import { nvmeCounters } from "./counters.ts";
+import { Endurance, type EnduranceState } from "./endurance.ts";
+import { Backoff, FaultWindow, type HealthEvent, nextHealth } from "./health.ts";
+import { IndexStore, IndexWriteError, type PageWrite } from "./index-store.ts";
+import { PAGE_SLOTS, PAGES_PER_SEGMENT } from "./index-pages.ts";
+import { indexOfPage, Marks, slabOfPage } from "./marks.ts";
+import { type NamespaceRow, Rows, writeNamespaces } from "./namespaces.ts";
+import { directoryFacts, planSegments, type SegmentPlan } from "./plan.ts";
+import { Segments, type SlabNumbers } from "./segments.ts";
+import { namespacesOfPage, serialisePage } from "./serialise.ts";
+import { TaskError, type Tasks, withinTime } from "./tasks.ts";
+
+/** One entry of the configuration. */
+export interface NvmeDirectoryOptions {
+  readonly path: string;
+  /** Bytes of everything in it; `auto`: what is free there, less the head-room. */
+  readonly capacityBytes: number | "auto";
+  /** 0 = none. */
+  readonly writeBudgetBytesPerDay: number;
+  /** 0 = unknown. */
+  readonly ratedWriteBytes: number;
+}
+
+export type DeviceAddon = Pick<
+  Addon,
+  | "diskOpen"
+  | "diskClose"
+  | "diskSegments"
+  | "diskPrepare"
+  | "diskAttach"
+  | "diskDetach"
+  | "diskAssign"
+  | "diskRelease"
+  | "diskSlotsPerSegment"
+  | "diskRestore"
+  | "diskGenerations"
+  | "diskScan"
+  | "diskScanRead"
+  | "diskSync"
+  | "diskCounters"
+>;
+
+export interface DeviceHooks {
+  readonly note: (level: "info" | "warn" | "error", line: string) => void;
+  /** A programming fault; not the device's. */
+  readonly fault: (error: unknown) => void;
+  /** A block on a device that is being drained and may not be evicted: bring it to DRAM, then it may. */
+  readonly promote: (block: number) => void;
+}
+
+/** The parts that all devices share. */
+export interface DeviceContext {
+  readonly addon: DeviceAddon;
+  readonly tasks: Tasks;
+  readonly hooks: DeviceHooks;
+  /** undefined until attach(). */
+  ledger: Ledger | undefined;
+  readonly namespace: (index: number) => NamespaceRow | undefined;
+}
+
+const FACTS_MS = 2_000;
+/** errno and LMDB's code for "no room"; LMDB says EIO for it. */
+const ENOSPC = 28;
+const EIO = 5;
+
+export class Device implements CommitDevice {
+  readonly index: number;
+  readonly options: NvmeDirectoryOptions;
+  readonly info: DiskInfo;
+  readonly marks = new Marks();
+  readonly segments: Segments;
+  readonly rows: Rows;
+  readonly committer: Committer;
+  readonly endurance: Endurance;
+  readonly counters = nvmeCounters();
+  health: DeviceHealth = "ok";
+  full = false;
+  /** drain() was asked for. */
+  draining = false;
+  /** Everything is gone from it and the disk is closed. */
+  closed = false;
+  /** Headers have to be read: the index was damaged, or the device was fenced. */
+  rebuildNeeded = false;
+  rebuilding = false;
+  lastCommitMs = 0;
+  plan: SegmentPlan | undefined;
+  readonly #context: DeviceContext;
+  readonly #readFaults = new FaultWindow(LIMITS.nvmeReadErrorsMax, LIMITS.nvmeErrorWindowMs);
+  readonly #backoff = new Backoff(LIMITS.nvmeProbeMs, LIMITS.nvmeProbeMsMax);
+  /** Pages of segments that are no longer there. */
+  #staleKeys: number[] = [];
+  #store: IndexStore | undefined;
+  #syncing = false;
+  #probing = false;
+  #reopening = false;
+  #stalled = false;
+  #writable = true;
+  #probeAtMs = 0;
+  #factsAtMs = 0;
+  #flushAtMs = 0;
+  #refreshAtMs = 0;
+  #refreshSlab = 0;
+  #refreshPage = 0;
+  #bytesSeen = 0;
+
+  constructor(
+    index: number,
+    options: NvmeDirectoryOptions,
+    info: DiskInfo,
+    rows: readonly NamespaceRow[],
+    numbers: SlabNumbers,
+    context: DeviceContext,
+  ) {
+    this.index = index;
+    this.options = options;
+    this.info = info;
+    this.#context = context;
+    this.rows = new Rows(rows);
+    this.segments = new Segments(context.addon, info.disk, this.marks, numbers);
+    this.committer = new Committer(this);
+    const { writeBudgetBytesPerDay, ratedWriteBytes } = options;
+    this.endurance = new Endurance(writeBudgetBytesPerDay, ratedWriteBytes, Date.now());
+  }
+
+  get directory(): string {
+    return this.options.path;
+  }
+
+  get disk(): number {
+    return this.info.disk;
+  }
+
+  get mayRead(): boolean {
+    return this.health !== "fenced" && !this.closed;
+  }
+
+  /** A new copy may be begun here. */
+  get mayWrite(): boolean {
+    return this.health === "ok" && !this.full && !this.draining && !this.closed && this.indexOpen;
+  }
+
+  get indexOpen(): boolean {
+    return this.#store !== undefined && !this.#store.broken;
+  }
+
+  get indexBytes(): number {
+    return this.#store?.bytes ?? 0;
+  }
+
+  get #ledger(): Ledger {
+    const { ledger } = this.#context;
+    assert(ledger !== undefined, "the ledger was attached before the tier is used");
+    return ledger;
+  }
+
+  // The index ---------------------------------------------------------------------------------------------------
+
+  /** A child has read the index (or it was moved aside, or there was none). */
+  async openIndex(): Promise<void> {
+    assert(this.#store === undefined, "an index is opened once");
+    this.#store = await IndexStore.open(this.directory);
+  }
+
+  /** Pages in the index whose segment is gone: removed by the next commits. */
+  forgetPages(keys: readonly number[]): void {
+    this.#staleKeys.push(...keys);
+  }
+
+  /** Pages that did not verify are written afresh: their blocks are forgotten. */
+  dropPages(keys: readonly number[]): void {
+    this.counters.pagesDropped += keys.length;
+    for (const key of keys) {
+      const segment = this.segments.ofSegment(Math.floor(key / PAGES_PER_SEGMENT));
+      if (segment === undefined) this.forgetPages([key]);
+      else this.marks.setDirty(segment.slab * PAGES_PER_SEGMENT + (key % PAGES_PER_SEGMENT));
+    }
+  }
+
+  /** The reader died half-way: what it did not hand over is forgotten, and the index says so soon. */
+  indexCutShort(error: unknown): void {
+    this.counters.indexDamaged += 1;
+    this.note("error", `the index was read in part only: ${String(error)}`);
+    const { addon } = this.#context;
+    for (const { slab, payloadBytes } of this.segments.list) {
+      if (payloadBytes === 0) continue;
+      const slots = addon.diskSlotsPerSegment(this.info.segmentBytes, payloadBytes);
+      for (let index = 0; index * PAGE_SLOTS < slots; index++) {
+        this.marks.setDirty(slab * PAGES_PER_SEGMENT + index);
+      }
+    }
+  }
+
+  get committable(): boolean {
+    const healthy = this.health === "ok" || this.health === "slow";
+    return healthy && !this.full && !this.closed && !this.#syncing && this.indexOpen;
+  }
+
+  async sync(): Promise<void> {
+    this.#syncing = true;
+    const { addon, tasks } = this.#context;
+    const synced = tasks.run((task) => addon.diskSync(this.disk, task));
+    const settled = (): void => {
+      this.#syncing = false;
+    };
+    synced.then(settled, settled);
+    await withinTime(synced);
+  }
+
+  async prepareRows(pages: readonly number[]): Promise<void> {
+    for (;;) {
+      const { core } = this.#ledger;
+      for (const page of pages) {
+        namespacesOfPage(core, this.marks, page, (index) => this.#addRow(index));
+      }
+      if (!this.rows.unwritten) return;
+      const list = [...this.rows.list];
+      await withinTime(writeNamespaces(this.directory, list));
+      this.rows.written(list.length);
+    }
+  }
+
+  #addRow(index: number): void {
+    if (this.rows.rowOf(index) >= 0) return;
+    const row = this.#context.namespace(index);
+    assert(row !== undefined, "a namespace is made known before it has blocks");
+    this.rows.add(index, row);
+  }
+
+  async writePages(pages: readonly number[]): Promise<void> {
+    const store = this.#store;
+    assert(store !== undefined, "the index is open while copies are committed");
+    const stale = this.#staleKeys.splice(0, LIMITS.nvmeDirtyPagesPerCycle);
+    const writes: PageWrite[] = stale.map((key) => ({ key, bytes: undefined }));
+    const { core } = this.#ledger;
+    const nowMs = Date.now();
+    const { addon } = this.#context;
+    const rowOf = (namespace: number): number => this.rows.rowOf(namespace);
+    const generationsOf = (slots: Uint32Array, count: number, into: Uint32Array): void =>
+      addon.diskGenerations(this.disk, slots, count, into);
+    for (const page of pages) {
+      const segment = this.segments.at(slabOfPage(page));
+      if (segment === undefined) continue;
+      const key = this.segments.keyOf(segment.slab, indexOfPage(page));
+      const place = { page, key, payloadBytes: segment.payloadBytes };
+      writes.push({
+        key,
+        bytes: serialisePage(core, this.marks, place, rowOf, generationsOf, nowMs),
+      });
+    }
+    try {
+      await store.write(writes, this.#meta());
+    } catch (error) {
+      this.#staleKeys.push(...stale);
+      throw error;
+    }
+    this.endurance.wrote(pagesBytes(writes), Date.now());
+  }
+
+  #meta(): object {
+    const directoryId = Buffer.from(this.info.directoryId).toString("hex");
+    return { directoryId, endurance: this.endurance.state() };
+  }
+
+  /** What the last life left in the index's meta entry. */
+  restoreMeta(meta: { endurance?: Partial<EnduranceState> }): void {
+    if (meta.endurance !== undefined) this.endurance.restore(meta.endurance, Date.now());
+  }
+
+  commitEnded(milliseconds: number, _pages: number): void {
+    this.lastCommitMs = milliseconds;
+    this.counters.commits += 1;
+  }
+
+  commitFailed(step: "sync" | "index", error: unknown): void {
+    this.counters[step === "sync" ? "syncFailures" : "commitFailures"] += 1;
+    const full = this.#noRoom(error);
+    this.note("error", `${step} failed${full ? " for want of room" : ""}: ${String(error)}`);
+    if (full) this.#becomeFull();
+    else this.event("syncFailed");
+  }
+
+  /** LMDB reports a full file system as EIO: the file system itself is asked. */
+  #noRoom(error: unknown): boolean {
+    const errno = (error as { errno?: unknown }).errno;
+    if (errno === ENOSPC || errno === -ENOSPC) return true;
+    const code = error instanceof IndexWriteError ? error.code : 0;
+    if (code !== EIO && code !== ENOSPC) return false;
+    return code === ENOSPC || this.#facts()?.full === true;
+  }
+
+  fault(error: unknown): void {
+    this.#context.hooks.fault(error);
+  }
+
+  note(level: "info" | "warn" | "error", line: string): void {
+    this.#context.hooks.note(level, `nvme: ${this.directory}: ${line}`);
+  }
+
+  // Health ------------------------------------------------------------------------------------------------------
+
+  /** An item of this device ended with this ITEM status. */
+  ended(kind: number, status: number): void {
+    const plain = status & ~ITEM_PROMOTED;
+    if (plain === ITEM.OK) return this.event("itemOk");
+    if (plain === ITEM.CORRUPT) this.counters.corrupt += 1;
+    if (plain === ITEM.IDENTITY) this.counters.identity += 1;
+    if (plain === ITEM.DEADLINE) this.counters.deadlines += 1;
+    if (plain !== ITEM.IO) return undefined;
+    this.counters.ioErrors += 1;
+    if (kind === DISK.WRITE) return this.event("writeError");
+    return this.event(this.#readFaults.fault(performance.now()) ? "readErrors" : "readError");
+  }
+
+  event(event: HealthEvent): void {
+    const next = nextHealth(this.health, event);
+    if (next === this.health) return;
+    const before = this.health;
+    this.health = next;
+    this.note(next === "ok" ? "info" : "error", `${before} → ${next} (${event})`);
+    if (next === "slow") this.counters.stalls += 1;
+    if (next === "fenced") this.#lost();
+    if (next === "ok") this.#returned(before);
+    else this.#probeAtMs = performance.now() + this.#backoff.failed();
+    this.#openOrClose();
+  }
+
+  #lost(): void {
+    this.counters.fences += 1;
+    this.rebuildNeeded = true;
+    this.#context.ledger?.loseDevice(TIER.NVME, this.index);
+  }
+
+  #returned(before: DeviceHealth): void {
+    this.#backoff.reset();
+    this.#readFaults.clear();
+    // After a failed sync nobody knows which pages reached the disk: all are written again.
+    if (before !== "slow") this.#dirtyAll();
+  }
+
+  #dirtyAll(): void {
+    for (const slab of this.marks.slabs()) {
+      for (const page of this.marks.pagesInUse(slab, 0, Number.POSITIVE_INFINITY)) {
+        this.marks.setDirty(page);
+      }
+    }
+  }
+
+  /** Tells the ledger whether slots of this device may be given out. */
+  #openOrClose(): void {
+    const { ledger } = this.#context;
+    const writable = this.mayWrite;
+    if (ledger === undefined || writable === this.#writable) return;
+    this.#writable = writable;
+    if (writable) ledger.openDevice(TIER.NVME, this.index);
+    else ledger.closeDevice(TIER.NVME, this.index);
+  }
+
+  #becomeFull(): void {
+    if (!this.full) this.counters.fullEvents += 1;
+    this.full = true;
+    this.event("full");
+    this.#openOrClose();
+  }
+
+  // Time --------------------------------------------------------------------------------------------------------
+
+  /** Called every few tens of milliseconds. */
+  tick(nowMs: number): void {
+    if (this.closed) return;
+    this.#watch();
+    this.#openOrClose();
+    if (nowMs >= this.#factsAtMs) {
+      this.#factsAtMs = nowMs + FACTS_MS;
+      this.#room();
+    }
+    if ((this.health !== "ok" || !this.indexOpen) && nowMs >= this.#probeAtMs) {
+      void this.#probe(); // Never rejects.
+    }
+    if (nowMs >= this.#refreshAtMs) {
+      this.#refreshAtMs = nowMs + LIMITS.nvmeRefreshMs;
+      this.#refreshSome();
+    }
+    if (nowMs >= this.#flushAtMs) {
+      this.#flushAtMs = nowMs + LIMITS.nvmeIdleCommitMs;
+      if (this.committable) this.committer.flush();
+    }
+  }
+
+  /** The background round: a few pages get their blocks' last access. */
+  #refreshSome(): void {
+    const slabs = this.marks.slabs();
+    if (slabs.length === 0) return;
+    this.#refreshSlab %= slabs.length;
+    const slab = slabs[this.#refreshSlab]!;
+    const pages = this.marks.pagesInUse(slab, this.#refreshPage, LIMITS.nvmeRefreshPages);
+    for (const page of pages) this.marks.setDirty(page);
+    const last = pages.at(-1);
+    if (last !== undefined && pages.length === LIMITS.nvmeRefreshPages) {
+      this.#refreshPage = indexOfPage(last) + 1;
+    } else {
+      this.#refreshPage = 0;
+      this.#refreshSlab += 1;
+    }
+  }
+
+  #watch(): void {
+    const counters = this.#context.addon.diskCounters(this.disk);
+    this.chargeWrites(counters.bytesWritten);
+    const milliseconds = counters.oldestMicroseconds / 1_000;
+    this.#stalled = milliseconds > LIMITS.nvmeSlowMs;
+    if (milliseconds > LIMITS.nvmeFenceMs) this.event("hang");
+    else if (this.#stalled) this.event("stall");
+  }
+
+  /** Bytes the disk has written so far go off the endurance budget. */
+  chargeWrites(bytesWritten: number): void {
+    const added = bytesWritten - this.#bytesSeen;
+    this.#bytesSeen = bytesWritten;
+    if (added > 0) this.endurance.wrote(added, Date.now());
+  }
+
+  #facts(): SegmentPlan | undefined {
+    try {
+      const facts = directoryFacts(this.directory);
+      const { capacityBytes } = this.options;
+      const { count } = this.segments;
+      this.plan = planSegments(capacityBytes, this.info.segmentBytes, count, Infinity, facts);
+      return this.plan;
+    } catch (error) {
+      this.note("error", `cannot be asked for its room: ${String(error)}`);
+      return undefined;
+    }
+  }
+
+  /** Full and not full any more; the target of segments. */
+  #room(): void {
+    const before = this.plan?.note ?? "";
+    const plan = this.#facts();
+    if (plan === undefined) return;
+    if (plan.note !== "" && plan.note !== before) this.note("warn", plan.note);
+    if (plan.full && !this.full) {
+      this.note("error", "the file system is full: no new blocks");
+      this.#becomeFull();
+    } else if (!plan.full && this.full) {
+      this.full = false;
+      this.note("info", "the file system has room again");
+      this.#openOrClose();
+    }
+    const { ledger } = this.#context;
+    const over = this.segments.count - this.segments.retiring > plan.target;
+    if (ledger !== undefined && over && !this.draining) this.segments.retireOne(ledger.core);
+  }
+
+  /** Writes, syncs and reads back a small file; opens a broken index again. */
+  async #probe(): Promise<void> {
+    if (this.#probing || this.#syncing || this.#stalled || this.full) return;
+    if (this.#store !== undefined && !this.#store.settled) return;
+    this.#probing = true;
+    try {
+      await withinTime(checkDevice(this.directory));
+      if (!this.indexOpen) await this.#reopenIndex();
+      if (this.health === "ok") this.#dirtyAll();
+      this.event("probeOk");
+    } catch (error) {
+      this.counters.probesFailed += 1;
+      this.note("warn", `probe failed: ${String(error)}`);
+      this.event("probeFailed");
+      this.#probeAtMs = performance.now() + this.#backoff.failed();
+    } finally {
+      this.#probing = false;
+    }
+    this.#openOrClose();
+  }
+
+  async #reopenIndex(): Promise<void> {
+    if (this.#reopening) return;
+    this.#reopening = true;
+    try {
+      await this.#store?.close();
+      this.#store = undefined;
+      this.#store = await IndexStore.open(this.directory);
+    } finally {
+      this.#reopening = false;
+    }
+  }
+
+  /** Headers could not be read: tried again when the device was probed. */
+  rebuildFailed(): void {
+    this.rebuildNeeded = true;
+    this.event("syncFailed");
+  }
+
+  /** Every page with its blocks' last access, until `untilMs` (performance.now()); false: not all. */
+  async refreshAll(untilMs: number): Promise<boolean> {
+    if (!this.committable) return false;
+    this.#dirtyAll();
+    return this.committer.drain(untilMs);
+  }
+
+  // Growth and drain --------------------------------------------------------------------------------------------
+
+  /** Begins the next segment if the plan has room for it. */
+  grow(): void {
+    if (!this.mayWrite || this.plan === undefined || this.segments.preparing !== undefined) return;
+    if (this.segments.planned >= this.plan.target) return;
+    this.#prepare().catch((error: unknown) => this.fault(error));
+  }
+
+  async #prepare(): Promise<void> {
+    try {
+      await this.segments.prepareNext(this.#context.tasks);
+      this.endurance.wrote(this.info.segmentBytes, Date.now());
+    } catch (error) {
+      if (!(error instanceof TaskError)) throw error;
+      this.counters.prepareFailures += 1;
+      this.note("error", `a new segment could not be written: errno ${error.errno}`);
+      if (error.errno === ENOSPC) this.#becomeFull();
+      else this.event("writeError");
+    }
+  }
+
+  /** One slice of emptying retiring segments. */
+  retireStep(): void {
+    if (this.segments.retiring === 0) return;
+    const { ledger, hooks } = this.#context;
+    if (ledger === undefined) return;
+    const stays = (block: number): void => {
+      if (this.draining) hooks.promote(block);
+    };
+    for (const { segment } of this.segments.retireStep(ledger.core, true, stays)) {
+      this.note("info", `segment ${segment} was given back`);
+    }
+  }
+
+  /** Ends the index and the disk. @returns false when a hanging write keeps the index open */
+  async close(): Promise<boolean> {
+    if (this.closed) return true;
+    this.closed = true;
+    await this.committer.idle();
+    const ended = (await this.#store?.close()) ?? true;
+    this.#context.addon.diskClose(this.disk);
+    return ended;
+  }
+}
+
+function pagesBytes(writes: readonly PageWrite[]): number {
+  let bytes = 0;
+  for (const write of writes) bytes += write.bytes?.length ?? 0;
+  return bytes;
+}

@@ -1,0 +1,427 @@
+/**
+ * The NVMe tier: several directories, each one device, behind one range of slab numbers. A slab of the ledger is a
+ * segment file of one of them; numbers are given out in the order in which segments become usable and are never used
+ * again. What lies in a directory, what counts when, and what each fault does: README.md.
+ *
+ * Order of a start (the composition root drives it):
+ *   startProbe() for each directory, early → new NvmeTier (locks, attaches) → readIndexes() → namespace tables are
+ *   united → ledger made with ledgerOptions() → attach() → bindNamespace() for each → recoverNvme() (recover.ts),
+ *   then the DRAM headers, recoverEnd → engines are served → begin() → tick() every few tens of milliseconds.
+ */
+import { join } from "node:path";
+import { type DiskInfo, SLOT_INDEX_BITS } from "../../addon/binding.ts";
+import { assert } from "../../src/assert.ts";
+import { CairnError } from "../../src/errors.ts";
+import type { Ledger } from "../../src/ledger/ledger.ts";
+import { type SlabTierOptions, TIER } from "../../src/ledger/types.ts";
+import { prepareDirectory } from "../dram/preflight.ts";
+import type { DiskTier, TierLimits } from "../tier.ts";
+import {
+  Device,
+  type DeviceAddon,
+  type DeviceContext,
+  type DeviceHooks,
+  type NvmeDirectoryOptions,
+} from "./device.ts";
+import { setIndexAside } from "./index-store.ts";
+import {
+  type NamespaceRow,
+  NAMESPACES_FILE,
+  readNamespaces,
+  setNamespacesAside,
+} from "./namespaces.ts";
+import { type IndexProbe, startProbe } from "./probe.ts";
+import { rebuildDevice } from "./rebuild.ts";
+import { type DeviceSnapshot, deviceSnapshot } from "./snapshot.ts";
+import { Tasks } from "./tasks.ts";
+
+export interface NvmeOptions {
+  readonly directories: readonly NvmeDirectoryOptions[];
+  readonly segmentBytes: number;
+  readonly mode: "auto" | "uring" | "threads";
+  readonly direct: "auto" | "off";
+  readonly queueDepth: number;
+  readonly writeDepth: number;
+  readonly stagingBytes: number;
+}
+
+/** Slabs that a slot number can name. */
+const SLABS_MAX = 2 ** (32 - SLOT_INDEX_BITS);
+/** Devices that the ledger tells apart; numbers are not used again in a life. */
+const DEVICES_MAX = 64;
+
+export class NvmeTier implements DiskTier {
+  readonly index = TIER.NVME;
+  readonly name = "nvme";
+  readonly segmentBytes: number;
+  readonly devices: Device[] = [];
+  readonly addon: DeviceAddon;
+  readonly #options: NvmeOptions;
+  readonly #hooks: DeviceHooks;
+  readonly #tasks = new Tasks();
+  readonly #context: DeviceContext;
+  /** Device of each slab number given out. */
+  readonly #deviceOfSlab = new Uint8Array(SLABS_MAX);
+  readonly #namespaces: (NamespaceRow | undefined)[] = [];
+  #slabs = 0;
+  /** Slabs that the ledger knows of. */
+  #slabsReady = 0;
+  #begun = false;
+  #arena = 0;
+
+  /**
+   * Opens every directory: locked, checked, prepared segments attached.
+   * @throws CairnError directoryUnsafe, directoryLocked, formatUnsupported, diskUnusable
+   */
+  constructor(addon: DeviceAddon, options: NvmeOptions, hooks: DeviceHooks) {
+    this.addon = addon;
+    this.segmentBytes = options.segmentBytes;
+    this.#options = options;
+    this.#hooks = hooks;
+    this.#context = {
+      addon,
+      tasks: this.#tasks,
+      hooks,
+      ledger: undefined,
+      namespace: (index) => this.#namespaces[index],
+    };
+    try {
+      for (const directory of options.directories) this.#open(directory);
+    } catch (error) {
+      for (const device of this.devices) addon.diskClose(device.disk);
+      throw error;
+    }
+    this.#slabsReady = this.#slabs;
+  }
+
+  #open(options: NvmeDirectoryOptions): Device {
+    const index = this.devices.length;
+    if (index >= DEVICES_MAX) {
+      throw new CairnError("diskUnusable", `more than ${DEVICES_MAX} directories were opened`);
+    }
+    prepareDirectory(options.path);
+    const info = openDisk(this.addon, this.#options, options.path);
+    try {
+      const rows = this.#rowsOf(options.path);
+      const numbers = {
+        take: () => this.#takeSlab(index),
+        ready: (slab: number) => this.#slabReady(slab),
+        left: () => SLABS_MAX - this.#slabs,
+      };
+      const device = new Device(index, options, info, rows, numbers, this.#context);
+      for (const line of info.notes) device.note("info", line);
+      const unfinished = device.segments.attachFound();
+      if (unfinished.length > 0) {
+        device.note("info", `${unfinished.length} unfinished segments will be written again`);
+      }
+      this.devices.push(device);
+      return device;
+    } catch (error) {
+      this.addon.diskClose(info.disk);
+      throw error;
+    }
+  }
+
+  /** Rows of a directory; a damaged table is moved aside: its blocks come back from their headers. */
+  #rowsOf(directory: string): readonly NamespaceRow[] {
+    const rows = readNamespaces(directory);
+    if (rows !== undefined) return rows;
+    const stamp = stampNow();
+    setNamespacesAside(directory, stamp);
+    setIndexAside(directory, stamp);
+    this.#hooks.note(
+      "error",
+      `nvme: ${join(directory, NAMESPACES_FILE)} is damaged and was moved aside`,
+    );
+    return [];
+  }
+
+  #takeSlab(device: number): number {
+    if (this.#slabs >= SLABS_MAX) return -1;
+    const slab = this.#slabs++;
+    this.#deviceOfSlab[slab] = device;
+    return slab;
+  }
+
+  #slabReady(slab: number): void {
+    const { ledger } = this.#context;
+    this.#slabsReady = Math.max(this.#slabsReady, slab + 1);
+    ledger?.growTier(TIER.NVME, this.#slabsReady);
+  }
+
+  // DiskTier ----------------------------------------------------------------------------------------------------
+
+  get slabs(): number {
+    return this.#slabsReady;
+  }
+
+  get capacityBytes(): number {
+    let bytes = 0;
+    for (const { segments } of this.devices) bytes += segments.count * this.segmentBytes;
+    return bytes;
+  }
+
+  slotsPerSlab(payloadBytes: number): number {
+    return this.addon.diskSlotsPerSegment(this.segmentBytes, payloadBytes);
+  }
+
+  ledgerOptions(limits: TierLimits): SlabTierOptions {
+    return {
+      slabs: this.#slabsReady,
+      deviceOf: (slab) => this.#deviceOfSlab[slab]!,
+      slotsPerSlab: (payloadBytes) => this.slotsPerSlab(payloadBytes),
+      assignSlab: (slab, payloadBytes) => this.#ofSlab(slab).segments.assign(slab, payloadBytes),
+      releaseSlab: (slab) => this.#ofSlab(slab).segments.release(slab),
+      invalidate: (slots, count) => this.#freed(slots, count),
+      ...limits,
+    };
+  }
+
+  #ofSlab(slab: number): Device {
+    assert(slab < this.#slabs, "no such slab");
+    return this.devices[this.#deviceOfSlab[slab]!]!;
+  }
+
+  deviceOfSlot(slot: number): Device {
+    return this.#ofSlab(slot >>> SLOT_INDEX_BITS);
+  }
+
+  /** Freed slots leave the index; their headers stay true until they are overwritten (README.md). */
+  #freed(slots: Uint32Array, count: number): void {
+    for (let index = 0; index < count; index++) {
+      const slot = slots[index]!;
+      this.deviceOfSlot(slot).marks.clearDurable(slot);
+    }
+  }
+
+  diskOf(slot: number): number {
+    return this.deviceOfSlot(slot).disk;
+  }
+
+  mayRead(slot: number): boolean {
+    return this.deviceOfSlot(slot).mayRead;
+  }
+
+  mayWrite(slot: number): boolean {
+    return this.deviceOfSlot(slot).mayWrite;
+  }
+
+  commit(slots: Uint32Array, count: number, done: (durable: boolean) => void): void {
+    assert(count > 0, "a commit names slots");
+    this.deviceOfSlot(slots[0]!).committer.commit(slots, count, done);
+  }
+
+  ended(slot: number, kind: number, status: number, _microseconds: number): void {
+    this.deviceOfSlot(slot).ended(kind, status);
+  }
+
+  writeAllowanceBytes(disk: number): number {
+    const device = this.devices.find((one) => one.disk === disk && !one.closed);
+    if (device === undefined) return 0;
+    device.chargeWrites(this.addon.diskCounters(disk).bytesWritten);
+    return device.endurance.allowanceBytes(Date.now());
+  }
+
+  // Start -------------------------------------------------------------------------------------------------------
+
+  /**
+   * Takes the probes' verdicts, moves damaged indexes aside and opens all. Probes come in the order of the
+   * directories; where one is missing it is started now. Entries stay with the probes until recoverNvme().
+   */
+  async readIndexes(probes: readonly IndexProbe[]): Promise<readonly IndexProbe[]> {
+    const all = this.devices.map(
+      (device) =>
+        probes.find(({ directory }) => directory === device.directory) ??
+        startProbe(device.directory),
+    );
+    await Promise.all(all.map((probe, index) => this.#readIndex(this.devices[index]!, probe)));
+    return all;
+  }
+
+  async #readIndex(device: Device, probe: IndexProbe): Promise<void> {
+    const verdict = await probe.verdict;
+    const id = Buffer.from(device.info.directoryId).toString("hex");
+    const foreign = verdict.meta.directoryId !== undefined && verdict.meta.directoryId !== id;
+    const reason = foreign ? "it belongs to another directory" : verdict.damage;
+    if (reason !== undefined) {
+      probe.stop();
+      setIndexAside(device.directory, stampNow());
+      device.counters.indexDamaged += 1;
+      device.rebuildNeeded = device.segments.count > 0;
+      device.note("error", `the index is damaged (${reason}); moved aside, rebuilt from headers`);
+    } else device.restoreMeta(verdict.meta);
+    // Segments without an index: it was taken away, or the first commit never came.
+    if (!verdict.found) device.rebuildNeeded = device.segments.count > 0;
+    await device.openIndex();
+  }
+
+  /** Namespaces known to the directories, for unionNamespaces(). */
+  namespaceRows(): readonly (readonly NamespaceRow[])[] {
+    return this.devices.map(({ rows }) => rows.list);
+  }
+
+  /** The daemon numbers this namespace so; called for each, restored or new, before it has blocks here. */
+  bindNamespace(index: number, digest: Uint8Array, descriptor: Uint8Array): void {
+    const row = { digest: digest.slice(), descriptor: descriptor.slice() };
+    this.#namespaces[index] = row;
+    for (const { rows } of this.devices) rows.bind(index, row.digest);
+  }
+
+  /** The ledger was made with ledgerOptions(). `arena`: the DRAM arena, whose namespaces seed header hashes. */
+  attach(ledger: Ledger, arena: number): void {
+    assert(this.#context.ledger === undefined, "one ledger");
+    this.#context.ledger = ledger;
+    this.#arena = arena;
+  }
+
+  get ledger(): Ledger {
+    const { ledger } = this.#context;
+    assert(ledger !== undefined, "attach() came before");
+    return ledger;
+  }
+
+  /** Engines are served: from now on segments are written, damaged indexes rebuilt. */
+  begin(): void {
+    this.#begun = true;
+    this.tick();
+  }
+
+  /** Every few tens of milliseconds. */
+  tick(): void {
+    if (!this.#begun) return;
+    const nowMs = performance.now();
+    for (const device of this.devices) {
+      if (device.closed) continue;
+      device.tick(nowMs);
+      if (device.rebuildNeeded && device.health === "ok") this.#rebuild(device);
+      if (!device.rebuilding) device.grow();
+      device.retireStep();
+    }
+  }
+
+  #rebuild(device: Device): void {
+    device.rebuildNeeded = false;
+    device.rebuilding = true;
+    const { ledger } = this;
+    rebuildDevice(device, ledger, this.addon, this.#tasks, this.#arena)
+      .catch((error: unknown) => {
+        device.note("error", `headers could not be read: ${String(error)}`);
+        device.rebuildFailed();
+      })
+      .finally(() => {
+        device.rebuilding = false;
+      });
+  }
+
+  // While running -----------------------------------------------------------------------------------------------
+
+  /** A PROGRESS event; false when the task is not of this tier. */
+  onProgress(task: number, done: number, total: number, outcome: number, errno: number): boolean {
+    return this.#tasks.onProgress(task, done, total, outcome, errno);
+  }
+
+  /**
+   * A directory is added: opened, and what lies in it is adopted from its headers. Namespaces that only it knows are
+   * returned unbound: the caller makes them known (and bindNamespace()) before adopt(). @throws CairnError
+   */
+  async addDirectory(options: NvmeDirectoryOptions): Promise<readonly NamespaceRow[]> {
+    const device = this.#open(options);
+    for (const [index, row] of this.#namespaces.entries()) {
+      if (row !== undefined) device.rows.bind(index, row.digest);
+    }
+    this.#slabsReady = this.#slabs;
+    this.ledger.growTier(TIER.NVME, this.#slabsReady);
+    holdSlabs(this.ledger, device);
+    const probe = startProbe(device.directory);
+    await this.#readIndex(device, probe);
+    probe.stop();
+    device.rebuildNeeded = device.segments.count > 0;
+    return device.rows.list;
+  }
+
+  /**
+   * Empties a directory and closes it: nothing new goes there, what may leave does, what may not is promoted. After
+   * `giveUpMs` the rest is given up. Resolves when the directory is closed. Its files are removed when it could be
+   * emptied; `false`: it was given up.
+   */
+  async drainDirectory(path: string, giveUpMs: number): Promise<boolean> {
+    const device = this.devices.find(({ directory, closed }) => directory === path && !closed);
+    if (device === undefined) throw new CairnError("notFound", `${path} is no open directory`);
+    device.draining = true;
+    device.tick(performance.now());
+    device.segments.retireAll();
+    const until = performance.now() + giveUpMs;
+    while (device.segments.count > 0 || device.segments.preparing !== undefined) {
+      if (performance.now() >= until) {
+        device.note("warn", "drained for too long: what is left is given up");
+        this.ledger.loseDevice(TIER.NVME, device.index);
+        await device.close();
+        return false;
+      }
+      await pause();
+      device.segments.retireAll();
+    }
+    await device.close();
+    return true;
+  }
+
+  /** Last accesses into the indexes, then all is closed. For a clean stop. */
+  async close(refreshMs: number): Promise<void> {
+    this.#begun = false;
+    const until = performance.now() + refreshMs;
+    await Promise.all(
+      this.devices.map(async (device) => {
+        if (device.closed) return;
+        if (refreshMs > 0 && !(await device.refreshAll(until))) {
+          device.note("info", "stopped before all times of last access were written");
+        }
+        await device.close();
+      }),
+    );
+  }
+
+  snapshot(): readonly DeviceSnapshot[] {
+    return this.devices
+      .filter(({ closed }) => !closed)
+      .map((device) => deviceSnapshot(device, this.addon));
+  }
+}
+
+/** Slabs that lie assigned in the files are not given out before their headers were read. */
+function holdSlabs(ledger: Ledger, device: Device): void {
+  for (const { slab, payloadBytes } of device.segments.list) {
+    if (payloadBytes > 0) ledger.adoptBegin(TIER.NVME, slab, payloadBytes);
+  }
+}
+
+function openDisk(addon: DeviceAddon, options: NvmeOptions, directory: string): DiskInfo {
+  const { segmentBytes, mode, direct, queueDepth, writeDepth, stagingBytes } = options;
+  try {
+    return addon.diskOpen({
+      directory,
+      segmentBytes,
+      mode,
+      direct,
+      queueDepth,
+      writeDepth,
+      stagingBytes,
+    });
+  } catch (error) {
+    const code = (error as { code?: unknown }).code;
+    const reason = `${directory}: ${error instanceof Error ? error.message : String(error)}`;
+    if (code === "LOCKED") throw new CairnError("directoryLocked", reason);
+    if (code === "UNSAFE") throw new CairnError("directoryUnsafe", reason);
+    if (code === "FORMAT") throw new CairnError("formatUnsupported", reason);
+    throw new CairnError("diskUnusable", reason);
+  }
+}
+
+export function stampNow(): string {
+  return new Date().toISOString().replaceAll(/[:.]/g, "-");
+}
+
+function pause(): Promise<void> {
+  return new Promise((resolve) => {
+    setTimeout(resolve, 20);
+  });
+}

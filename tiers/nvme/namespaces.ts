@@ -1,0 +1,196 @@
+/**
+ * namespaces.json: which namespaces have blocks in a directory, in order of their first use here. The row of a
+ * namespace stands in index entries, so rows are never renumbered and never taken away. The file is small and
+ * changes seldom: each change replaces it whole (write aside, fsync, rename, fsync of the directory), so a power cut
+ * leaves the old one or the new one.
+ *
+ * A daemon numbers namespaces for itself; `Rows` translates between its index and a directory's row.
+ */
+import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { open, rename } from "node:fs/promises";
+import { join } from "node:path";
+import { crc32 } from "node:zlib";
+import type { NamespaceInfo } from "../../addon/binding.ts";
+import { assert } from "../../src/assert.ts";
+import { CairnError } from "../../src/errors.ts";
+import { LIMITS } from "../../src/limits.ts";
+
+export const NAMESPACES_FILE = "namespaces.json";
+export const NAMESPACES_VERSION = 1;
+const DIGEST_PATTERN = /^[0-9a-f]{32}$/;
+
+export interface NamespaceRow {
+  readonly digest: Uint8Array;
+  readonly descriptor: Uint8Array;
+}
+
+/** The text of the file. The checksum covers the rows as they stand in it. */
+export function encodeNamespaces(rows: readonly NamespaceRow[]): string {
+  const body = JSON.stringify(
+    rows.map(({ digest, descriptor }) => ({
+      digest: Buffer.from(digest).toString("hex"),
+      descriptor: Buffer.from(descriptor).toString("base64"),
+    })),
+  );
+  return `{"version":${NAMESPACES_VERSION},"crc32":${crc32(body)},"rows":${body}}\n`;
+}
+
+/**
+ * Rows of a file's text; undefined when it is damaged.
+ * @throws CairnError formatUnsupported (another version)
+ */
+export function decodeNamespaces(text: string): NamespaceRow[] | undefined {
+  let parsed: { version?: unknown; crc32?: unknown; rows?: unknown };
+  try {
+    parsed = JSON.parse(text) as typeof parsed;
+  } catch {
+    return undefined;
+  }
+  if (typeof parsed !== "object" || parsed === null) return undefined;
+  if (typeof parsed.version === "number" && parsed.version !== NAMESPACES_VERSION) {
+    throw new CairnError("formatUnsupported", `${NAMESPACES_FILE} has version ${parsed.version}`);
+  }
+  const { rows } = parsed;
+  if (!Array.isArray(rows) || rows.length > LIMITS.nvmeNamespaceRowsMax) return undefined;
+  if (crc32(JSON.stringify(rows)) !== parsed.crc32) return undefined;
+  const decoded: NamespaceRow[] = [];
+  for (const row of rows as { digest?: unknown; descriptor?: unknown }[]) {
+    const { digest, descriptor } = row;
+    if (typeof digest !== "string" || !DIGEST_PATTERN.test(digest)) return undefined;
+    if (typeof descriptor !== "string") return undefined;
+    decoded.push({
+      digest: new Uint8Array(Buffer.from(digest, "hex")),
+      descriptor: new Uint8Array(Buffer.from(descriptor, "base64")),
+    });
+  }
+  return decoded;
+}
+
+/** Rows of a directory: empty when it has none yet, undefined when the file is damaged. */
+export function readNamespaces(directory: string): NamespaceRow[] | undefined {
+  try {
+    return decodeNamespaces(readFileSync(join(directory, NAMESPACES_FILE), "utf8"));
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return [];
+    if (error instanceof CairnError) throw error;
+    return undefined;
+  }
+}
+
+/** @throws errno names */
+export async function writeNamespaces(
+  directory: string,
+  rows: readonly NamespaceRow[],
+): Promise<void> {
+  const path = join(directory, NAMESPACES_FILE);
+  const file = await open(`${path}.new`, "w", 0o600);
+  try {
+    await file.writeFile(encodeNamespaces(rows));
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+  await rename(`${path}.new`, path);
+  const folder = await open(directory, "r");
+  try {
+    await folder.sync();
+  } finally {
+    await folder.close();
+  }
+}
+
+/** Moves a damaged file aside for a person to look at. */
+export function setNamespacesAside(directory: string, stamp: string): void {
+  const path = join(directory, NAMESPACES_FILE);
+  renameSync(path, `${path}.damaged-${stamp}`);
+  writeFileSync(path, encodeNamespaces([]), { mode: 0o600 });
+  const folder = openSync(directory, "r");
+  fsyncSync(folder);
+  closeSync(folder);
+}
+
+function digestText(digest: Uint8Array): string {
+  return Buffer.from(digest.buffer, digest.byteOffset, digest.byteLength).toString("hex");
+}
+
+const NO_ROW = -1;
+
+/** Rows of one directory beside the daemon's indexes. */
+export class Rows {
+  readonly list: NamespaceRow[];
+  readonly #rowOfDigest = new Map<string, number>();
+  readonly #rowOfIndex: number[] = [];
+  readonly #indexOfRow: number[] = [];
+  #written: number;
+
+  constructor(rows: readonly NamespaceRow[]) {
+    this.list = [...rows];
+    this.#written = rows.length;
+    for (const [row, { digest }] of rows.entries()) this.#rowOfDigest.set(digestText(digest), row);
+  }
+
+  /** The daemon numbers this namespace so. */
+  bind(index: number, digest: Uint8Array): void {
+    const row = this.#rowOfDigest.get(digestText(digest)) ?? NO_ROW;
+    // The index may have named another namespace, which is gone.
+    const before = this.rowOf(index);
+    if (before !== NO_ROW) this.#indexOfRow[before] = NO_ROW;
+    this.#rowOfIndex[index] = row;
+    if (row !== NO_ROW) this.#indexOfRow[row] = index;
+  }
+
+  /** The row of a namespace, −1 if it has no block here yet. */
+  rowOf(index: number): number {
+    return this.#rowOfIndex[index] ?? NO_ROW;
+  }
+
+  /** The daemon's index, −1 if the row is not bound. */
+  indexOf(row: number): number {
+    return this.#indexOfRow[row] ?? NO_ROW;
+  }
+
+  /** A row for a namespace that comes to this directory; true when the file has to be written. */
+  add(index: number, row: NamespaceRow): boolean {
+    if (this.rowOf(index) !== NO_ROW) return this.#written < this.list.length;
+    assert(this.list.length < LIMITS.nvmeNamespaceRowsMax, "rows have 16 bits");
+    this.list.push(row);
+    const number = this.list.length - 1;
+    this.#rowOfDigest.set(digestText(row.digest), number);
+    this.#rowOfIndex[index] = number;
+    this.#indexOfRow[number] = index;
+    return true;
+  }
+
+  /** The file holds this many rows by now. */
+  written(rows: number): void {
+    assert(rows >= this.#written && rows <= this.list.length, "rows are only added");
+    this.#written = rows;
+  }
+
+  get unwritten(): boolean {
+    return this.#written < this.list.length;
+  }
+}
+
+/**
+ * The table a start restores: the pool's own rows with their indexes, then rows that only directories know, numbered
+ * on. The caller puts the added ones into the pool's table as well: header hashes are seeded from there.
+ */
+export function unionNamespaces(
+  pool: readonly NamespaceInfo[],
+  directories: readonly (readonly NamespaceRow[])[],
+  namespacesMax: number,
+): { readonly all: readonly NamespaceInfo[]; readonly added: readonly NamespaceInfo[] } {
+  const known = new Set(pool.map(({ digest }) => digestText(digest)));
+  const added: NamespaceInfo[] = [];
+  let next = pool.reduce((most, { index }) => Math.max(most, index + 1), 0);
+  for (const rows of directories) {
+    for (const { digest, descriptor } of rows) {
+      const text = digestText(digest);
+      if (known.has(text) || next >= namespacesMax) continue;
+      known.add(text);
+      added.push({ index: next++, digest, descriptor });
+    }
+  }
+  return { all: [...pool, ...added], added };
+}

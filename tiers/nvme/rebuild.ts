@@ -1,0 +1,110 @@
+/**
+ * Blocks from slot headers while engines are served: after an index was lost, after a fenced device came back, for a
+ * directory that is added. The addon reads and verifies the headers behind all other work; they are offered to the
+ * ledger in slices of a few milliseconds, and each block that is taken is written into the index by the next commits.
+ */
+import { type Addon, SCAN_WORDS, SLOT_HEADER } from "../../addon/binding.ts";
+import type { Ledger } from "../../src/ledger/ledger.ts";
+import { type RecoveredBlock, TIER } from "../../src/ledger/types.ts";
+import { LIMITS } from "../../src/limits.ts";
+import type { Device } from "./device.ts";
+import type { Tasks } from "./tasks.ts";
+
+const HEADERS_PER_READ = 512;
+const SLOT_WORD = 32;
+const RETRY_MS = 50;
+
+type Mutable<T> = { -readonly [K in keyof T]: T[K] };
+
+type RebuildAddon = Pick<Addon, "diskScan" | "diskScanRead">;
+
+/** Adopts what the device's headers say. @throws TaskError when they cannot be read */
+export async function rebuildDevice(
+  device: Device,
+  ledger: Ledger,
+  addon: RebuildAddon,
+  tasks: Tasks,
+  arena: number,
+): Promise<void> {
+  const slabs = await holdSlabs(device, ledger);
+  const began = performance.now();
+  try {
+    await tasks.run((task) => addon.diskScan(device.disk, arena, task));
+    const { adopted, headers } = await adoptAll(device, ledger, addon);
+    const milliseconds = Math.round(performance.now() - began);
+    device.note("info", `rebuilt from headers: ${adopted} of ${headers} in ${milliseconds} ms`);
+  } finally {
+    for (const slab of slabs) ledger.adoptEnd(TIER.NVME, slab);
+  }
+}
+
+/**
+ * Slabs that serve a class in their file give out no slots until their headers are in. A slab of a lost device may
+ * still have readers: it is waited for.
+ */
+async function holdSlabs(device: Device, ledger: Ledger): Promise<number[]> {
+  const slabs: number[] = [];
+  const left = new Map([...device.segments.list].map((segment) => [segment.slab, segment]));
+  for (;;) {
+    for (const [slab, { payloadBytes }] of left) {
+      if (!ledger.adoptBegin(TIER.NVME, slab, payloadBytes)) continue;
+      left.delete(slab);
+      if (payloadBytes > 0) slabs.push(slab);
+    }
+    if (left.size === 0 || device.health === "fenced" || device.closed) return slabs;
+    await new Promise((resolve) => {
+      setTimeout(resolve, RETRY_MS);
+    });
+  }
+}
+
+async function adoptAll(device: Device, ledger: Ledger, addon: RebuildAddon) {
+  const words = new Uint32Array(HEADERS_PER_READ * SCAN_WORDS);
+  let headers = 0;
+  let adopted = 0;
+  let until = performance.now() + LIMITS.nvmeSliceMs;
+  for (;;) {
+    if (device.health === "fenced" || device.closed) break;
+    const count = addon.diskScanRead(device.disk, words);
+    if (count === 0) break;
+    headers += count;
+    for (let index = 0; index < count; index++) {
+      if (adopt(device, ledger, words, index * SCAN_WORDS)) adopted += 1;
+      if (performance.now() < until) continue;
+      ledger.flush();
+      await new Promise((resolve) => {
+        setImmediate(resolve);
+      });
+      until = performance.now() + LIMITS.nvmeSliceMs;
+    }
+    ledger.flush();
+  }
+  device.counters.headersRebuilt += adopted;
+  return { headers, adopted };
+}
+
+const offered: Mutable<RecoveredBlock> = {
+  namespace: 0,
+  depth: 0,
+  shard: 0,
+  slot: 0,
+  generation: 0,
+  lastAccess: 0,
+};
+
+function adopt(device: Device, ledger: Ledger, words: Uint32Array, at: number): boolean {
+  const namespace = words[at + SLOT_HEADER.NAMESPACE]!;
+  if (namespace >= ledger.namespaceCount || device.health === "fenced") return false;
+  offered.namespace = namespace;
+  offered.depth = words[at + SLOT_HEADER.DEPTH]!;
+  offered.shard = words[at + SLOT_HEADER.SHARD]! & 0xffff;
+  offered.slot = words[at + SLOT_WORD]!;
+  offered.generation = words[at + SLOT_HEADER.GENERATION]!;
+  offered.lastAccess =
+    words[at + SLOT_HEADER.LAST_ACCESS_HIGH]! * 2 ** 32 + words[at + SLOT_HEADER.LAST_ACCESS_LOW]!;
+  const keyAt = at + SLOT_HEADER.KEY;
+  const parentAt = at + SLOT_HEADER.PARENT_KEY;
+  if (!ledger.adopt(offered, TIER.NVME, words, keyAt, parentAt)) return false;
+  device.marks.setDurable(offered.slot, false);
+  return true;
+}

@@ -1,0 +1,197 @@
+/**
+ * Warm restart from the indexes: entries become blocks again, in order of depth over all devices, before any DRAM
+ * header is offered (recover.ts of the DRAM tier ends the recovery). Nothing is read from the segments: each read
+ * checks header, generation and payload then.
+ */
+import { type Addon, SCAN_WORDS, SLOT_HEADER, SLOT_INDEX_BITS } from "../../addon/binding.ts";
+import type { Ledger } from "../../src/ledger/ledger.ts";
+import { type RecoveredBlock, TIER } from "../../src/ledger/types.ts";
+import type { RecoveryReport } from "../tier.ts";
+import type { Device } from "./device.ts";
+import { PAGE_SLOTS, PAGES_PER_SEGMENT, SEGMENTS_MAX } from "./index-pages.ts";
+import { pageOfSlot } from "./marks.ts";
+import type { IndexProbe, Piece } from "./probe.ts";
+
+const SLOT_WORD = 32;
+const SLOT_INDEX_MASK = 2 ** SLOT_INDEX_BITS - 1;
+const RESTORE_BATCH = 16_384;
+const NO_SLAB = -1;
+
+type Mutable<T> = { -readonly [K in keyof T]: T[K] };
+
+export interface NvmeRecoveryHooks {
+  /** A namespace has at least one block back. */
+  readonly found: (namespace: number) => void;
+}
+
+export type NvmeRecoveryReport = Omit<RecoveryReport, "clean">;
+
+const offered: Mutable<RecoveredBlock> = {
+  namespace: 0,
+  depth: 0,
+  shard: 0,
+  slot: 0,
+  generation: 0,
+  lastAccess: 0,
+};
+
+/** Entries of one device, and where they go. */
+class Source {
+  readonly device: Device;
+  readonly #probe: IndexProbe;
+  readonly #addon: Pick<Addon, "diskRestore">;
+  /** By segment: its slab and its class. */
+  readonly #slabOf = new Int32Array(SEGMENTS_MAX).fill(NO_SLAB);
+  readonly #payloadOf = new Uint32Array(SEGMENTS_MAX);
+  /** By row of namespaces.json: the daemon's index. */
+  readonly #namespaceOf: Int32Array;
+  readonly #slots = new Uint32Array(RESTORE_BATCH);
+  readonly #generations = new Uint32Array(RESTORE_BATCH);
+  #restored = 0;
+  #piece: Piece | undefined;
+  #at = 0;
+  entries = 0;
+  recovered = 0;
+
+  constructor(device: Device, probe: IndexProbe, addon: Pick<Addon, "diskRestore">) {
+    this.device = device;
+    this.#probe = probe;
+    this.#addon = addon;
+    for (const { segment, slab, payloadBytes } of device.segments.list) {
+      this.#slabOf[segment] = slab;
+      this.#payloadOf[segment] = payloadBytes;
+    }
+    this.#namespaceOf = Int32Array.from(device.rows.list, (_row, index) =>
+      device.rows.indexOf(index),
+    );
+  }
+
+  /** Takes the next piece if the present one is used up; false at the end. */
+  async fill(): Promise<boolean> {
+    if (this.#piece !== undefined && this.#at < this.#piece.count) return true;
+    this.#at = 0;
+    try {
+      this.#piece = await this.#probe.next();
+    } catch (error) {
+      this.#piece = undefined;
+      this.device.indexCutShort(error);
+    }
+    return this.#piece !== undefined;
+  }
+
+  /** Depth of the next entry, Infinity when there is none at hand. */
+  get depth(): number {
+    const piece = this.#piece;
+    if (piece === undefined || this.#at >= piece.count) return Number.POSITIVE_INFINITY;
+    return piece.words[this.#at * SCAN_WORDS + SLOT_HEADER.DEPTH]!;
+  }
+
+  /** Offers entries at hand that are of this depth. */
+  offer(ledger: Ledger, depth: number, found: Uint8Array): void {
+    while (this.depth === depth) {
+      const at = this.#at * SCAN_WORDS;
+      this.#at += 1;
+      this.entries += 1;
+      if (this.#take(ledger, this.#piece!.words, at, found)) this.recovered += 1;
+    }
+  }
+
+  #take(ledger: Ledger, words: Uint32Array, at: number, found: Uint8Array): boolean {
+    const place = words[at + SLOT_WORD]!;
+    const segment = place >>> SLOT_INDEX_BITS;
+    const index = place & SLOT_INDEX_MASK;
+    const slab = this.#slabOf[segment]!;
+    if (slab === NO_SLAB) {
+      this.device.forgetPages([segment * PAGES_PER_SEGMENT + Math.floor(index / PAGE_SLOTS)]);
+      return false;
+    }
+    const slot = ((slab << SLOT_INDEX_BITS) | index) >>> 0;
+    const namespace = this.#namespaceOf[words[at + SLOT_HEADER.NAMESPACE]!] ?? -1;
+    const sameClass = words[at + SLOT_HEADER.LENGTH] === this.#payloadOf[segment];
+    if (namespace < 0 || !sameClass || !this.#offer(ledger, words, at, slot, namespace)) {
+      this.device.marks.setDirty(pageOfSlot(slot));
+      return false;
+    }
+    found[namespace] = 1;
+    this.device.marks.setDurable(slot, true);
+    this.#slots[this.#restored] = slot;
+    this.#generations[this.#restored] = offered.generation;
+    this.#restored += 1;
+    if (this.#restored === RESTORE_BATCH) this.restoreGenerations();
+    return true;
+  }
+
+  #offer(ledger: Ledger, words: Uint32Array, at: number, slot: number, namespace: number): boolean {
+    offered.namespace = namespace;
+    offered.depth = words[at + SLOT_HEADER.DEPTH]!;
+    offered.shard = words[at + SLOT_HEADER.SHARD]! & 0xffff;
+    offered.slot = slot;
+    offered.generation = words[at + SLOT_HEADER.GENERATION]!;
+    offered.lastAccess =
+      words[at + SLOT_HEADER.LAST_ACCESS_HIGH]! * 2 ** 32 +
+      words[at + SLOT_HEADER.LAST_ACCESS_LOW]!;
+    const keyAt = at + SLOT_HEADER.KEY;
+    return ledger.recover(offered, TIER.NVME, words, keyAt, at + SLOT_HEADER.PARENT_KEY);
+  }
+
+  restoreGenerations(): void {
+    if (this.#restored === 0) return;
+    this.#addon.diskRestore(this.device.disk, this.#slots, this.#generations, this.#restored);
+    this.#restored = 0;
+  }
+}
+
+/**
+ * Namespaces must have been restored into the ledger and bound to the tier before; the caller ends the recovery.
+ * `probes` as readIndexes() returned them: one for each device, in order.
+ */
+export async function recoverNvme(
+  devices: readonly Device[],
+  probes: readonly IndexProbe[],
+  addon: Pick<Addon, "diskRestore">,
+  ledger: Ledger,
+  hooks: NvmeRecoveryHooks,
+): Promise<NvmeRecoveryReport> {
+  const began = performance.now();
+  const found = new Uint8Array(ledger.namespaceCount);
+  const sources: Source[] = [];
+  for (const [index, probe] of probes.entries()) {
+    const device = devices[index]!;
+    if (device.rebuildNeeded) continue; // Its headers are read once engines are served.
+    for (const { slab, payloadBytes } of device.segments.list) {
+      if (payloadBytes > 0) ledger.recoverSlab(TIER.NVME, slab, payloadBytes);
+    }
+    device.dropPages((await probe.verdict).badPages);
+    sources.push(new Source(device, probe, addon));
+  }
+  await merge(ledger, sources, found);
+  let entries = 0;
+  let recovered = 0;
+  for (const source of sources) {
+    source.restoreGenerations();
+    source.device.counters.entriesDropped += source.entries - source.recovered;
+    entries += source.entries;
+    recovered += source.recovered;
+  }
+  for (let index = 0; index < found.length; index++) if (found[index] === 1) hooks.found(index);
+  return {
+    reopened: sources.some((source) => source.entries > 0),
+    headers: entries,
+    recovered,
+    dropped: entries - recovered,
+    milliseconds: performance.now() - began,
+  };
+}
+
+/** Parents before children, also across devices. */
+async function merge(ledger: Ledger, sources: readonly Source[], found: Uint8Array): Promise<void> {
+  for (;;) {
+    let depth = Number.POSITIVE_INFINITY;
+    for (const source of sources) {
+      if (source.depth === Number.POSITIVE_INFINITY) await source.fill();
+      depth = Math.min(depth, source.depth);
+    }
+    if (depth === Number.POSITIVE_INFINITY) return;
+    for (const source of sources) source.offer(ledger, depth, found);
+  }
+}
