@@ -338,10 +338,12 @@ export class CairnClient {
     const waitMs = Math.max(fillMs, request.deadlineMs ?? 0) + COMPLETION_GRACE_MS;
     return new Promise((resolve, reject) => {
       let first: StoreReply | undefined;
+      let fillTag = 0;
       const expectation = {
         deadlineAt: performance.now() + waitMs,
         reply: (reply: Reply) => {
           if ((reply.header.flags & FLAG.COMPLETION) !== 0) {
+            link.forget(fillTag);
             if (first !== undefined) resolve({ ...readCompletion(reply), ...storeFacts(first) });
             return true;
           }
@@ -352,11 +354,12 @@ export class CairnClient {
             return true;
           }
           if (request.gather !== undefined && first.wanted > 0) {
-            this.#gather(link, request, first, reject);
+            fillTag = this.#gather(link, request, first, reject);
           }
           return false;
         },
         fail: (error: CairnError) => {
+          link.forget(fillTag);
           reject(error);
           this.jobFailed(link, request.window, error);
         },
@@ -367,13 +370,24 @@ export class CairnClient {
     });
   }
 
-  /** Gathers the wanted blocks and sends FILL; a gather that throws cancels the job. */
+  /**
+   * Gathers the wanted blocks and sends FILL, which is answered only when it is refused; that, and a gather that
+   * throws, cancels the job. Tag under which a refusal would come, 0 if nothing was sent.
+   */
   #gather(
     link: Link,
     request: StoreRequest,
     first: StoreReply,
     reject: (error: unknown) => void,
-  ): void {
+  ): number {
+    const giveUp = (error: unknown): void => {
+      reject(error);
+      try {
+        link.send(OP.CANCEL, 0, link.tag(), first.job, 0, 0, 0, undefined);
+      } catch {
+        // The connection is going, and the job with it.
+      }
+    };
     try {
       let filled = 0;
       for (let index = 0; index < first.statuses.length; index++) {
@@ -384,10 +398,13 @@ export class CairnClient {
         link.view.setUint32(HEADER_BYTES + filled * 8 + 4, row, true);
         filled++;
       }
-      link.send(OP.FILL, 0, link.tag(), first.job, filled, 0, filled * 8, undefined);
+      const tag = link.tag();
+      const refusal = { deadlineAt: Number.POSITIVE_INFINITY, reply: () => true, fail: giveUp };
+      link.send(OP.FILL, 0, tag, first.job, filled, 0, filled * 8, refusal);
+      return tag;
     } catch (error) {
-      reject(error);
-      if (link.open) link.send(OP.CANCEL, 0, link.tag(), first.job, 0, 0, 0, undefined);
+      giveUp(error);
+      return 0;
     }
   }
 

@@ -114,6 +114,11 @@ export class Link {
     if (expectation !== undefined) this.#expected.set(tag, expectation);
   }
 
+  /** Nobody waits under this tag any more. */
+  forget(tag: number): void {
+    this.#expected.delete(tag);
+  }
+
   close(reason: string): void {
     if (this.#client === -1) return;
     this.#addon.clientClose(this.#client);

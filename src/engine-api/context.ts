@@ -173,9 +173,11 @@ export function admitJob(context: EngineContext, connection: Connection, items: 
   if (connection.jobs.size >= context.settings.inFlightJobsMax) {
     throw new CairnError("jobsInFlight", `${connection.jobs.size} jobs in flight`);
   }
-  if (context.copies.full(items)) {
-    throw new CairnError("overloaded", "the copy queue is full (copyItemsInFlightMax)");
-  }
+  if (context.copies.full(items)) throw copyQueueFull();
+}
+
+export function copyQueueFull(): CairnError {
+  return new CairnError("overloaded", "the copy queue is full (copyItemsInFlightMax)");
 }
 
 /** Milliseconds of a deadline field: 0 = default, never beyond the maximum. */

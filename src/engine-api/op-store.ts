@@ -16,6 +16,7 @@ import type { CopyOwner, CopyTicket } from "../transfer/copies.ts";
 import { closeIfDone } from "./completion.ts";
 import {
   admitJob,
+  copyQueueFull,
   deadlineOf,
   type EngineContext,
   type InboundFrame,
@@ -245,6 +246,7 @@ export function fill(context: EngineContext, frame: InboundFrame, owner: CopyOwn
       throw new CairnError("malformedFrame", `position ${position} is not wanted`, position);
     }
   }
+  if (context.copies.full(count)) throw copyQueueFull();
   region.take(words, at + 1, count, 2);
   context.copies.begin(COPY.STORE, owner, job);
   for (let index = 0; index < count; index++) {
