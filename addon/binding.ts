@@ -57,15 +57,28 @@ export const ITEM = {
  */
 export const ITEM_PROMOTED = 0x80;
 
-export const COPY = { STORE: 1, LOAD: 2, MOVE: 3, VERIFY: 4 } as const;
+export const COPY = {
+  STORE: 1,
+  LOAD: 2,
+  MOVE: 3,
+  VERIFY: 4,
+  /** DRAM slot → region: the header of a disk slot (DISK_HEADER_BYTES, directory id zero), then the payload; hash checked. */
+  EXPORT: 5,
+  /**
+   * Region → DRAM slot: header and payload as EXPORT made them. IDENTITY unless the header verifies and names the block
+   * of the item's ledger record; CORRUPT if the payload hash differs: the slot is then free.
+   */
+  IMPORT: 6,
+} as const;
 /** Kinds of disk batches: READ before WRITE before VERIFY. */
 export const DISK = { READ: 1, WRITE: 2, VERIFY: 3 } as const;
 export const SLOT_INDEX_BITS = 18;
 
 /**
  * Words of one copy item: [slot, rangeLow, rangeHigh, block, generation].
- * range = byte offset in the region (STORE/LOAD); for MOVE rangeLow = target slot. block = ledger record.
- * generation: LOAD refuses another one (IDENTITY); 0 = any. STORE writes the slot's last generation + 1.
+ * range = byte offset in the region (STORE/LOAD: payloadBytes; EXPORT/IMPORT: DISK_HEADER_BYTES + payloadBytes); for
+ * MOVE rangeLow = target slot. block = ledger record. generation: LOAD and EXPORT refuse another one (IDENTITY); 0 =
+ * any. STORE, MOVE and IMPORT write the slot's last generation + 1.
  */
 export const ITEM_WORDS = 5;
 
@@ -353,7 +366,7 @@ export interface Addon {
   arenaFlipBit(arena: number, slot: number, bit: number): void;
 
   attachLedger(layout: LedgerLayout): void;
-  /** items: ITEM_WORDS each, from word 0. Copied before return. LOAD before STORE before MOVE before VERIFY. */
+  /** items: ITEM_WORDS each, from word 0. Copied before return. LOAD before STORE and IMPORT before MOVE and EXPORT before VERIFY. */
   copySubmit(batch: CopyBatch, items: Uint32Array, count: number): void;
   /** Items not begun end CANCELLED; the batch still ends in one COPIED event. */
   copyCancel(batch: number): void;

@@ -11,12 +11,14 @@ constexpr size_t kChunkItemsMax = 128;
 constexpr size_t kPrefetchItems = 6;
 constexpr size_t kRecycledMax = 16;
 
-/// LOAD, STORE, MOVE, VERIFY in order of urgency.
+/// LOAD, STORE, MOVE, VERIFY in order of urgency; somebody waits for an IMPORT, nobody for an EXPORT.
 size_t priorityOf(CopyKind kind) {
   switch (kind) {
     case CopyKind::kLoad: return 0;
-    case CopyKind::kStore: return 1;
-    case CopyKind::kMove: return 2;
+    case CopyKind::kStore:
+    case CopyKind::kImport: return 1;
+    case CopyKind::kMove:
+    case CopyKind::kExport: return 2;
     case CopyKind::kVerify: return 3;
   }
   CAIRN_ASSERT(false, "a copy kind");
@@ -67,6 +69,24 @@ ItemStatus verifyItem(const CopyItem& item, uint32_t shard, uint32_t bytes) {
   return hashOnly(item.payload, bytes) == item.header->payloadHash ? kItemOk : kItemCorrupt;
 }
 
+/// Remote objects are of no directory; their blocks are written once.
+constexpr uint8_t kNoDirectory[kDirectoryIdBytes] = {};
+constexpr uint32_t kObjectGeneration = 1;
+
+ItemStatus exportItem(const CopyItem& item, const Digest& digest, uint32_t shard, uint32_t bytes) {
+  if (!slotHolds(*item.header, item, item.generation, shard, bytes)) return kItemIdentity;
+  const DiskSlotName name{item, digest.data(), kNoDirectory, shard, bytes, kObjectGeneration};
+  return encodeSlot(item.other, *item.header, item.payload, name);
+}
+
+ItemStatus importItem(CopyItem& item, const Digest& digest, uint32_t shard, uint32_t bytes) {
+  const DiskSlotName name{item, digest.data(), kNoDirectory, shard, bytes, 0};
+  DiskHeader header;
+  const ItemStatus identity = readDiskHeader(item.other, name, header);
+  if (identity != kItemOk) return identity;
+  return landPayload(*item.header, item.payload, item.other, header, item);
+}
+
 /// Changes the per-slab count of queued copies, one atomic per run of equal slabs.
 void addUsers(Arena& arena, const CopyItem* items, size_t count, bool targets, bool add) {
   for (size_t i = 0; i < count;) {
@@ -94,13 +114,15 @@ CopyEngine::CopyEngine(uint32_t threads, EventHub& hub) : hub_(hub) {
 }
 
 void CopyEngine::submit(const CopyBatchOptions& options, std::shared_ptr<Arena> arena,
-                        std::shared_ptr<Region> region, std::vector<CopyItem> items) {
+                        std::shared_ptr<Region> region, std::vector<CopyItem> items,
+                        std::vector<Digest> digests) {
   const bool move = options.kind == CopyKind::kMove;
   auto batch = std::make_shared<Batch>();
   batch->options = options;
   batch->arena = std::move(arena);
   batch->region = std::move(region);
   batch->items = std::move(items);
+  batch->digests = std::move(digests);
   const size_t count = batch->items.size();
   CAIRN_ASSERT(count > 0, "a batch has items");
   batch->statuses.assign(count, kItemOk);
@@ -214,13 +236,25 @@ ItemStatus CopyEngine::runItem(Batch& batch, CopyItem& item) {
   switch (batch.options.kind) {
     case CopyKind::kStore:
     case CopyKind::kLoad:
-      if (batch.region == nullptr || batch.region->closing() || item.other == nullptr) return kItemRegion;
-      return batch.options.kind == CopyKind::kStore ? storeItem(item, shard, bytes) : loadItem(item, shard, bytes);
+    case CopyKind::kExport:
+    case CopyKind::kImport: return runRegionItem(batch, item);
     case CopyKind::kMove: return moveItem(item, shard, bytes);
     case CopyKind::kVerify: return verifyItem(item, shard, bytes);
   }
   CAIRN_ASSERT(false, "a copy kind");
   return kItemIdentity;
+}
+
+ItemStatus CopyEngine::runRegionItem(Batch& batch, CopyItem& item) {
+  const uint32_t bytes = batch.options.payloadBytes;
+  const uint32_t shard = batch.options.shard | batch.options.shards << 16;
+  if (batch.region == nullptr || batch.region->closing() || item.other == nullptr) return kItemRegion;
+  if (batch.options.kind == CopyKind::kStore) return storeItem(item, shard, bytes);
+  if (batch.options.kind == CopyKind::kLoad) return loadItem(item, shard, bytes);
+  CAIRN_ASSERT(item.digest < batch.digests.size(), "an item of an object has its namespace's digest");
+  const Digest& digest = batch.digests[item.digest];
+  const bool out = batch.options.kind == CopyKind::kExport;
+  return out ? exportItem(item, digest, shard, bytes) : importItem(item, digest, shard, bytes);
 }
 
 void CopyEngine::finish(const Chunk& chunk) {

@@ -1,5 +1,5 @@
-// Copy threads: STORE (region → slot), LOAD (slot → region), MOVE (slot → slot) and VERIFY, each item with
-// identity and checksum. Batches wait in one queue per kind, LOAD before STORE before MOVE before VERIFY;
+// Copy threads: STORE (region → slot), LOAD (slot → region), MOVE (slot → slot), VERIFY, and for remote objects
+// EXPORT (slot → header and payload in a region) and IMPORT (back), each item with identity and checksum. Batches wait in one queue per kind, LOAD before STORE before MOVE before VERIFY;
 // threads take a few items at a time, so that several share a batch and an urgent LOAD overtakes between
 // items. Every batch ends in exactly one COPIED event, whatever happens to its items.
 //
@@ -25,17 +25,19 @@
 
 namespace cairn {
 
-enum class CopyKind : uint32_t { kStore = 1, kLoad = 2, kMove = 3, kVerify = 4 };
+enum class CopyKind : uint32_t { kStore = 1, kLoad = 2, kMove = 3, kVerify = 4, kExport = 5, kImport = 6 };
+using Digest = std::array<uint8_t, kDigestBytes>;
 struct CopyItem : BlockName {
   SlotHeader* header;
   uint8_t* payload;
-  /// STORE/LOAD: range of the region (nullptr: out of bounds). MOVE: payload of the target slot.
+  /// STORE/LOAD/EXPORT/IMPORT: range of the region (nullptr: out of bounds). MOVE: payload of the target slot.
   uint8_t* other;
   SlotHeader* targetHeader;
   uint32_t slot;
   uint32_t targetSlot;
   uint32_t generation;
-  uint32_t reserved;
+  /// EXPORT/IMPORT: which of the batch's namespace digests.
+  uint32_t digest;
 };
 static_assert(sizeof(CopyItem) == 128);
 
@@ -63,9 +65,10 @@ class CopyEngine {
   CopyEngine(uint32_t threads, EventHub& hub);
   ~CopyEngine() { stop(); }
 
-  /// Takes the items over. region is empty for MOVE and VERIFY. Throws ARGUMENT when the id is in use.
+  /// Takes the items over. region is empty for MOVE and VERIFY; digests serve EXPORT and IMPORT. Throws ARGUMENT when
+  /// the id is in use.
   void submit(const CopyBatchOptions& options, std::shared_ptr<Arena> arena, std::shared_ptr<Region> region,
-              std::vector<CopyItem> items);
+              std::vector<CopyItem> items, std::vector<Digest> digests = {});
   /// Items not begun end CANCELLED. An unknown (ended) batch is no error.
   void cancel(uint32_t id);
   /// Running items end, everything else is dropped without an event. Idempotent.
@@ -80,6 +83,7 @@ class CopyEngine {
     std::shared_ptr<Arena> arena;
     std::shared_ptr<Region> region;
     std::vector<CopyItem> items;
+    std::vector<Digest> digests;
     std::vector<uint8_t> statuses;
     int64_t submittedMicroseconds;
     int64_t deadlineMicroseconds;        // 0 = none
@@ -102,6 +106,7 @@ class CopyEngine {
   bool endWaiting(Batch& batch, ItemStatus status);
   void complete(Batch& batch);
   ItemStatus runItem(Batch& batch, CopyItem& item);
+  ItemStatus runRegionItem(Batch& batch, CopyItem& item);
 
   EventHub& hub_;
   CopyCounters counters_;

@@ -28,6 +28,8 @@ class Staging {
   size_t bytes() const { return bytes_; }
 
  private:
+  void* mapped_;
+  size_t mappedBytes_;
   uint8_t* data_;
   size_t bytes_;
 };

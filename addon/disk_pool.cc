@@ -10,9 +10,12 @@
 #include <thread>
 
 #include "disk_io.h"
+#include "populate.h"
 
 namespace cairn {
 namespace {
+
+constexpr size_t kHugePageBytes = 2u << 20;
 
 /// What the threads share with the backend; it outlives the backend when a thread is stuck.
 struct Pool {
@@ -115,13 +118,20 @@ class PoolBackend : public DiskBackend {
 
 Staging::Staging(size_t bytes) : bytes_(bytes) {
   CAIRN_ASSERT(bytes > 0 && bytes % kSectorBytes == 0, "staging is in whole sectors");
-  void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-  if (at == MAP_FAILED) failErrno("map staging memory");
-  static_cast<void>(madvise(at, bytes, MADV_DONTDUMP));
-  data_ = static_cast<uint8_t*>(at);
+  // Aligned for huge pages: a device then takes a block in few pieces, and in fewer requests.
+  mappedBytes_ = roundUp(bytes, kHugePageBytes) + kHugePageBytes;
+  mapped_ = mmap(nullptr, mappedBytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapped_ == MAP_FAILED) failErrno("map staging memory");
+  data_ = reinterpret_cast<uint8_t*>(roundUp(reinterpret_cast<uintptr_t>(mapped_), kHugePageBytes));
+  static_cast<void>(madvise(data_, bytes, MADV_HUGEPAGE));
+  static_cast<void>(madvise(data_, bytes, MADV_DONTDUMP));
+  const int error = populateRange(data_, bytes);
+  if (error == 0) return;
+  munmap(mapped_, mappedBytes_);
+  failErrno("touch staging memory", error);
 }
 
-Staging::~Staging() { munmap(data_, bytes_); }
+Staging::~Staging() { munmap(mapped_, mappedBytes_); }
 
 void addThreadCpu(std::atomic<uint64_t>& into) {
   static thread_local uint64_t last = 0;

@@ -45,6 +45,22 @@ const uint32_t* recordOf(const Ledger& ledger, uint32_t block) {
   return ledger.records + at;
 }
 
+/// Copies to and from remote objects, which carry headers.
+bool isObject(CopyKind kind) { return kind == CopyKind::kExport || kind == CopyKind::kImport; }
+
+/// The namespace digests that the items name by index, each once.
+std::vector<Digest> resolveDigests(const Arena& arena, std::vector<CopyItem>& items) {
+  std::vector<Digest> digests;
+  std::map<uint32_t, uint32_t> known;
+  for (CopyItem& item : items) {
+    const auto [at, added] = known.emplace(item.namespaceIndex, static_cast<uint32_t>(digests.size()));
+    item.digest = at->second;
+    if (!added) continue;
+    memcpy(digests.emplace_back().data(), arena.namespaces()[item.namespaceIndex].digest, kDigestBytes);
+  }
+  return digests;
+}
+
 /// Everything the copy thread needs, read from the ledger's record and the arena's tables.
 void resolveItem(const Ledger& ledger, const Arena& arena, const Region* region, const CopyBatchOptions& options,
                  const uint32_t* words, CopyItem& item) {
@@ -63,7 +79,8 @@ void resolveItem(const Ledger& ledger, const Arena& arena, const Region* region,
     item.other = arena.payload(item.targetSlot);
   } else if (region != nullptr) {
     const uint64_t offset = uint64_t{words[2]} << 32 | words[1];
-    if (region->contains(offset, options.payloadBytes)) item.other = region->base() + offset;
+    const uint64_t header = isObject(options.kind) ? kDiskHeaderBytes : 0;
+    if (region->contains(offset, header + options.payloadBytes)) item.other = region->base() + offset;
   }
   item.generation = words[4];
   resolveName(ledger, arena, words[3], item);
@@ -72,7 +89,7 @@ void resolveItem(const Ledger& ledger, const Arena& arena, const Region* region,
 CopyBatchOptions batchOptions(const Call& call, napi_value object) {
   CopyBatchOptions options{};
   const uint32_t kind = call.fieldUint32(object, "kind");
-  if (kind < 1 || kind > 4) fail("ARGUMENT", "kind must be 1 to 4");
+  if (kind < 1 || kind > 6) fail("ARGUMENT", "kind must be 1 to 6");
   options.kind = static_cast<CopyKind>(kind);
   options.id = call.fieldUint32(object, "batch");
   options.shard = call.fieldUint32(object, "shard");
@@ -97,7 +114,7 @@ napi_value copySubmit(Call& call) {
   if (count == 0 || uint64_t{count} * kItemWords > words.length) fail("ARGUMENT", "count does not fit the items");
   if (count > instance.statusBytes) fail("ARGUMENT", "count is more than the status array holds");
   std::shared_ptr<Region> region;
-  if (options.kind == CopyKind::kStore || options.kind == CopyKind::kLoad) {
+  if (options.kind != CopyKind::kMove && options.kind != CopyKind::kVerify) {
     // A region that is gone is an answer (REGION for every item), not an error: it raced with an unmap.
     const auto found = instance.regions.find(call.fieldUint32(object, "region"));
     if (found != instance.regions.end()) region = found->second;
@@ -107,7 +124,9 @@ napi_value copySubmit(Call& call) {
   for (uint32_t i = 0; i < count; i++) {
     resolveItem(instance.ledger, *arena, region.get(), options, words.data + i * kItemWords, items[i]);
   }
-  instance.engine->submit(options, arena, std::move(region), std::move(items));
+  std::vector<Digest> digests;
+  if (isObject(options.kind)) digests = resolveDigests(*arena, items);
+  instance.engine->submit(options, arena, std::move(region), std::move(items), std::move(digests));
   return call.nothing();
 }
 
