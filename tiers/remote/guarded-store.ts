@@ -88,6 +88,8 @@ export function retryDelayMs(retry: number, options: GuardOptions): number {
 
 export interface GuardCounters {
   readonly calls: number;
+  /** Calls that ended well. */
+  readonly succeeded: number;
   readonly retries: number;
   readonly retriesDenied: number;
   readonly breakerOpened: number;
@@ -108,6 +110,7 @@ export class GuardedStore implements ObjectStore {
     number
   >;
   #calls = 0;
+  #succeeded = 0;
   #retries = 0;
   #retriesDenied = 0;
   #lastFault = "";
@@ -133,6 +136,7 @@ export class GuardedStore implements ObjectStore {
   counters(): GuardCounters {
     return {
       calls: this.#calls,
+      succeeded: this.#succeeded,
       retries: this.#retries,
       retriesDenied: this.#retriesDenied,
       breakerOpened: this.#breaker.opened,
@@ -206,6 +210,7 @@ export class GuardedStore implements ObjectStore {
 
   #counted<T>(outcome: Outcome<T>, admission: Admission): Outcome<T> {
     if (outcome.ok) {
+      this.#succeeded += 1;
       this.#budget.succeeded();
       this.#breaker.ended(admission, "success");
       return outcome;

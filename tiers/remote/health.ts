@@ -1,0 +1,49 @@
+/**
+ * Health of the store: down while the breaker is not closed, slow while transfers take too long on average, else
+ * ok. A store that is down is asked on a timer whether it is back, so that it returns without traffic; the average
+ * of an idle one fades, so that a store that was slow yesterday is tried today.
+ */
+import type { BreakerState } from "./breaker.ts";
+import type { RemoteHealth } from "./types.ts";
+
+const MIB = 2 ** 20;
+/** Weight of the newest transfer. */
+const WEIGHT = 0.2;
+
+export function healthOf(
+  breaker: BreakerState,
+  msPerMiB: number,
+  slowMsPerMiB: number,
+): RemoteHealth {
+  if (breaker !== "closed") return "down";
+  return msPerMiB > slowMsPerMiB ? "slow" : "ok";
+}
+
+/** Average pace of one direction. */
+export class Pace {
+  #msPerMiB = 0;
+  #moved = false;
+
+  get msPerMiB(): number {
+    return this.#msPerMiB;
+  }
+
+  /** Of one transfer alone; 0 before the first. */
+  get bytesPerSecond(): number {
+    return this.#msPerMiB === 0 ? 0 : (MIB * 1_000) / this.#msPerMiB;
+  }
+
+  add(bytes: number, milliseconds: number): void {
+    // Small ranges show latency, not pace.
+    const pace = milliseconds / Math.max(bytes / MIB, 1);
+    this.#msPerMiB =
+      this.#msPerMiB === 0 ? pace : this.#msPerMiB + WEIGHT * (pace - this.#msPerMiB);
+    this.#moved = true;
+  }
+
+  /** Once per probe interval: halves the average when nothing moved since the last call. */
+  fade(): void {
+    if (!this.#moved) this.#msPerMiB /= 2;
+    this.#moved = false;
+  }
+}

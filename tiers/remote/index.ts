@@ -1,0 +1,474 @@
+/**
+ * The remote tier: chunks of blocks in a store that many nodes share.
+ *
+ * Bytes go DRAM slot → EXPORT → staging range → object body, and back. The staging range is the only buffer: the
+ * addon and the store's transport both work in it. What comes back is worth nothing until IMPORT has checked each
+ * block's identity and hash; an object that fails is counted, put under quarantine (and deleted if so configured)
+ * and its blocks are misses. Nothing here throws for what a store does, and every call ends by its deadline.
+ *
+ * See README.md for the failure model.
+ */
+import { ITEM } from "../../addon/binding.ts";
+import { assert } from "../../src/assert.ts";
+import {
+  assertChunk,
+  type ChunkLayout,
+  checkHeader,
+  chunkLayout,
+  chunkName,
+  encodeHeader,
+  lastKeyOf,
+} from "./chunk.ts";
+import { Existence } from "./existence.ts";
+import { collectGarbage, type GarbageReport } from "./garbage.ts";
+import { GuardedStore } from "./guarded-store.ts";
+import { healthOf, Pace } from "./health.ts";
+import type { CallLimits, Failure } from "./object-store.ts";
+import { RemotePrefix } from "./remote-prefix.ts";
+import { type StagingLease, StagingPool } from "./staging.ts";
+import {
+  type Chunk,
+  type ChunkSpace,
+  type DramItems,
+  type FetchResult,
+  PRIORITY,
+  type Priority,
+  type RemoteHealth,
+  type RemoteSnapshot,
+  type RemoteStorage,
+  type RemoteTierOptions,
+  type StagedRange,
+  type UploadResult,
+} from "./types.ts";
+
+export type {
+  Chunk,
+  ChunkSealer,
+  ChunkSpace,
+  DramItems,
+  FetchResult,
+  Priority,
+  RemoteHealth,
+  RemoteSnapshot,
+  RemoteStorage,
+  RemoteTierOptions,
+  StagedRange,
+  StagingCopies,
+  UploadResult,
+} from "./types.ts";
+export { KEY_BYTES, PRIORITY } from "./types.ts";
+
+/** Milliseconds a call has left. */
+class Clock {
+  readonly #end: number;
+  readonly #now: () => number;
+  readonly startedAt: number;
+
+  constructor(limits: CallLimits, now: () => number) {
+    this.#now = now;
+    this.startedAt = now();
+    this.#end = this.startedAt + limits.deadlineMs;
+  }
+
+  leftMs(atMost: number): number {
+    return Math.max(1, Math.min(this.#end - this.#now(), atMost));
+  }
+
+  elapsedMs(): number {
+    return this.#now() - this.startedAt;
+  }
+}
+
+/** What a fetch has to know on its way. */
+interface Fetching {
+  readonly chunk: Chunk;
+  readonly from: number;
+  readonly items: DramItems;
+  readonly name: string;
+  readonly layout: ChunkLayout;
+  readonly limits: CallLimits;
+  readonly clock: Clock;
+}
+
+export class RemoteTier implements RemoteStorage {
+  readonly #options: RemoteTierOptions;
+  readonly #store: GuardedStore;
+  readonly #staging: StagingPool;
+  readonly #existence: Existence;
+  readonly #prefix: RemotePrefix;
+  readonly #overheadBytes: number;
+  readonly #sealerName: string;
+  readonly #now: () => number;
+  readonly #getPace = new Pace();
+  readonly #putPace = new Pace();
+  readonly #stop = new AbortController();
+  readonly #timers: NodeJS.Timeout[] = [];
+  readonly #work = new Set<Promise<unknown>>();
+  readonly #counts = {
+    receivedBytes: 0,
+    sentBytes: 0,
+    fetchedBlocks: 0,
+    failedBlocks: 0,
+    corruptBlocks: 0,
+    corruptObjects: 0,
+    misplacedObjects: 0,
+    storedChunks: 0,
+    presentChunks: 0,
+    failedChunks: 0,
+    collected: 0,
+  };
+  #collecting = false;
+
+  constructor(options: RemoteTierOptions) {
+    this.#options = options;
+    this.#now = options.now ?? (() => performance.now());
+    this.#store = new GuardedStore(options.store, { now: this.#now, ...options.guard });
+    this.#staging = new StagingPool(options.staging.bytes, options.transfersMax);
+    this.#overheadBytes = options.sealer?.overheadBytes ?? 0;
+    this.#sealerName = options.sealer?.name ?? "";
+    this.#existence = new Existence(options.existence, (name) => this.#probe(name), this.#now);
+    this.#prefix = new RemotePrefix(this.#existence, this.#sealerName);
+    this.#every(options.probeIntervalMs, () => this.#tick());
+    const { garbage } = options;
+    if (garbage !== undefined) this.#every(garbage.intervalMs, () => this.collect());
+  }
+
+  get description(): string {
+    return this.#options.store.description;
+  }
+
+  get health(): RemoteHealth {
+    const msPerMiB = Math.max(this.#getPace.msPerMiB, this.#putPace.msPerMiB);
+    return healthOf(this.#store.breakerState, msPerMiB, this.#options.slowMsPerMiB);
+  }
+
+  mayUpload(space: ChunkSpace): boolean {
+    const { objectBytes } = chunkLayout(space, this.#overheadBytes);
+    return this.health !== "down" && this.#staging.free(objectBytes, PRIORITY.UPLOAD);
+  }
+
+  remotePrefix(space: ChunkSpace, keys: Uint8Array, keyBytes: number, localBlocks: number): number {
+    if (this.health === "down") return 0;
+    return this.#prefix.blocks(space, keys, keyBytes, localBlocks);
+  }
+
+  async upload(chunk: Chunk, items: DramItems, limits: CallLimits): Promise<UploadResult> {
+    assertChunk(chunk);
+    assert(
+      items.slots.length === chunk.space.chunkBlocks,
+      "an upload has every block of its chunk",
+    );
+    const result = await this.#tracked(
+      this.#within(limits, (own) => this.#upload(chunk, items, own)),
+    );
+    if (result.outcome === "stored") this.#counts.storedChunks += 1;
+    else if (result.outcome === "present") this.#counts.presentChunks += 1;
+    else this.#counts.failedChunks += 1;
+    return result;
+  }
+
+  async fetch(
+    chunk: Chunk,
+    from: number,
+    items: DramItems,
+    priority: Priority,
+    limits: CallLimits,
+  ): Promise<FetchResult> {
+    assertChunk(chunk);
+    const count = items.slots.length;
+    assert(count > 0 && from >= 0 && from + count <= chunk.space.chunkBlocks, "a range of blocks");
+    assert(items.blocks.length === count, "each slot has its record");
+    const name = chunkName(chunk.space, chunk.shard, lastKeyOf(chunk), this.#sealerName);
+    const layout = chunkLayout(chunk.space, this.#overheadBytes);
+    const clock = new Clock(limits, this.#now);
+    const result = await this.#tracked(
+      this.#within(limits, (own) =>
+        this.#fetch({ chunk, from, items, name, layout, clock, limits: own }, priority),
+      ),
+    );
+    const good = result.statuses.reduce((sum, status) => sum + (status === ITEM.OK ? 1 : 0), 0);
+    this.#counts.fetchedBlocks += good;
+    this.#counts.failedBlocks += count - good;
+    return result;
+  }
+
+  /** One round of garbage collection; undefined when none is configured or one runs. */
+  async collect(): Promise<GarbageReport | undefined> {
+    const { garbage, log } = this.#options;
+    if (garbage === undefined || this.#collecting || this.health === "down") return undefined;
+    this.#collecting = true;
+    try {
+      const report = await collectGarbage({
+        store: this.#store,
+        options: garbage,
+        nowMs: Date.now(),
+        salt: `${Math.random()}`,
+        limits: { deadlineMs: this.#options.requestDeadlineMs, signal: this.#stop.signal },
+        deleted: (name) => this.#existence.learn(name, false),
+      });
+      this.#counts.collected += report.removed;
+      if (report.removed > 0) log?.(`remote: ${report.removed} old objects removed`);
+      return report;
+    } finally {
+      this.#collecting = false;
+    }
+  }
+
+  snapshot(): RemoteSnapshot {
+    const guard = this.#store.counters();
+    return {
+      ...this.#counts,
+      description: this.description,
+      health: this.health,
+      requests: { ...guard.faults, ok: guard.succeeded },
+      retries: guard.retries,
+      retriesDenied: guard.retriesDenied,
+      breakerOpened: guard.breakerOpened,
+      existenceHits: this.#existence.hits,
+      existenceMisses: this.#existence.misses,
+      existenceEntries: this.#existence.entries,
+      probesDropped: this.#existence.dropped + this.#prefix.dropped,
+      quarantined: this.#existence.quarantined,
+      stagingBytes: this.#staging.totalBytes,
+      stagingUsedBytes: this.#staging.usedBytes,
+      transfers: this.#staging.transfers,
+      waiting: this.#staging.waiting,
+      getBytesPerSecond: this.#getPace.bytesPerSecond,
+      putBytesPerSecond: this.#putPace.bytesPerSecond,
+      lastFault: this.#store.lastFault,
+    };
+  }
+
+  /** Cancels what runs, waits for it, closes the store. After it the staging memory is the caller's again. */
+  async close(): Promise<void> {
+    for (const timer of this.#timers) clearInterval(timer);
+    this.#stop.abort();
+    await Promise.allSettled(this.#work);
+    await this.#store.close();
+  }
+
+  async #upload(chunk: Chunk, items: DramItems, limits: CallLimits): Promise<UploadResult> {
+    const name = chunkName(chunk.space, chunk.shard, lastKeyOf(chunk), this.#sealerName);
+    const clock = new Clock(limits, this.#now);
+    if (this.#existence.isQuarantined(name)) return { outcome: "failed", fault: "quarantined" };
+    const before = await this.#existence.resolve(name);
+    if (before === true) return { outcome: "present", bytes: 0 };
+    const layout = chunkLayout(chunk.space, this.#overheadBytes);
+    const wait = { ...limits, deadlineMs: clock.leftMs(limits.deadlineMs) };
+    const lease = await this.#staging.acquire(layout.objectBytes, PRIORITY.UPLOAD, wait);
+    if (!lease.ok) return { outcome: "failed", fault: lease.fault };
+    let released: Promise<void> | undefined;
+    try {
+      const problem = await this.#fill(chunk, items, layout, lease.value, clock);
+      if (problem !== undefined) return { outcome: "failed", fault: problem };
+      const deadlineMs = clock.leftMs(this.#options.requestDeadlineMs);
+      const began = this.#now();
+      const put = await this.#store.put(name, lease.value.bytes, { ...limits, deadlineMs });
+      if (!put.ok) {
+        released = put.released;
+        return { outcome: "failed", fault: put.fault };
+      }
+      this.#existence.learn(name, true);
+      if (put.value === "present") return { outcome: "present", bytes: 0 };
+      this.#putPace.add(layout.objectBytes, this.#now() - began);
+      this.#counts.sentBytes += layout.objectBytes;
+      return { outcome: "stored", bytes: layout.objectBytes };
+    } finally {
+      releaseAfter(lease.value, released);
+    }
+  }
+
+  /** Lays the whole object down in the staging range. */
+  async #fill(
+    chunk: Chunk,
+    items: DramItems,
+    layout: ChunkLayout,
+    lease: StagingLease,
+    clock: Clock,
+  ): Promise<"source" | "sealing" | undefined> {
+    const { headerBytes, strideBytes } = layout;
+    encodeHeader(chunk, this.#overheadBytes, lease.bytes);
+    // Padding behind a block is part of the object: never what another chunk left there.
+    const used = strideBytes - this.#overheadBytes;
+    for (let at = headerBytes; at < layout.objectBytes; at += strideBytes) {
+      lease.bytes.fill(0, at + used - PADDING_BYTES_MAX, at + strideBytes);
+    }
+    const range = this.#range(chunk, lease.offsetBytes + headerBytes, strideBytes, clock);
+    const statuses = await this.#options.copies.exportBlocks(range, items);
+    assert(statuses.length === items.slots.length, "each item has a status");
+    if (statuses.some((status) => status !== ITEM.OK)) return "source";
+    const { sealer } = this.#options;
+    if (sealer === undefined) return undefined;
+    const sealed = await sealer.seal(chunk, lease.bytes.subarray(headerBytes), strideBytes);
+    return sealed ? undefined : "sealing";
+  }
+
+  #range(chunk: Chunk, offsetBytes: number, strideBytes: number, clock: Clock): StagedRange {
+    const { payloadBytes, shards } = chunk.space;
+    const deadlineMs = clock.leftMs(this.#options.requestDeadlineMs);
+    return { offsetBytes, strideBytes, payloadBytes, shard: chunk.shard, shards, deadlineMs };
+  }
+
+  async #fetch(fetching: Fetching, priority: Priority): Promise<FetchResult> {
+    const { from, items, layout, limits, clock, name } = fetching;
+    if (this.#existence.isQuarantined(name)) return this.#nothing(fetching, "quarantined");
+    if (this.#existence.known(name) === false) return this.#nothing(fetching, "missing");
+    const headBytes = from === 0 ? layout.headerBytes : 0;
+    const length = headBytes + items.slots.length * layout.strideBytes;
+    const wait = { ...limits, deadlineMs: clock.leftMs(limits.deadlineMs) };
+    const lease = await this.#staging.acquire(length, priority, wait);
+    if (!lease.ok) return this.#nothing(fetching, lease.fault);
+    let released: Promise<void> | undefined;
+    try {
+      const deadlineMs = clock.leftMs(this.#options.requestDeadlineMs);
+      const at = from === 0 ? 0 : layout.headerBytes + from * layout.strideBytes;
+      const began = this.#now();
+      const get = await this.#store.get(name, at, lease.value.bytes, { ...limits, deadlineMs });
+      if (!get.ok) {
+        released = get.released;
+        await this.#unread(name, get);
+        return this.#nothing(fetching, get.fault);
+      }
+      this.#getPace.add(length, this.#now() - began);
+      this.#counts.receivedBytes += length;
+      return await this.#accept(fetching, lease.value, headBytes, get.value);
+    } finally {
+      releaseAfter(lease.value, released);
+    }
+  }
+
+  /** Bytes have come: are they the chunk's? Then into DRAM. */
+  async #accept(
+    fetching: Fetching,
+    lease: StagingLease,
+    headBytes: number,
+    objectBytes: number,
+  ): Promise<FetchResult> {
+    const { chunk, from, items, layout, clock, name } = fetching;
+    if (objectBytes !== layout.objectBytes || !this.#headerFits(chunk, lease, headBytes)) {
+      if (objectBytes !== layout.objectBytes) this.#counts.corruptObjects += 1;
+      await this.#quarantine(name);
+      return { ...this.#nothing(fetching, "quarantined"), bytes: lease.bytes.length };
+    }
+    const { sealer } = this.#options;
+    const blocks = lease.bytes.subarray(headBytes);
+    const opened = await sealer?.open(chunk, from, blocks, layout.strideBytes);
+    const range = this.#range(chunk, lease.offsetBytes + headBytes, layout.strideBytes, clock);
+    // A block that does not open holds no valid header any more: IMPORT refuses it by itself.
+    const imported = await this.#options.copies.importBlocks(range, items);
+    assert(imported.length === items.slots.length, "each item has a status");
+    const statuses = imported.map((status, at) => {
+      const before = opened?.[at] ?? ITEM.OK;
+      return before === ITEM.OK ? status : before;
+    });
+    const bad = statuses.filter((one) => one === ITEM.CORRUPT || one === ITEM.IDENTITY).length;
+    if (bad > 0) {
+      this.#counts.corruptBlocks += bad;
+      await this.#quarantine(name);
+    } else {
+      this.#existence.learn(name, true);
+    }
+    const microseconds = Math.round(clock.elapsedMs() * 1_000);
+    return { statuses, fault: undefined, bytes: lease.bytes.length, microseconds };
+  }
+
+  #headerFits(chunk: Chunk, lease: StagingLease, headBytes: number): boolean {
+    if (headBytes === 0) return true;
+    const scratch = new Uint8Array(headBytes);
+    const verdict = checkHeader(lease.bytes, chunk, this.#overheadBytes, scratch);
+    if (verdict === "corrupt") this.#counts.corruptObjects += 1;
+    if (verdict === "other") this.#counts.misplacedObjects += 1;
+    return verdict === "ok";
+  }
+
+  /** What a failed read says about the object itself. */
+  async #unread(name: string, get: Failure): Promise<void> {
+    if (get.fault === "missing") this.#existence.learn(name, false);
+    if (get.fault !== "short") return;
+    this.#counts.corruptObjects += 1;
+    await this.#quarantine(name);
+  }
+
+  #nothing(fetching: Fetching, fault: FetchResult["fault"]): FetchResult {
+    const statuses = new Uint8Array(fetching.items.slots.length).fill(ITEM.IO);
+    const microseconds = Math.round(fetching.clock.elapsedMs() * 1_000);
+    return { statuses, fault, bytes: 0, microseconds };
+  }
+
+  /** A bad object is never read again; if so configured, it makes room for a good one. */
+  async #quarantine(name: string): Promise<void> {
+    this.#existence.quarantine(name);
+    this.#options.log?.(`remote: object ${name} failed its checks`);
+    if (!this.#options.deleteCorrupt) return;
+    const deadlineMs = this.#options.requestDeadlineMs;
+    const removed = this.#store.delete(name, { deadlineMs, signal: this.#stop.signal });
+    // Not awaited: whoever fetched has his answer already.
+    void this.#tracked(removed).then((outcome) => {
+      if (outcome.ok) this.#existence.pardon(name);
+    });
+  }
+
+  async #probe(name: string): Promise<boolean | undefined> {
+    const deadlineMs = this.#options.requestDeadlineMs;
+    const head = await this.#store.head(name, { deadlineMs, signal: this.#stop.signal });
+    if (head.ok) return true;
+    return head.fault === "missing" ? false : undefined;
+  }
+
+  async #tick(): Promise<void> {
+    this.#getPace.fade();
+    this.#putPace.fade();
+    if (this.health !== "down") return;
+    const deadlineMs = this.#options.requestDeadlineMs;
+    const found = await this.#store.check({ deadlineMs, signal: this.#stop.signal });
+    if (found.ok) this.#options.log?.(`remote: ${this.description} is back`);
+  }
+
+  #every(milliseconds: number, work: () => Promise<unknown>): void {
+    let running = false;
+    const run = async (): Promise<void> => {
+      if (running) return;
+      running = true;
+      try {
+        await this.#tracked(work());
+      } finally {
+        running = false;
+      }
+    };
+    this.#timers.push(setInterval(() => void run(), milliseconds).unref());
+  }
+
+  /** Runs work under the caller's signal and the tier's own end. */
+  async #within<T>(limits: CallLimits, work: (own: CallLimits) => Promise<T>): Promise<T> {
+    // AbortSignal.any() would keep something of every call for as long as the tier lives.
+    const abort = new AbortController();
+    const onAbort = (): void => abort.abort();
+    const sources = [this.#stop.signal, ...(limits.signal === undefined ? [] : [limits.signal])];
+    for (const source of sources) {
+      if (source.aborted) abort.abort();
+      source.addEventListener("abort", onAbort, { once: true });
+    }
+    try {
+      return await work({ deadlineMs: limits.deadlineMs, signal: abort.signal });
+    } finally {
+      for (const source of sources) source.removeEventListener("abort", onAbort);
+    }
+  }
+
+  #tracked<T>(work: Promise<T>): Promise<T> {
+    this.#work.add(work);
+    const forget = (): void => {
+      this.#work.delete(work);
+    };
+    work.then(forget, forget);
+    return work;
+  }
+}
+
+/** At most this much lies between the end of a payload and the next multiple of 64. */
+const PADDING_BYTES_MAX = 64;
+
+function releaseAfter(lease: StagingLease, released: Promise<void> | undefined): void {
+  if (released === undefined) lease.release();
+  else void released.then(() => lease.release());
+}
