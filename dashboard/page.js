@@ -132,9 +132,13 @@ function showTiers(tiers, gauges) {
 
 const HEALTH_LEVEL = { ok: "good", slow: "warn", readOnly: "warn", fenced: "bad", down: "bad" };
 
-function healthCell(health) {
-  const cell = make("td", "health", health === "readOnly" ? "read-only" : health);
-  cell.dataset.level = HEALTH_LEVEL[health] ?? "warn";
+function healthCell({ health, full, rebuilding, preparing }) {
+  const words = [health === "readOnly" ? "read-only" : health];
+  if (full) words.push("full");
+  if (rebuilding) words.push("rebuilding its index");
+  if (preparing > 0) words.push(`preparing ${preparing} segments`);
+  const cell = make("td", "health", words.join(", "));
+  cell.dataset.level = full ? "warn" : (HEALTH_LEVEL[health] ?? "warn");
   return cell;
 }
 
@@ -145,7 +149,6 @@ function lifeText(days) {
 
 function deviceRow(device) {
   const row = make("tr");
-  const name = device.preparing > 0 ? `${device.directory} (preparing ${device.preparing} more)` : device.directory;
   const budget = device.writeBudgetBytes > 0 ? ` of ${bytesText(device.writeBudgetBytes)}` : "";
   const share = device.capacityBytes > 0 ? device.usedBytes / device.capacityBytes : 0;
   const figures = [
@@ -157,7 +160,7 @@ function deviceRow(device) {
     `${bytesText(device.writtenPerDayBytes)}${budget}`,
     lifeText(device.lifeDays),
   ];
-  row.append(make("td", "", name), healthCell(device.health));
+  row.append(make("td", "", device.directory), healthCell(device));
   row.append(...figures.map((text) => make("td", "number", text)));
   return row;
 }

@@ -39,6 +39,25 @@ export interface LowerReadings {
 
 const NO_LOWER: LowerReadings = { devices: [], remote: null, links: [] };
 
+type DeviceFigures = Omit<DeviceReading, "usedBytes">;
+
+/** Gathers what the lower tiers say; what is used of a device only the ledger knows. */
+export function lowerReadings(
+  ledger: Ledger,
+  nvme: { snapshot(): readonly DeviceFigures[] } | undefined,
+  remote: { snapshot(): RemoteReading } | undefined,
+  links: { readings(): readonly LinkSnapshot[] },
+): LowerReadings {
+  const { tiers } = ledger.core;
+  const slots = tiers[TIER.NVME]?.slots;
+  const devices = (nvme?.snapshot() ?? []).map((figures) => {
+    const total = slots?.slotsTotalOf(figures.device) ?? 0;
+    const share = total > 0 ? slots!.slotsUsedOf(figures.device) / total : 0;
+    return { ...figures, usedBytes: Math.round(share * figures.capacityBytes) };
+  });
+  return { devices, remote: remote?.snapshot() ?? null, links: links.readings() };
+}
+
 function tierSnapshot(
   ledger: Ledger,
   index: number,

@@ -64,12 +64,22 @@ export function lifeWords(days: number | null): string {
   return days > 730 ? `${Math.round(days / 365)} years` : `${Math.round(days)} days`;
 }
 
+function stateWords({ health, full, rebuilding, preparing }: DeviceDigest): string {
+  const words = [
+    health,
+    ...(full ? ["full"] : []),
+    ...(rebuilding ? ["rebuilding its index"] : []),
+    ...(preparing > 0 ? [`preparing ${preparing}`] : []),
+  ];
+  return words.join(", ");
+}
+
 function deviceRow(device: DeviceDigest, mode: string): readonly string[] {
   const share = device.capacityBytes > 0 ? device.usedBytes / device.capacityBytes : 0;
   const budget = device.writeBudgetBytes > 0 ? ` of ${formatBytes(device.writeBudgetBytes)}` : "";
   return [
     device.directory,
-    device.preparing > 0 ? `${device.health}, preparing ${device.preparing}` : device.health,
+    stateWords(device),
     mode,
     `${formatBytes(device.usedBytes)} (${percent(share)})`,
     rate(device.readBytesPerSecond),
@@ -84,7 +94,7 @@ function deviceRow(device: DeviceDigest, mode: string): readonly string[] {
 function deviceLines({ stats, devices }: Pick<Status, "stats" | "devices">): string[] {
   if (stats.devices.length === 0) return [];
   const rows = stats.devices.map((device) => {
-    const reading = devices[device.device];
+    const reading = devices.find((one) => one.device === device.device);
     const direct = reading?.direct === true ? "direct" : "buffered";
     return deviceRow(device, reading === undefined ? "" : `${reading.mode}, ${direct}`);
   });

@@ -39,7 +39,7 @@ export function topLine(stats: Stats): string {
     const share = tier.capacityBytes > 0 ? tier.usedBytes / tier.capacityBytes : 0;
     return `${tier.tier} ${bar(share, 10)} ${percent(share)} of ${formatBytes(tier.capacityBytes)}`;
   });
-  const ill = devices.filter(({ health }) => health !== "ok");
+  const ill = devices.filter(({ health, full }) => health !== "ok" || full);
   return [
     new Date(stats.atMs).toISOString().slice(11, 19),
     ...filled,
@@ -50,7 +50,7 @@ export function topLine(stats: Stats): string {
     `off ${rate(recent.storeBytesPerSecond)}`,
     `engines ${gauges.instances}`,
     `leases ${gauges.leases}`,
-    ...ill.map(({ directory, health }) => `${directory} ${health}`),
+    ...ill.map(({ directory, health, full }) => `${directory} ${health}${full ? ", full" : ""}`),
   ].join("  ");
 }
 

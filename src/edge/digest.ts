@@ -90,6 +90,10 @@ export interface DeviceDigest {
   readonly device: number;
   readonly directory: string;
   readonly health: string;
+  /** No room on its file system. */
+  readonly full: boolean;
+  /** Its index is being rebuilt from slot headers. */
+  readonly rebuilding: boolean;
   readonly capacityBytes: number;
   readonly usedBytes: number;
   readonly preparing: number;
@@ -236,6 +240,8 @@ function devicesOf(
       device,
       directory: directories[device] ?? "",
       health: HEALTH_LABELS[value("nvmeHealth")] ?? "unknown",
+      full: value("nvmeFull") === 1,
+      rebuilding: value("nvmeRebuilding") === 1,
       capacityBytes: value("nvmeCapacityBytes"),
       usedBytes: value("nvmeUsedBytes"),
       preparing: value("nvmeSegmentsPreparing"),
@@ -249,6 +255,11 @@ function devicesOf(
       lifeDays: Number.isFinite(lifeDays) ? lifeDays : null,
     };
   });
+}
+
+/** A directory that was drained keeps its number; it is no longer shown. */
+function present({ capacityBytes, preparing }: DeviceDigest): boolean {
+  return capacityBytes > 0 || preparing > 0;
 }
 
 function remoteOf(feed: FeedReader, now: Reading, before: Reading): RemoteDigest | null {
@@ -301,7 +312,7 @@ export class Digests {
       gauges: pick(this.feed, GAUGES),
       hitRate: ratio(totals.lookupBlocksHit, totals.lookupBlocksRequested),
       tiers: tiersOf(this.feed),
-      devices: devicesOf(this.feed, this.directories, reading, before),
+      devices: devicesOf(this.feed, this.directories, reading, before).filter(present),
       remote: remoteOf(this.feed, reading, before),
       recent: recentOf(reading, before),
     };

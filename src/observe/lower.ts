@@ -6,40 +6,51 @@
 import { assert } from "../assert.ts";
 import { type Feed, METRIC } from "./feed.ts";
 import { DEVICES_MAX } from "./metric-row.ts";
-import { HEALTH_LABELS, REMOTE_HEALTH_LABELS, REMOTE_OUTCOME_LABELS } from "./metrics-lower.ts";
+import {
+  HEALTH_LABELS,
+  NVME_EVENTS,
+  REMOTE_HEALTH_LABELS,
+  REMOTE_OUTCOME_LABELS,
+} from "./metrics-lower.ts";
 
-/** One disk of the NVMe tier. Numbers of devices stay with their directories for the life of the daemon. */
+/** One disk of the NVMe tier (tiers/nvme/snapshot.ts, and what the ledger knows of it). */
 export interface DeviceReading {
+  /** Number of the device for the life of the daemon, whatever comes and goes beside it. */
+  readonly device: number;
   readonly directory: string;
   readonly health: (typeof HEALTH_LABELS)[number];
+  /** The file system has no room: nothing new goes there. */
+  readonly full: boolean;
+  readonly draining: boolean;
+  readonly rebuilding: boolean;
   /** How it is driven: io_uring or threads, O_DIRECT or buffered. */
   readonly mode: "uring" | "threads";
   readonly direct: boolean;
   readonly capacityBytes: number;
+  /** Of slots in use. */
   readonly usedBytes: number;
   readonly segments: number;
-  readonly segmentsPreparing: number;
-  readonly quarantinedSlots: number;
+  readonly segmentsTarget: number;
+  readonly indexBytes: number;
+  readonly lastCommitMs: number;
   readonly bytesRead: number;
   readonly bytesWritten: number;
-  readonly readItems: number;
-  readonly writeItems: number;
-  readonly ioErrors: number;
-  readonly itemsCorrupt: number;
-  readonly itemsIdentity: number;
   readonly readsQueued: number;
   readonly writesQueued: number;
   readonly inFlight: number;
   readonly oldestMicroseconds: number;
   readonly cpuMicroseconds: number;
-  readonly syncs: number;
-  readonly syncFailures: number;
-  readonly scrubbedBytes: number;
-  readonly bytesPerDay: number;
-  /** 0: no budget. */
-  readonly budgetBytesPerDay: number;
-  /** null: nothing is rated, or nothing written. */
-  readonly lifeDays: number | null;
+  readonly endurance: {
+    /** Ever, as far as the directory remembers. */
+    readonly writtenBytes: number;
+    readonly bytesPerDay: number;
+    /** 0: no budget. */
+    readonly budgetBytesPerDay: number;
+    /** Absent: nothing is rated, or nothing written. */
+    readonly lifeDays?: number | undefined;
+  };
+  /** What went wrong, and commits, by the names of tiers/nvme/counters.ts. */
+  readonly counters: Readonly<Record<(typeof NVME_EVENTS)[number], number>>;
 }
 
 /** The remote tier. */
@@ -62,6 +73,8 @@ export interface RemoteReading {
   readonly transfers: number;
   readonly waiting: number;
   readonly stagingUsedBytes: number;
+  readonly corruptObjects: number;
+  readonly misplacedObjects: number;
   readonly getBytesPerSecond: number;
   readonly putBytesPerSecond: number;
   readonly lastFault: string;
@@ -72,37 +85,56 @@ const DEVICE_FIELDS = [
   [METRIC.nvmeCapacityBytes, "capacityBytes"],
   [METRIC.nvmeUsedBytes, "usedBytes"],
   [METRIC.nvmeSegments, "segments"],
-  [METRIC.nvmeSegmentsPreparing, "segmentsPreparing"],
-  [METRIC.nvmeQuarantinedSlots, "quarantinedSlots"],
+  [METRIC.nvmeIndexBytes, "indexBytes"],
   [METRIC.nvmeReadBytes, "bytesRead"],
   [METRIC.nvmeWrittenBytes, "bytesWritten"],
-  [METRIC.nvmeReadItems, "readItems"],
-  [METRIC.nvmeWriteItems, "writeItems"],
-  [METRIC.nvmeIoErrors, "ioErrors"],
-  [METRIC.nvmeCorruptItems, "itemsCorrupt"],
-  [METRIC.nvmeIdentityItems, "itemsIdentity"],
   [METRIC.nvmeQueuedReads, "readsQueued"],
   [METRIC.nvmeQueuedWrites, "writesQueued"],
   [METRIC.nvmeInFlight, "inFlight"],
-  [METRIC.nvmeSyncs, "syncs"],
-  [METRIC.nvmeSyncFailures, "syncFailures"],
-  [METRIC.nvmeScrubbedBytes, "scrubbedBytes"],
-  [METRIC.nvmeWrittenPerDayBytes, "bytesPerDay"],
-  [METRIC.nvmeWriteBudgetBytes, "budgetBytesPerDay"],
 ] as const satisfies readonly (readonly [number, keyof DeviceReading])[];
 
-/** Puts what the disks say into the feed; the index of a reading is the device's number. */
+const DEVICE_COUNTERS = [
+  [METRIC.nvmeIoErrors, "ioErrors"],
+  [METRIC.nvmeCorruptItems, "corrupt"],
+  [METRIC.nvmeIdentityItems, "identity"],
+  [METRIC.nvmeCommits, "commits"],
+  [METRIC.nvmeCommitFailures, "commitFailures"],
+  [METRIC.nvmeSyncFailures, "syncFailures"],
+] as const satisfies readonly (readonly [number, (typeof NVME_EVENTS)[number]])[];
+
+function publishDevice(feed: Feed, reading: DeviceReading): void {
+  const { device, endurance } = reading;
+  const health = HEALTH_LABELS.indexOf(reading.health);
+  assert(health >= 0, "a device is in a known state");
+  assert(device < DEVICES_MAX, "the feed has a column for every device");
+  feed.setAt(METRIC.nvmeHealth, device, health);
+  feed.setAt(METRIC.nvmeFull, device, reading.full ? 1 : 0);
+  feed.setAt(METRIC.nvmeRebuilding, device, reading.rebuilding ? 1 : 0);
+  for (const [handle, name] of DEVICE_FIELDS) feed.setAt(handle, device, reading[name]);
+  for (const [handle, name] of DEVICE_COUNTERS) feed.setAt(handle, device, reading.counters[name]);
+  const preparing = Math.max(0, reading.segmentsTarget - reading.segments);
+  feed.setAt(METRIC.nvmeSegmentsPreparing, device, preparing);
+  feed.setAt(METRIC.nvmeLastCommitSeconds, device, reading.lastCommitMs / 1e3);
+  feed.setAt(METRIC.nvmeOldestSeconds, device, reading.oldestMicroseconds / 1e6);
+  feed.setAt(METRIC.nvmeCpuSeconds, device, reading.cpuMicroseconds / 1e6);
+  feed.setAt(METRIC.nvmeLifeWrittenBytes, device, endurance.writtenBytes);
+  feed.setAt(METRIC.nvmeWrittenPerDayBytes, device, endurance.bytesPerDay);
+  feed.setAt(METRIC.nvmeWriteBudgetBytes, device, endurance.budgetBytesPerDay);
+  feed.setAt(METRIC.nvmeLifeDays, device, endurance.lifeDays ?? Number.POSITIVE_INFINITY);
+}
+
+/** Puts what the disks say into the feed. Numbers of devices that are gone keep their last figures, capacity 0. */
 export function publishDevices(feed: Feed, devices: readonly DeviceReading[]): void {
-  assert(devices.length <= DEVICES_MAX, "the feed has a column for every device");
-  feed.set(METRIC.nvmeDevices, devices.length);
-  for (const [device, reading] of devices.entries()) {
-    const health = HEALTH_LABELS.indexOf(reading.health);
-    assert(health >= 0, "a device is in a known state");
-    feed.setAt(METRIC.nvmeHealth, device, health);
-    for (const [handle, name] of DEVICE_FIELDS) feed.setAt(handle, device, reading[name]);
-    feed.setAt(METRIC.nvmeOldestSeconds, device, reading.oldestMicroseconds / 1e6);
-    feed.setAt(METRIC.nvmeCpuSeconds, device, reading.cpuMicroseconds / 1e6);
-    feed.setAt(METRIC.nvmeLifeDays, device, reading.lifeDays ?? Number.POSITIVE_INFINITY);
+  const known = Math.max(feed.get(METRIC.nvmeDevices), ...devices.map(({ device }) => device + 1));
+  feed.set(METRIC.nvmeDevices, known);
+  for (let device = 0; device < known; device++) {
+    const reading = devices.find((one) => one.device === device);
+    if (reading !== undefined) publishDevice(feed, reading);
+    else feed.setAt(METRIC.nvmeCapacityBytes, device, 0);
+  }
+  for (const [index, event] of NVME_EVENTS.entries()) {
+    const sum = devices.reduce((total, { counters }) => total + counters[event], 0);
+    feed.setAt(METRIC.nvmeEvents, index, Math.max(sum, feed.get(METRIC.nvmeEvents + index)));
   }
 }
 
@@ -114,6 +146,8 @@ const REMOTE_FIELDS = [
   [METRIC.remoteFetchedBlocks, "fetchedBlocks"],
   [METRIC.remoteFailedBlocks, "failedBlocks"],
   [METRIC.remoteCorruptBlocks, "corruptBlocks"],
+  [METRIC.remoteCorruptObjects, "corruptObjects"],
+  [METRIC.remoteMisplacedObjects, "misplacedObjects"],
   [METRIC.remoteExistenceHits, "existenceHits"],
   [METRIC.remoteExistenceMisses, "existenceMisses"],
   [METRIC.remoteCollected, "collected"],

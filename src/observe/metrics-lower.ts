@@ -13,6 +13,28 @@ export const ITEM_LABELS = [
 ] as const;
 /** The index is the value of cairn_nvme_health. */
 export const HEALTH_LABELS = ["ok", "slow", "readOnly", "fenced"] as const;
+/** In the order of tiers/nvme/counters.ts. */
+export const NVME_EVENTS = [
+  "ioErrors",
+  "corrupt",
+  "identity",
+  "deadlines",
+  "syncFailures",
+  "commitFailures",
+  "commits",
+  "indexDamaged",
+  "pagesDropped",
+  "entriesDropped",
+  "headersRebuilt",
+  "stalls",
+  "fullEvents",
+  "fences",
+  "probesFailed",
+  "prepareFailures",
+] as const;
+const NVME_EVENT_LABELS = NVME_EVENTS.map((name) =>
+  name.replaceAll(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`),
+);
 /** The index is the value of cairn_remote_health. */
 export const REMOTE_HEALTH_LABELS = ["ok", "slow", "down"] as const;
 /** In the order of tiers/remote/object-store.ts's FAULTS, behind `ok`. */
@@ -39,8 +61,6 @@ export const DEVICE_METRICS = {
     "cairn_nvme_written_bytes_total",
     "Bytes written to the disk.",
   ),
-  nvmeReadItems: perDevice("counter", "cairn_nvme_reads_total", "Blocks read from the disk."),
-  nvmeWriteItems: perDevice("counter", "cairn_nvme_writes_total", "Blocks written to the disk."),
   nvmeIoErrors: perDevice(
     "counter",
     "cairn_nvme_io_errors_total",
@@ -56,17 +76,34 @@ export const DEVICE_METRICS = {
     "cairn_nvme_identity_failures_total",
     "Blocks whose header named another block, slot, generation or directory.",
   ),
-  nvmeSyncs: perDevice("counter", "cairn_nvme_syncs_total", "Syncs of written segments."),
   nvmeSyncFailures: perDevice("counter", "cairn_nvme_sync_failures_total", "Syncs that failed."),
-  nvmeScrubbedBytes: perDevice(
-    "counter",
-    "cairn_nvme_scrubbed_bytes_total",
-    "Bytes verified at idle.",
-  ),
   nvmeCpuSeconds: perDevice(
     "counter",
     "cairn_nvme_cpu_seconds_total",
     "CPU of the disk's threads.",
+  ),
+  nvmeCommits: perDevice("counter", "cairn_nvme_commits_total", "Commits of the index."),
+  nvmeCommitFailures: perDevice(
+    "counter",
+    "cairn_nvme_commit_failures_total",
+    "Commits of the index that failed.",
+  ),
+  nvmeFull: perDevice("gauge", "cairn_nvme_full", "1 while the file system has no room."),
+  nvmeRebuilding: perDevice(
+    "gauge",
+    "cairn_nvme_rebuilding",
+    "1 while the index is rebuilt from slot headers.",
+  ),
+  nvmeIndexBytes: perDevice("gauge", "cairn_nvme_index_bytes", "Bytes of the index."),
+  nvmeLastCommitSeconds: perDevice(
+    "gauge",
+    "cairn_nvme_last_commit_seconds",
+    "What the last sync and commit took, from first copy to durable.",
+  ),
+  nvmeLifeWrittenBytes: perDevice(
+    "gauge",
+    "cairn_nvme_life_written_bytes",
+    "Bytes written to the disk ever, as far as its directory remembers.",
   ),
   nvmeHealth: perDevice(
     "gauge",
@@ -97,11 +134,6 @@ export const DEVICE_METRICS = {
     "cairn_nvme_oldest_operation_seconds",
     "What the oldest operation at the disk has taken so far; 0 when idle.",
   ),
-  nvmeQuarantinedSlots: perDevice(
-    "gauge",
-    "cairn_nvme_quarantined_slots",
-    "Slots put aside after a fault.",
-  ),
   nvmeWrittenPerDayBytes: perDevice(
     "gauge",
     "cairn_nvme_written_per_day_bytes",
@@ -120,7 +152,13 @@ export const DEVICE_METRICS = {
 } as const;
 
 export const NVME_METRICS = {
-  nvmeDevices: gauge("cairn_nvme_devices", "Disks of the NVMe tier."),
+  nvmeDevices: gauge("cairn_nvme_devices", "Disks that the NVMe tier had in this life."),
+  nvmeEvents: counter(
+    "cairn_nvme_events_total",
+    "What happened to disks and their indexes, by kind, all disks together.",
+    "event",
+    NVME_EVENT_LABELS,
+  ),
 } as const;
 
 export const REMOTE_METRICS = {
@@ -150,6 +188,14 @@ export const REMOTE_METRICS = {
   remoteCorruptBlocks: counter(
     "cairn_remote_corrupt_blocks_total",
     "Blocks of objects that failed identity or hash.",
+  ),
+  remoteCorruptObjects: counter(
+    "cairn_remote_corrupt_objects_total",
+    "Objects whose own header failed its checks.",
+  ),
+  remoteMisplacedObjects: counter(
+    "cairn_remote_misplaced_objects_total",
+    "Objects that hold another chunk than their name says.",
   ),
   remoteExistenceHits: counter(
     "cairn_remote_existence_hits_total",

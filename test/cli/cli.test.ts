@@ -239,7 +239,7 @@ describe("cairn status and top", () => {
       /slow, preparing 1 +uring, direct +1 KiB \(25\.0 %\).* 6\/7 +8 +12 B of 13 B +365 days/,
     );
     expect(stdout).toContain("remote  down  directory /mnt/shared  last fault: timeout: no answer");
-    expect(stdout).toContain("3 disk errors");
+    expect(stdout).toContain("30 disk errors");
     const { stdout: line } = await cairn(["top", "--edge", socket, "--count", "1"]);
     expect(line).toContain("/mnt/a slow");
   });

@@ -77,21 +77,20 @@ function inBrowser(): void {
     expect(await browser.evaluate('document.getElementById("lower").hidden')).toBe(true);
     edge.devices(["/mnt/<i>a</i>", "/mnt/b"]);
     const used = { capacityBytes: 4 * GIB, usedBytes: GIB };
-    const worn = { bytesPerDay: 2 * GIB, budgetBytesPerDay: 8 * GIB, lifeDays: 1_095 };
-    const second = { ...DEVICE, health: "fenced" as const, segmentsPreparing: 0, lifeDays: null };
-    publishDevices(feed, [{ ...DEVICE, ...used, ...worn, health: "ok" }, second]);
+    const wear = { bytesPerDay: 2 * GIB, budgetBytesPerDay: 8 * GIB, lifeDays: 1_095 };
+    const endurance = { ...DEVICE.endurance, ...wear };
+    const first = { ...DEVICE, ...used, endurance, health: "ok" as const };
+    const second = { ...DEVICE, device: 1, health: "fenced" as const, segmentsTarget: 3 };
+    publishDevices(feed, [first, second]);
     publishRemote(feed, REMOTE);
-    await shows("devices", "/mnt/<i>a</i> (preparing 1 more)ok1.0 GiB of 4.0 GiB (25.0 %)");
+    await shows("devices", "/mnt/<i>a</i>ok, preparing 1 segments1.0 GiB of 4.0 GiB (25.0 %)");
     await shows("devices", "6 reads, 7 writes82.0 GiB of 8.0 GiB3 years");
     await shows("devices", "/mnt/bfenced");
     await shows("remote", "Remote store: down");
     const health = 'document.querySelectorAll("#devices .health")[1].dataset.level';
     expect(await browser.evaluate(health)).toBe("bad");
     expect(await browser.evaluate('document.getElementById("lower").hidden')).toBe(false);
-    publishDevices(feed, [
-      { ...DEVICE, ...used, ...worn, health: "ok", bytesRead: 100 * GIB },
-      second,
-    ]);
+    publishDevices(feed, [{ ...first, bytesRead: 100 * GIB }, second]);
     await vi.waitUntil(async () => /[1-9][\d.]* GB\/s/.test(await text("devices")), WAIT);
   });
 

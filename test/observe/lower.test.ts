@@ -8,8 +8,10 @@ import {
   DEVICE_METRICS,
   HEALTH_LABELS,
   ITEM_LABELS,
+  NVME_EVENTS,
   REMOTE_OUTCOME_LABELS,
 } from "../../src/observe/metrics-lower.ts";
+import { NVME_COUNTERS } from "../../tiers/nvme/counters.ts";
 import { HEALTH_STATES } from "../../tiers/nvme/health.ts";
 import { FAULT_NAMES } from "../../tiers/remote/object-store.ts";
 import { DEVICE, INFO, REMOTE } from "../edge/fixture.ts";
@@ -22,15 +24,17 @@ function scraped(feed: Feed, directories: readonly string[] = []): Promise<strin
 
 test("labels of the lower tiers are the names their owners use", () => {
   expect(HEALTH_LABELS).toEqual(HEALTH_STATES);
+  expect(NVME_EVENTS).toEqual(NVME_COUNTERS);
   expect(REMOTE_OUTCOME_LABELS).toEqual(["ok", ...FAULT_NAMES]);
   expect(ITEM_LABELS).toHaveLength(Object.keys(ITEM).length);
 });
 
-test("a scrape shows as many disks as there are, each figure under its device's number", async () => {
+test("a scrape shows as many disks as there were, each figure under its device's number", async () => {
   const feed = new Feed();
   expect(await scraped(feed)).not.toContain("device=");
-  const second: DeviceReading = { ...DEVICE, health: "fenced", bytesRead: 77, lifeDays: null };
-  publishDevices(feed, [DEVICE, second]);
+  const second: DeviceReading = { ...DEVICE, device: 1, health: "fenced", bytesRead: 77 };
+  const unrated = { ...second, endurance: { ...DEVICE.endurance, lifeDays: undefined } };
+  publishDevices(feed, [DEVICE, unrated]);
   const text = await scraped(feed, ["/mnt/a", '/mnt/"b']);
   expect(text).toContain('cairn_nvme_device_info{device="0",directory="/mnt/a"} 1');
   expect(text).toContain('cairn_nvme_device_info{device="1",directory="/mnt/\\"b"} 1');
@@ -40,10 +44,26 @@ test("a scrape shows as many disks as there are, each figure under its device's 
   expect(text).toContain('cairn_nvme_life_days{device="0"} 365');
   expect(text).toContain('cairn_nvme_life_days{device="1"} +Inf');
   expect(text).toContain('cairn_nvme_oldest_operation_seconds{device="0"} 2.5');
+  expect(text).toContain('cairn_nvme_events_total{event="index_damaged"} 74');
   expect(text).not.toContain('device="2"');
-  publishDevices(feed, [DEVICE]);
-  expect(await scraped(feed)).not.toContain('device="1"');
 });
+
+test("counters of a disk that left are not taken back, and its room is no longer counted", async () => {
+  const feed = new Feed();
+  publishDevices(feed, [DEVICE, { ...DEVICE, device: 1 }]);
+  publishDevices(feed, [{ ...DEVICE, device: 1 }]);
+  const text = await scraped(feed);
+  expect(text).toContain('cairn_nvme_read_bytes_total{device="0"} 10');
+  expect(text).toContain('cairn_nvme_capacity_bytes{device="0"} 0');
+  expect(text).toContain('cairn_nvme_events_total{event="fences"} 86');
+});
+
+/** Every number in a tree. */
+function numbers(value: unknown): number[] {
+  if (typeof value === "number") return [value];
+  if (typeof value !== "object" || value === null) return [];
+  return Object.values(value).flatMap(numbers);
+}
 
 test("every figure of a disk reaches its own row", () => {
   const feed = new Feed();
@@ -51,11 +71,13 @@ test("every figure of a disk reaches its own row", () => {
   const reader = new FeedReader(feed.buffer);
   const names = Object.keys(DEVICE_METRICS) as (keyof typeof DEVICE_METRICS)[];
   const written = names.map((name) => reader.value(name, "0"));
-  const figures = Object.values(DEVICE).filter((value) => typeof value === "number");
-  const scaled = figures.map((value) => (value > 1e6 ? value / 1e6 : value));
-  expect(written.toSorted((a, b) => a - b)).toEqual(
-    [...scaled, HEALTH_LABELS.indexOf("slow")].toSorted((a, b) => a - b),
-  );
+  const { counters, ...figures } = DEVICE;
+  const known = new Set([...numbers(figures), ...numbers(counters), 1, 2.5, 1.75, 1.5]);
+  for (const [index, value] of written.entries())
+    expect(known.has(value) || value === 0, names[index]).toBe(true);
+  const distinct = written.filter((value) => value > 1);
+  expect(new Set(distinct).size).toBe(distinct.length);
+  expect(distinct).toHaveLength(names.length - 4);
 });
 
 test("the remote tier's requests are counted by outcome, its state and traffic are shown", async () => {
