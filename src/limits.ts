@@ -134,6 +134,13 @@ export const LIMITS = {
   writeBackPauseMs: 250,
   /** A write batch that takes longer has failed. */
   writeBackDeadlineMs: 30_000,
+  /** PREFETCHes under way, and keys of one. More: refused, or clipped. */
+  prefetchesMax: 64,
+  prefetchKeysMax: 262_144,
+  /** Bytes that all of them have in flight from disks. More wait. */
+  prefetchInFlightBytesMax: 64 * MIB,
+  /** A PREFETCH brings in at most this share of DRAM. More: clipped. */
+  prefetchShareOfDram: 0.5,
   /** Refused blocks remembered for `explain`. Beyond: the oldest is forgotten. */
   refusalsKept: 4_096,
   // Remote tier

@@ -1,4 +1,4 @@
-/** TOUCH, HINT, PREFETCH and PROVE: what an engine knows and the ledger does not. */
+/** TOUCH, HINT and PROVE: what an engine knows and the ledger does not. */
 import { CairnError } from "../errors.ts";
 import { LIMITS } from "../limits.ts";
 import { type Block, NO_BLOCK } from "../ledger/types.ts";
@@ -72,15 +72,6 @@ function findKey(context: EngineContext, namespace: Namespace, body: ColdMap): B
   }
   keyBytes.set(key);
   return context.ledger.find(namespace.index, keyWords, 0);
-}
-
-/** There is no lower tier to fetch from yet: the lease is checked, the answer is a refusal with a reason. */
-export function prefetch(context: EngineContext, frame: InboundFrame): void {
-  const lease = context.leases.require(frame.instance, frame.id);
-  context.out.cold(frame.connection.id, OP.PREFETCH, frame.header.tag, lease.id, {
-    verdict: "refused",
-    reason: "every leased block is in DRAM; no lower tier is enabled",
-  });
 }
 
 /** The verdict of an incarnation proof; it holds for the instance and namespace until the instance ends. */

@@ -36,6 +36,8 @@ export const FLAG = {
   NO_LEASE: 512,
   /** STORE */
   DATA_READY: 256,
+  /** PREFETCH */
+  BY_REQUEST: 256,
 } as const;
 
 /** Byte offsets of header fields. */

@@ -12,15 +12,17 @@ import { type Feed, METRIC } from "../observe/feed.ts";
 import { FRAME_ERROR_LABELS } from "../observe/metrics.ts";
 import { Copies, type CopyOwner, type CopyTicket } from "../transfer/copies.ts";
 import { Links } from "../transfer/links.ts";
+import { Prefetcher } from "../transfer/prefetcher.ts";
 import type { DiskTier } from "../../tiers/tier.ts";
 import { closeIfDone, drainFinished, removeRegion } from "./completion.ts";
 import { type EngineContext, type EngineSettings, InboundFrame, NO_DESCRIPTOR } from "./context.ts";
 import { type Job, JOB_KIND, Jobs } from "./jobs.ts";
 import { Leases } from "./leases.ts";
 import type { Namespaces } from "./namespaces.ts";
-import { hint, prefetch, prove, touch } from "./op-advice.ts";
+import { hint, prove, touch } from "./op-advice.ts";
 import { load, loadCopied } from "./op-load.ts";
 import { lookup } from "./op-lookup.ts";
+import { PrefetchCalls } from "./op-prefetch.ts";
 import { REGION_TASK_FIRST, register, windowTouched } from "./op-register.ts";
 import {
   endRequest,
@@ -83,6 +85,9 @@ const DRAIN_ALLOWED = new Set<number>([
 
 export class EngineServer implements CopyOwner {
   readonly context: EngineContext;
+  /** Lifts chains into DRAM; ticked with the rest. */
+  readonly prefetcher: Prefetcher;
+  readonly #prefetches: PrefetchCalls;
   readonly #options: EngineServerOptions;
   readonly #operations: readonly (((frame: InboundFrame) => void) | undefined)[];
   readonly #settled = (job: Job, position: number, visible: boolean): void =>
@@ -121,6 +126,16 @@ export class EngineServer implements CopyOwner {
       nodeStats: options.nodeStats,
     };
     assert(Number.isSafeInteger(this.context.epochNumber), "the epoch starts with 52 bits of hex");
+    this.prefetcher = new Prefetcher({
+      ledger,
+      tier: options.nvme,
+      copies: this.context.copies,
+      links: this.context.links,
+      feed,
+      arena: options.arena,
+      now: () => performance.now(),
+    });
+    this.#prefetches = new PrefetchCalls(this.context, this.prefetcher);
     this.#operations = this.#table();
   }
 
@@ -137,10 +152,13 @@ export class EngineServer implements CopyOwner {
     table[OP.FILL] = (frame) => fill(context, frame, this);
     table[OP.CANCEL] = (frame) => this.#cancel(frame);
     table[OP.FLUSH] = (frame) => this.#flush(frame);
-    table[OP.END_REQUEST] = (frame) => endRequest(context, frame);
+    table[OP.END_REQUEST] = (frame) => {
+      this.#prefetches.endRequest(frame.instance, frame.id);
+      endRequest(context, frame);
+    };
     table[OP.TOUCH] = (frame) => touch(context, frame);
     table[OP.HINT] = (frame) => hint(context, frame);
-    table[OP.PREFETCH] = (frame) => prefetch(context, frame);
+    table[OP.PREFETCH] = (frame) => this.#prefetches.prefetch(frame);
     table[OP.PROVE] = (frame) => prove(context, frame);
     table[OP.HEARTBEAT] = (frame) => heartbeat(context, frame);
     table[OP.STATS] = (frame) => stats(context, frame);
@@ -307,6 +325,7 @@ export class EngineServer implements CopyOwner {
     const { connection, header } = frame;
     const job = connection.jobs.get(frame.id);
     if (job === undefined) {
+      if (this.#prefetches.cancel(connection, frame.id, header.tag)) return;
       this.context.out.acknowledge(connection.id, OP.CANCEL, header.tag, frame.id, 0);
       return;
     }
@@ -344,6 +363,7 @@ export class EngineServer implements CopyOwner {
     if (connection === undefined) return;
     connection.closed = true;
     for (const job of connection.jobs.values()) this.#cancelJob(job);
+    this.#prefetches.endConnection(connection);
     const { instance } = connection;
     if (instance !== undefined) {
       leases.endAll(instance, connection);
@@ -367,6 +387,7 @@ export class EngineServer implements CopyOwner {
     for (const job of context.jobs.stores) {
       if (now >= job.fillAt || now >= job.deadlineAt) expireStore(context, job, now);
     }
+    this.prefetcher.tick();
     const leaseMs = context.settings.heartbeatMs * context.settings.heartbeatMisses;
     for (const instance of context.sessions.instances.values()) {
       if (instance.leaseCount > 0 && now - instance.aliveAt > leaseMs) this.#expire(instance);
@@ -379,6 +400,7 @@ export class EngineServer implements CopyOwner {
     const freed = this.context.leases.endAll(instance, undefined);
     this.context.feed.add(METRIC.leasesExpired, freed);
     for (const connection of instance.connections) {
+      this.#prefetches.endConnection(connection);
       for (const job of connection.jobs.values()) {
         if (job.kind === JOB_KIND.LOAD) this.#cancelJob(job);
       }

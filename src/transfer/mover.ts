@@ -17,7 +17,7 @@ import type { DiskTier } from "../../tiers/tier.ts";
 import { assert } from "../assert.ts";
 import type { Ledger } from "../ledger/ledger.ts";
 import { KEY, RECORD_WORDS } from "../ledger/table.ts";
-import { type Block, NO_SLOT, TIER, type TierIndex } from "../ledger/types.ts";
+import { type Block, NO_SLOT, TIER } from "../ledger/types.ts";
 import { LIMITS } from "../limits.ts";
 import { type Feed, METRIC } from "../observe/feed.ts";
 import {
@@ -27,19 +27,23 @@ import {
   DISK_PRIORITY,
   type DiskSubmit,
 } from "./copies.ts";
+import { type DiskGroup, DiskGroups, ShardTally, WELL } from "./disk-groups.ts";
 import type { Links } from "./links.ts";
 import { REFUSAL, type Refusals } from "./refusals.ts";
 
-export interface MoverLedger
-  extends Pick<
-    Ledger,
-    "copyBegin" | "copyEnd" | "corrupt" | "slotOf" | "namespaceOf" | "namespace" | "core"
-  > {
-  /** The next blocks to copy down, oldest first, missing ancestors before their children; how many. */
-  demotable(from: TierIndex, to: TierIndex, into: Uint32Array, max: number): number;
-  /** This block will not be copied down now; nothing below it is offered. */
-  demotionRefused(block: Block): void;
-}
+/** What demotable() and the copies need of the ledger. */
+export type MoverLedger = Pick<
+  Ledger,
+  | "copyBegin"
+  | "copyEnd"
+  | "corrupt"
+  | "demotable"
+  | "demotionRefused"
+  | "slotOf"
+  | "namespaceOf"
+  | "namespace"
+  | "core"
+>;
 
 export interface MoverOptions {
   readonly ledger: MoverLedger;
@@ -50,25 +54,12 @@ export interface MoverOptions {
   readonly refusals: Refusals;
   /** The DRAM arena. */
   readonly arena: number;
-  /** Whether anything is to be copied down now; called at each step. */
+  /** Whether anything is to be copied down now; called at each tick. */
   readonly due: () => boolean;
   /** Monotonic milliseconds. */
   readonly now: () => number;
   /** All shards of the block are on NVMe, durably. */
   readonly onWritten?: (block: Block) => void;
-}
-
-/** Items of one write batch that is being gathered or in flight. */
-class WriteGroup {
-  disk = 0;
-  payloadBytes = 0;
-  shard = 0;
-  shards = 1;
-  count = 0;
-  readonly blocks = new Uint32Array(LIMITS.writeBackItemsMax);
-  /** Slots on the disk. */
-  readonly slots = new Uint32Array(LIMITS.writeBackItemsMax);
-  readonly sources = new Uint32Array(LIMITS.writeBackItemsMax);
 }
 
 interface Device {
@@ -78,29 +69,25 @@ interface Device {
   pausedUntil: number;
 }
 
-/** What became of a block of several shards so far. */
-interface Shards {
-  left: number;
-  reason: number;
-}
-
-const DONE = -1;
+/** Candidates of a round, however large blocks are. */
+const CANDIDATES_MIN = 16;
 
 export class Mover implements CopyOwner {
   readonly #options: MoverOptions;
   readonly #candidates = new Uint32Array(LIMITS.writeBackItemsMax);
   readonly #devices = new Map<number, Device>();
-  readonly #open: WriteGroup[] = [];
-  readonly #free: WriteGroup[] = [];
+  readonly #groups = new DiskGroups((group) => this.#submit(group));
+  readonly #tally = new ShardTally();
   readonly #inFlight = new Set<number>();
-  readonly #shards = new Map<Block, Shards>();
   /** Blocks between copyBegin and copyEnd. */
   #blocks = 0;
   #writingBytes = 0;
   #committingBytes = 0;
   #stopped = false;
-  /** A round that found nothing: the next tick asks again, not the next completion. */
+  /** Nothing is due, or a round found nothing: the next tick asks again, not the next completion. */
   #idle = false;
+  /** Bytes of a block, as lately seen: how many candidates fill a batch. */
+  #blockBytes = LIMITS.writeBackBatchBytes / CANDIDATES_MIN;
 
   constructor(options: MoverOptions) {
     this.#options = options;
@@ -113,19 +100,16 @@ export class Mover implements CopyOwner {
 
   /** Starts what may start; called by the coarse timer and after each batch. */
   step(): void {
-    this.#idle = false;
+    this.#idle = !this.#options.due();
     this.#pump();
   }
 
   #pump(): void {
-    const { due, ledger, feed } = this.#options;
-    while (!this.#stopped && !this.#idle && this.#room() && due()) {
-      const count = ledger.demotable(
-        TIER.DRAM,
-        TIER.NVME,
-        this.#candidates,
-        LIMITS.writeBackItemsMax,
-      );
+    const { ledger, feed } = this.#options;
+    while (!this.#stopped && !this.#idle && this.#room()) {
+      const filling = Math.ceil(LIMITS.writeBackBatchBytes / this.#blockBytes);
+      const max = Math.min(LIMITS.writeBackItemsMax, Math.max(CANDIDATES_MIN, filling));
+      const count = ledger.demotable(TIER.DRAM, TIER.NVME, this.#candidates, max);
       this.#idle = count === 0 || !this.#begin(count);
     }
     feed.set(METRIC.writeBackBytesInFlight, this.#writingBytes + this.#committingBytes);
@@ -156,7 +140,7 @@ export class Mover implements CopyOwner {
       }
       this.#blocks++;
       const refusal = this.#admit(block);
-      if (refusal !== DONE) {
+      if (refusal !== WELL) {
         this.#end(block, refusal);
         continue;
       }
@@ -164,11 +148,11 @@ export class Mover implements CopyOwner {
       bytes += this.#gather(block);
       if (bytes >= LIMITS.writeBackBatchBytes) break;
     }
-    for (const group of this.#open.splice(0)) this.#submit(group);
+    this.#groups.submitAll();
     return begun > 0;
   }
 
-  /** Whether the devices of its slots take this block now; DONE if so. */
+  /** Whether the devices of its slots take this block now; WELL if so. */
   #admit(block: Block): number {
     const { ledger, tier } = this.#options;
     const { shards, payloadBytes } = ledger.namespace(ledger.namespaceOf(block));
@@ -182,7 +166,7 @@ export class Mover implements CopyOwner {
       device.pausedUntil = this.#options.now() + LIMITS.writeBackPauseMs;
       return allowed ? REFUSAL.READ_ONLY : REFUSAL.WRITE_BUDGET;
     }
-    return DONE;
+    return WELL;
   }
 
   #device(disk: number): Device {
@@ -198,46 +182,26 @@ export class Mover implements CopyOwner {
   #gather(block: Block): number {
     const { ledger, tier } = this.#options;
     const { shards, payloadBytes } = ledger.namespace(ledger.namespaceOf(block));
-    if (shards > 1) this.#shards.set(block, { left: shards, reason: DONE });
+    this.#tally.begin(block, shards);
+    this.#blockBytes = shards * payloadBytes;
     for (let shard = 0; shard < shards; shard++) {
       const slot = ledger.slotOf(block, TIER.NVME, shard);
       const source = ledger.slotOf(block, TIER.DRAM, shard);
       assert(slot !== NO_SLOT && source !== NO_SLOT, "a block that is copied has both slots");
-      const group = this.#group(tier.diskOf(slot), payloadBytes, shard, shards);
-      group.blocks[group.count] = block;
-      group.slots[group.count] = slot;
-      group.sources[group.count] = source;
-      group.count++;
-      this.#device(group.disk).bytes += payloadBytes;
+      const disk = tier.diskOf(slot);
+      this.#device(disk).bytes += payloadBytes;
       this.#writingBytes += payloadBytes;
-      if (group.count < LIMITS.writeBackItemsMax) continue;
-      this.#open.splice(this.#open.indexOf(group), 1);
-      this.#submit(group);
+      this.#groups.add(disk, payloadBytes, shard, shards, block, slot, source);
     }
     return shards * payloadBytes;
   }
 
-  #group(disk: number, payloadBytes: number, shard: number, shards: number): WriteGroup {
-    for (const group of this.#open) {
-      const same = group.disk === disk && group.payloadBytes === payloadBytes;
-      if (same && group.shard === shard && group.shards === shards) return group;
-    }
-    const group = this.#free.pop() ?? new WriteGroup();
-    group.disk = disk;
-    group.payloadBytes = payloadBytes;
-    group.shard = shard;
-    group.shards = shards;
-    group.count = 0;
-    this.#open.push(group);
-    return group;
-  }
-
-  #submit(group: WriteGroup): void {
+  #submit(group: DiskGroup): void {
     const { copies, arena } = this.#options;
     assert(group.count > 0, "a group is opened for an item");
     copies.begin(DISK.WRITE, this, group);
     for (let item = 0; item < group.count; item++) {
-      copies.add(group.slots[item]!, 0, group.blocks[item]!, group.sources[item]!, item);
+      copies.add(group.slots[item]!, 0, group.blocks[item]!, group.dramSlots[item]!, item);
     }
     write.disk = group.disk;
     write.arena = arena;
@@ -250,9 +214,9 @@ export class Mover implements CopyOwner {
   /** A write batch ended: what is on the disk goes to the tier, which calls back when it is durable. */
   copied(ticket: CopyTicket, statuses: Uint8Array, at: number): void {
     const { tier, ledger, links, feed } = this.#options;
-    const group = ticket.subject as WriteGroup;
+    const group = ticket.subject as DiskGroup;
     this.#inFlight.delete(ticket.number);
-    const bytes = group.count * group.payloadBytes;
+    const { bytes } = group;
     const device = this.#device(group.disk);
     device.bytes -= bytes;
     this.#writingBytes -= bytes;
@@ -277,7 +241,7 @@ export class Mover implements CopyOwner {
       this.#settle(block, corrupt ? REFUSAL.SOURCE_CORRUPT : failureOf(status));
     }
     if (written === group.count) links.write(group.disk).ended(bytes, ticket.submittedAt);
-    this.#free.push(group);
+    this.#groups.free(group);
     if (written > 0) this.#commit(slots, blocks, written, ticket.payloadBytes);
     if (!this.#idle) this.#pump();
   }
@@ -289,7 +253,7 @@ export class Mover implements CopyOwner {
       this.#committingBytes -= count * payloadBytes;
       assert(this.#committingBytes >= 0, "a commit calls back once");
       for (let index = 0; index < count; index++) {
-        this.#settle(blocks[index]!, durable ? DONE : REFUSAL.NOT_DURABLE);
+        this.#settle(blocks[index]!, durable ? WELL : REFUSAL.NOT_DURABLE);
       }
       if (durable) feed.add(METRIC.writtenBackBytes, count * payloadBytes);
       if (!this.#idle) this.#pump();
@@ -298,16 +262,8 @@ export class Mover implements CopyOwner {
 
   /** One shard's way is over. */
   #settle(block: Block, reason: number): void {
-    const shards = this.#shards.get(block);
-    if (shards === undefined) {
-      this.#end(block, reason);
-      return;
-    }
-    if (shards.reason === DONE) shards.reason = reason;
-    shards.left--;
-    if (shards.left > 0) return;
-    this.#shards.delete(block);
-    this.#end(block, shards.reason);
+    const outcome = this.#tally.end(block, reason);
+    if (outcome !== undefined) this.#end(block, outcome);
   }
 
   #end(block: Block, reason: number): void {
@@ -315,9 +271,9 @@ export class Mover implements CopyOwner {
     this.#blocks--;
     assert(this.#blocks >= 0, "a copy ends once");
     // Before copyEnd: the record may go with its last pin.
-    if (reason !== DONE) this.#refuse(block, reason);
-    ledger.copyEnd(block, TIER.DRAM, TIER.NVME, reason === DONE);
-    if (reason !== DONE) return;
+    if (reason !== WELL) this.#refuse(block, reason);
+    ledger.copyEnd(block, TIER.DRAM, TIER.NVME, reason === WELL);
+    if (reason !== WELL) return;
     feed.add(METRIC.writtenBackBlocks, 1);
     onWritten?.(block);
   }
@@ -328,7 +284,8 @@ export class Mover implements CopyOwner {
     const namespace = ledger.namespaceOf(block);
     const { keyWords } = ledger.namespace(namespace);
     refusals.add(namespace, ledger.core.records, block * RECORD_WORDS + KEY, keyWords, reason);
-    ledger.demotionRefused(block);
+    // A device that takes no writes for now gives out no slots either: the block's next turn is elsewhere.
+    if (reason !== REFUSAL.READ_ONLY) ledger.demotionRefused(block);
   }
 
   /**
