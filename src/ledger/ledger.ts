@@ -404,8 +404,8 @@ export class Ledger implements LedgerApi {
     return this.#recovery.offer(block, this.core.tier(tier), words, at, parentAt);
   }
 
-  recoverEnd(): void {
-    this.#recovery?.end();
+  recoverEnd(now = Number.POSITIVE_INFINITY): void {
+    this.#recovery?.end(now);
     this.#recovery = undefined;
   }
 

@@ -15,6 +15,12 @@ import { allLanded } from "./fill.ts";
 import { abortCopy, hide, makeVisible, releaseRecord, showRecovered, transition } from "./tree.ts";
 import { NO_BLOCK, NO_SLOT, STATE, type Block, type RecoveredBlock } from "./types.ts";
 
+/**
+ * Times of last access that are believed: from this long before now up to now. One header whose time is a
+ * bad clock's would otherwise squeeze all others into one tick.
+ */
+const BELIEVED_MILLISECONDS = 366 * 24 * 3_600_000;
+
 export class Recovery {
   readonly #core: Core;
   readonly #lastAccess: Float64Array;
@@ -94,11 +100,11 @@ export class Recovery {
     return true;
   }
 
-  /** Drops what is incomplete, builds free lists, ages and age indexes. */
-  end(): void {
+  /** Drops what is incomplete, builds free lists, ages and age indexes. now: milliseconds of Unix time. */
+  end(now: number): void {
     const core = this.#core;
     if (this.#anyPending()) this.#dropPending();
-    this.#mapAges();
+    this.#mapAges(now);
     core.recovering = false;
     for (const tier of core.tiers) tier?.slots.takeEnd();
     for (let block = 0; block < core.table.touched; block += 1) {
@@ -131,13 +137,15 @@ export class Recovery {
   }
 
   /** Times (milliseconds) to ticks, keeping their order; equal or nearly equal ones may become equal. */
-  #mapAges(): void {
+  #mapAges(now: number): void {
     const core = this.#core;
     const times = this.#lastAccess;
+    const earliest = Number.isFinite(now) ? now - BELIEVED_MILLISECONDS : 0;
     let least = Number.POSITIVE_INFINITY;
     let most = 0;
     for (let block = 0; block < core.table.touched; block += 1) {
       if (!core.inUse(block)) continue;
+      times[block] = Math.min(now, Math.max(earliest, times[block]!));
       least = Math.min(least, times[block]!);
       most = Math.max(most, times[block]!);
     }

@@ -222,7 +222,8 @@ export interface LedgerApi {
     at: number,
     parentAt: number,
   ): boolean;
-  recoverEnd(): void;
+  /** now: milliseconds of Unix time; later times of last access are taken for now. Left out: all are believed. */
+  recoverEnd(now?: number): void;
 
   /**
    * Devices of a tier (devices.ts). closeDevice: no new slots, reads go on (read-only); openDevice ends that.

@@ -119,7 +119,7 @@ describe("rule 10: recovery", () => {
     shard?: number;
   }
 
-  function recover(s: Small, offered: readonly Offered[]): boolean[] {
+  function recover(s: Small, offered: readonly Offered[], now?: number): boolean[] {
     s.dram.slabs.set(0, 64);
     s.ledger.recoverSlab(0, 0, 64);
     const taken = offered.map(({ chain, slot, generation = 1, lastAccess = 1, shard = 0 }) => {
@@ -135,7 +135,7 @@ describe("rule 10: recovery", () => {
       };
       return s.ledger.recover(block, 0, words, at, at - KEY_WORDS);
     });
-    s.ledger.recoverEnd();
+    s.ledger.recoverEnd(now);
     return taken;
   }
 
@@ -192,6 +192,28 @@ describe("rule 10: recovery", () => {
     expect([s.hit("a"), s.hit("b"), s.hit("c")]).toEqual([1, 0, 1]);
     s.store("z");
     expect([s.hit("a"), s.hit("c")]).toEqual([1, 0]);
+  });
+
+  test("a time that lies in the future, or long ago, leaves the order of the others alone", () => {
+    const now = 1_700_000_000_400;
+    for (const stray of [Number.MAX_SAFE_INTEGER, 2 ** 64, 0, 1]) {
+      const s = small({ store: new FakeStore(1, 4) });
+      const offered = [
+        { chain: "d", slot: 3, lastAccess: stray },
+        { chain: "a", slot: 0, lastAccess: now - 100 },
+        { chain: "b", slot: 1, lastAccess: now - 300 },
+        { chain: "c", slot: 2, lastAccess: now - 200 },
+      ];
+      recover(s, offered, now);
+      const { ledger } = s;
+      const ages = ["b", "c", "a"].map((chain) => ledger.ageOf(s.block(chain), 0));
+      expect(ages.toSorted((x, y) => x - y)).toEqual(ages);
+      expect(new Set(ages).size).toBe(3);
+      expect(ledger.lastAccessOf(s.block("d"), 0)).toBeLessThanOrEqual(now);
+      s.store(stray === 0 || stray === 1 ? "xy" : "x");
+      expect([s.hit("a"), s.hit("b"), s.hit("c")]).toEqual([1, 0, 1]);
+      expect(s.hit("d")).toBe(stray > now ? 1 : 0);
+    }
   });
 
   test("a slot out of range, of a foreign slab or of an unknown namespace is not taken", () => {

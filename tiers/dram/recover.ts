@@ -50,7 +50,7 @@ export async function recoverDram(
     }
     for (let index = 0; index < namespaces; index++) if (found[index] === 1) hooks.found(index);
   }
-  ledger.recoverEnd();
+  ledger.recoverEnd(Date.now());
   return {
     reopened,
     clean,
