@@ -16,7 +16,7 @@ import { Endurance, type EnduranceState } from "./endurance.ts";
 import { Backoff, FaultWindow, type HealthEvent, nextHealth } from "./health.ts";
 import { IndexStore, IndexWriteError, type PageWrite } from "./index-store.ts";
 import { PAGE_SLOTS, PAGES_PER_SEGMENT } from "./index-pages.ts";
-import { indexOfPage, Marks, slabOfPage } from "./marks.ts";
+import { firstSlotOfPage, indexOfPage, Marks, slabOfPage } from "./marks.ts";
 import { type NamespaceRow, Rows, writeNamespaces } from "./namespaces.ts";
 import { directoryFacts, planSegments, type SegmentPlan } from "./plan.ts";
 import { Segments, type SlabNumbers } from "./segments.ts";
@@ -69,6 +69,8 @@ export interface DeviceContext {
   /** undefined until attach(). */
   ledger: Ledger | undefined;
   readonly namespace: (index: number) => NamespaceRow | undefined;
+  /** Opens a directory's disk. @throws CairnError */
+  readonly open: (directory: string) => DiskInfo;
 }
 
 const FACTS_MS = 2_000;
@@ -79,7 +81,7 @@ const EIO = 5;
 export class Device implements CommitDevice {
   readonly index: number;
   readonly options: NvmeDirectoryOptions;
-  readonly info: DiskInfo;
+  info: DiskInfo;
   readonly marks = new Marks();
   readonly segments: Segments;
   readonly rows: Rows;
@@ -105,7 +107,8 @@ export class Device implements CommitDevice {
   #store: IndexStore | undefined;
   #syncing = false;
   #probing = false;
-  #reopening = false;
+  /** A failed sync stands until the disk is opened anew; a fenced one may have operations that hang. */
+  #stale = false;
   #stalled = false;
   #writable = true;
   #probeAtMs = 0;
@@ -129,7 +132,7 @@ export class Device implements CommitDevice {
     this.info = info;
     this.#context = context;
     this.rows = new Rows(rows);
-    this.segments = new Segments(context.addon, info.disk, this.marks, numbers);
+    this.segments = new Segments(context.addon, () => this.info.disk, this.marks, numbers);
     this.committer = new Committer(this);
     const { writeBudgetBytesPerDay, ratedWriteBytes } = options;
     this.endurance = new Endurance(writeBudgetBytesPerDay, ratedWriteBytes, Date.now());
@@ -211,7 +214,7 @@ export class Device implements CommitDevice {
   async sync(): Promise<void> {
     this.#syncing = true;
     const { addon, tasks } = this.#context;
-    const synced = tasks.run((task) => addon.diskSync(this.disk, task));
+    const synced = tasks.run(this, (task) => addon.diskSync(this.disk, task));
     const settled = (): void => {
       this.#syncing = false;
     };
@@ -288,6 +291,7 @@ export class Device implements CommitDevice {
     this.counters[step === "sync" ? "syncFailures" : "commitFailures"] += 1;
     const full = this.#noRoom(error);
     this.note("error", `${step} failed${full ? " for want of room" : ""}: ${String(error)}`);
+    if (step === "sync") this.#stale = true;
     if (full) this.#becomeFull();
     else this.event("syncFailed");
   }
@@ -340,6 +344,7 @@ export class Device implements CommitDevice {
   #lost(): void {
     this.counters.fences += 1;
     this.rebuildNeeded = true;
+    this.#stale = true;
     this.#context.ledger?.loseDevice(TIER.NVME, this.index);
   }
 
@@ -386,7 +391,7 @@ export class Device implements CommitDevice {
       this.#factsAtMs = nowMs + FACTS_MS;
       this.#room();
     }
-    if ((this.health !== "ok" || !this.indexOpen) && nowMs >= this.#probeAtMs) {
+    if ((this.health !== "ok" || this.#stale || !this.indexOpen) && nowMs >= this.#probeAtMs) {
       void this.#probe(); // Never rejects.
     }
     if (nowMs >= this.#refreshAtMs) {
@@ -471,6 +476,7 @@ export class Device implements CommitDevice {
     this.#probing = true;
     try {
       await withinTime(checkDevice(this.directory));
+      if (this.#stale) this.#reopenDisk();
       if (!this.indexOpen) await this.#reopenIndex();
       if (this.health === "ok") this.#dirtyAll();
       this.event("probeOk");
@@ -486,15 +492,39 @@ export class Device implements CommitDevice {
   }
 
   async #reopenIndex(): Promise<void> {
-    if (this.#reopening) return;
-    this.#reopening = true;
-    try {
-      await this.#store?.close();
-      this.#store = undefined;
-      this.#store = await IndexStore.open(this.directory);
-    } finally {
-      this.#reopening = false;
+    await this.#store?.close();
+    this.#store = undefined;
+    this.#store = await IndexStore.open(this.directory);
+  }
+
+  /** Reads in flight end as misses. The generations of copies that count are carried over. */
+  #reopenDisk(): void {
+    const { addon, tasks } = this.#context;
+    const { slots, generations } = this.#generations();
+    tasks.abandon(this);
+    addon.diskClose(this.disk);
+    this.info = this.#context.open(this.directory);
+    this.#bytesSeen = 0;
+    this.segments.attachAgain();
+    addon.diskRestore(this.disk, slots, generations, slots.length);
+    this.#stale = false;
+    this.note("info", "opened anew");
+  }
+
+  #generations(): { readonly slots: Uint32Array; readonly generations: Uint32Array } {
+    const found: number[] = [];
+    for (const slab of this.marks.slabs()) {
+      for (const page of this.marks.pagesInUse(slab, 0, Number.POSITIVE_INFINITY)) {
+        const bits = this.marks.durableBits(page);
+        for (let position = 0; position < PAGE_SLOTS; position++) {
+          if ((bits & (1 << position)) !== 0) found.push(firstSlotOfPage(page) + position);
+        }
+      }
     }
+    const slots = Uint32Array.from(found);
+    const generations = new Uint32Array(slots.length);
+    this.#context.addon.diskGenerations(this.disk, slots, slots.length, generations);
+    return { slots, generations };
   }
 
   /** Headers could not be read: tried again when the device was probed. */
@@ -521,7 +551,7 @@ export class Device implements CommitDevice {
 
   async #prepare(): Promise<void> {
     try {
-      await this.segments.prepareNext(this.#context.tasks);
+      await this.segments.prepareNext(this.#context.tasks, this);
       this.endurance.wrote(this.info.segmentBytes, Date.now());
     } catch (error) {
       if (!(error instanceof TaskError)) throw error;

@@ -9,7 +9,12 @@
  *   then the DRAM headers, recoverEnd → engines are served → begin() → tick() every few tens of milliseconds.
  */
 import { join } from "node:path";
-import { type DiskInfo, SLOT_INDEX_BITS } from "../../addon/binding.ts";
+import {
+  DISK_HEADER_BYTES,
+  DISK_SECTOR_BYTES,
+  type DiskInfo,
+  SLOT_INDEX_BITS,
+} from "../../addon/binding.ts";
 import { assert } from "../../src/assert.ts";
 import { CairnError } from "../../src/errors.ts";
 import type { Ledger } from "../../src/ledger/ledger.ts";
@@ -56,8 +61,8 @@ export class NvmeTier implements DiskTier {
   readonly segmentBytes: number;
   readonly devices: Device[] = [];
   readonly addon: DeviceAddon;
-  readonly #options: NvmeOptions;
   readonly #hooks: DeviceHooks;
+  readonly #stagingBytes: number;
   readonly #tasks = new Tasks();
   readonly #context: DeviceContext;
   /** Device of each slab number given out. */
@@ -76,14 +81,15 @@ export class NvmeTier implements DiskTier {
   constructor(addon: DeviceAddon, options: NvmeOptions, hooks: DeviceHooks) {
     this.addon = addon;
     this.segmentBytes = options.segmentBytes;
-    this.#options = options;
     this.#hooks = hooks;
+    this.#stagingBytes = options.stagingBytes;
     this.#context = {
       addon,
       tasks: this.#tasks,
       hooks,
       ledger: undefined,
       namespace: (index) => this.#namespaces[index],
+      open: (directory) => openDisk(addon, options, directory),
     };
     try {
       for (const directory of options.directories) this.#open(directory);
@@ -100,7 +106,7 @@ export class NvmeTier implements DiskTier {
       throw new CairnError("diskUnusable", `more than ${DEVICES_MAX} directories were opened`);
     }
     prepareDirectory(options.path);
-    const info = openDisk(this.addon, this.#options, options.path);
+    const info = this.#context.open(options.path);
     try {
       const rows = this.#rowsOf(options.path);
       const numbers = {
@@ -161,7 +167,11 @@ export class NvmeTier implements DiskTier {
     return bytes;
   }
 
+  /** 0 also for rows that the staging memory is too small for. */
   slotsPerSlab(payloadBytes: number): number {
+    const slotBytes =
+      Math.ceil((DISK_HEADER_BYTES + payloadBytes) / DISK_SECTOR_BYTES) * DISK_SECTOR_BYTES;
+    if (slotBytes > this.#stagingBytes / 2) return 0;
     return this.addon.diskSlotsPerSegment(this.segmentBytes, payloadBytes);
   }
 

@@ -29,7 +29,7 @@ export async function rebuildDevice(
   const slabs = await holdSlabs(device, ledger);
   const began = performance.now();
   try {
-    await tasks.run((task) => addon.diskScan(device.disk, arena, task));
+    await tasks.run(device, (task) => addon.diskScan(device.disk, arena, task));
     const { adopted, headers } = await adoptAll(device, ledger, addon);
     const milliseconds = Math.round(performance.now() - began);
     device.note("info", `rebuilt from headers: ${adopted} of ${headers} in ${milliseconds} ms`);

@@ -41,7 +41,7 @@ type SegmentAddon = Pick<
 
 export class Segments {
   readonly #addon: SegmentAddon;
-  readonly #disk: number;
+  readonly #diskNow: () => number;
   readonly #marks: Marks;
   readonly #numbers: SlabNumbers;
   readonly #bySlab = new Map<number, Segment>();
@@ -50,11 +50,16 @@ export class Segments {
   /** Segment being written: done and total in MiB. */
   preparing: { readonly segment: number; done: number; total: number } | undefined;
 
-  constructor(addon: SegmentAddon, disk: number, marks: Marks, numbers: SlabNumbers) {
+  /** `disk`: the addon's number, which changes when the device is opened anew. */
+  constructor(addon: SegmentAddon, disk: () => number, marks: Marks, numbers: SlabNumbers) {
     this.#addon = addon;
-    this.#disk = disk;
+    this.#diskNow = disk;
     this.#marks = marks;
     this.#numbers = numbers;
+  }
+
+  get #disk(): number {
+    return this.#diskNow();
   }
 
   get count(): number {
@@ -108,7 +113,7 @@ export class Segments {
   }
 
   /** Writes one more segment and hands it to the ledger. Unfinished ones are written again first. @throws TaskError */
-  async prepareNext(tasks: Tasks): Promise<void> {
+  async prepareNext(tasks: Tasks, owner: object): Promise<void> {
     assert(this.preparing === undefined, "one segment at a time");
     if (this.#numbers.left() < 1) return;
     const unfinished = this.#addon
@@ -120,6 +125,7 @@ export class Segments {
     this.preparing = state;
     try {
       await tasks.run(
+        owner,
         (task) => this.#addon.diskPrepare(this.#disk, segment, task),
         (done, total) => Object.assign(state, { done, total }),
       );
@@ -129,6 +135,19 @@ export class Segments {
     this.#next = Math.max(this.#next, segment + 1);
     const attached = this.#attach(segment, 0);
     if (attached !== undefined) this.#numbers.ready(attached.slab);
+  }
+
+  /** The device was opened anew: all segments under their old slab numbers. @throws the addon's errors */
+  attachAgain(): void {
+    const found = new Map(this.#addon.diskSegments(this.#disk).map((info) => [info.segment, info]));
+    for (const entry of this.#bySlab.values()) {
+      assert(found.has(entry.segment), "the device came back without one of its segments");
+      this.#addon.diskAttach(this.#disk, entry.segment, entry.slab);
+      // A class whose first slot was not written yet is not in the file.
+      const { payloadBytes } = entry;
+      entry.payloadBytes = found.get(entry.segment)!.payloadBytes;
+      if (payloadBytes !== 0) this.assign(entry.slab, payloadBytes);
+    }
   }
 
   /** Numbers are used again only when all are used up: pages of an old one may still stand in the index. */

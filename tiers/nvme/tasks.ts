@@ -19,7 +19,11 @@ export class TaskError extends Error {
   }
 }
 
+/** What a task ends with whose disk was closed. */
+const ECANCELED = 125;
+
 interface Running {
+  readonly owner: object;
   readonly progress: (done: number, total: number) => void;
   readonly resolve: () => void;
   readonly reject: (error: Error) => void;
@@ -33,13 +37,26 @@ export class Tasks {
     return this.#running.size;
   }
 
-  /** Starts a task under a number of its own. @throws what `start` throws, and TaskError */
-  run(start: (task: number) => void, progress?: (done: number, total: number) => void) {
+  /** Starts a task of `owner` under a number of its own. Rejects with what `start` throws, or with TaskError. */
+  run(
+    owner: object,
+    start: (task: number) => void,
+    progress: (done: number, total: number) => void = () => undefined,
+  ): Promise<void> {
     const task = this.#number();
     return new Promise<void>((resolve, reject) => {
       start(task);
-      this.#running.set(task, { progress: progress ?? (() => undefined), resolve, reject });
+      this.#running.set(task, { owner, progress, resolve, reject });
     });
+  }
+
+  /** The owner's disk was closed: its tasks report no more. */
+  abandon(owner: object): void {
+    for (const [task, running] of this.#running) {
+      if (running.owner !== owner) continue;
+      this.#running.delete(task);
+      running.reject(new TaskError(ECANCELED));
+    }
   }
 
   /** A PROGRESS event; false when it is not of this tier. */
