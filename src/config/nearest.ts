@@ -21,6 +21,31 @@ export function editDistance(left: string, right: string, limit: number): number
   return Math.min(above[right.length]!, limit + 1);
 }
 
+/** Where a word of a name ends: before `_`, `.`, `-` and before a capital letter that follows a small one. */
+const WORD_END = /(?=[_.-])|(?<=[a-z0-9])(?=[A-Z])/;
+
+/** The name cut short after each of its words but the last, in small letters. */
+function leads(name: string): string[] {
+  const words = name.split(WORD_END);
+  return words.slice(1).map((_, index) =>
+    words
+      .slice(0, index + 1)
+      .join("")
+      .toLowerCase(),
+  );
+}
+
+/** Edit distance to the name, or to its first words, which costs one more. */
+function distanceTo(wanted: string, candidate: string, limit: number): number {
+  const name = candidate.toLowerCase();
+  if (wanted.length >= 3 && name.startsWith(wanted)) return Math.min(limit, 1);
+  let best = editDistance(wanted, name, limit);
+  for (const lead of leads(candidate)) {
+    if (best > 1) best = Math.min(best, editDistance(wanted, lead, limit) + 1);
+  }
+  return best;
+}
+
 /** The candidate nearest to `word`, or undefined when none is near enough to be meant. */
 export function nearest(word: string, candidates: readonly string[]): string | undefined {
   const wanted = word.toLowerCase();
@@ -28,9 +53,7 @@ export function nearest(word: string, candidates: readonly string[]): string | u
   let best: string | undefined;
   let bestDistance = limit + 1;
   for (const candidate of candidates) {
-    const name = candidate.toLowerCase();
-    const prefix = wanted.length >= 3 && name.startsWith(wanted);
-    const distance = prefix ? Math.min(limit, 1) : editDistance(wanted, name, limit);
+    const distance = distanceTo(wanted, candidate, limit);
     if (distance < bestDistance) {
       best = candidate;
       bestDistance = distance;

@@ -173,6 +173,27 @@ describe("loading", () => {
     expect(found).toHaveLength(5);
   });
 
+  test("a name that is misspelt and cut short at once is still told its nearest", () => {
+    const names = FIELDS.map(({ environment }) => environment);
+    const meant = (name: string): string =>
+      readEnvironment({ [name]: "1" }).problems.map(({ message }) => message)[0] ?? "";
+    for (const [written, wanted] of [
+      ["CAIRN_DRAM_CAPCITY", "CAIRN_DRAM_CAPACITY_BYTES"],
+      ["CAIRN_EDGE_LISEN", "CAIRN_EDGE_LISTEN"],
+      ["CAIRN_DRAM_SLAP", "CAIRN_DRAM_SLAB_BYTES"],
+      ["CAIRN_LEDGR_NAMESPACES_PER_TENANT", "CAIRN_LEDGER_NAMESPACES_PER_TENANT_MAX"],
+    ] as const) {
+      expect(names).toContain(wanted);
+      expect(meant(written), written).toBe(`unknown variable; did you mean "${wanted}"?`);
+    }
+    expect(meant("CAIRN_QQQQ_ZZZZ")).toBe("unknown variable");
+    expect(nearest("capcity", ["directory", "capacityBytes"])).toBe("capacityBytes");
+    expect(nearest("dram.capcity", ["edge.listen", "dram.capacityBytes"])).toBe(
+      "dram.capacityBytes",
+    );
+    expect(nearest("slab", ["slabBytes", "slap"])).toBe("slabBytes");
+  });
+
   test("the variables that Kubernetes makes of a service called cairn are not ours", () => {
     const env = {
       CAIRN_SERVICE_HOST: "10.0.0.1",
