@@ -1,9 +1,19 @@
 import { readFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { loadAddon } from "../../../addon/load.ts";
-import { HEADER, HEADER_BYTES, OP } from "../../../src/engine-api/protocol.ts";
+import { decodeCold } from "../../../src/engine-api/codec.ts";
+import { HEADER, HEADER_BYTES, type HelloReply, OP } from "../../../src/engine-api/protocol.ts";
 import { Harness, RawClient } from "../../engine-api/support.ts";
-import { type Golden, goldenFrames, goldenSection, hexOf, JOB, REGION } from "./frames.ts";
+import {
+  type Golden,
+  goldenFrames,
+  goldenSection,
+  HELLO_REPLY,
+  helloReplyFrame,
+  hexOf,
+  JOB,
+  REGION,
+} from "./frames.ts";
 
 interface Stored {
   readonly name: string;
@@ -43,11 +53,17 @@ describe("a live daemon", () => {
     await harness.stop();
   });
 
-  /** Seed, job and times differ from life to life: they are taken from the golden frame. */
+  /** Seed, epoch, node and times differ from life to life: they are taken from the golden frame. */
   function masked(reply: Uint8Array, golden: Uint8Array, op: number): string {
     const out = reply.slice();
     const bodyAt = HEADER_BYTES;
     if (op === OP.REGISTER) return hexOf(out.subarray(0, 8));
+    if (op === OP.HELLO) {
+      const reply = decodeCold(out.subarray(bodyAt)) as unknown as HelloReply;
+      const { epoch, node } = HELLO_REPLY;
+      expect(reply.epoch).toMatch(/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/);
+      return hexOf(helloReplyFrame({ ...reply, epoch, node }));
+    }
     const completion = (out[HEADER.FLAGS]! & 4) !== 0;
     if (completion) out.set(golden.subarray(bodyAt + 4, bodyAt + 8), bodyAt + 4);
     return hexOf(out);
@@ -58,7 +74,8 @@ describe("a live daemon", () => {
     const answers = new Map<number, Golden[]>();
     for (const golden of frames) {
       if (golden.from !== "daemon") continue;
-      const tag = new DataView(golden.frame.buffer).getUint32(HEADER.TAG, true);
+      const own = new DataView(golden.frame.buffer).getUint32(HEADER.TAG, true);
+      const tag = golden.cause ?? own;
       answers.set(tag, [...(answers.get(tag) ?? []), golden]);
     }
     // LOAD names a lease, which a daemon draws at random.

@@ -3,7 +3,10 @@
  * protocol fixed; the test compares the two, docs/protocol.md, and a live daemon.
  */
 import { coldFrame, errorBody } from "../../../src/engine-api/codec.ts";
-import { FLAG, OP } from "../../../src/engine-api/protocol.ts";
+import { namespaceDigest } from "../../../src/engine-api/descriptor.ts";
+import { FLAG, type HelloReply, OP } from "../../../src/engine-api/protocol.ts";
+import { ERRORS } from "../../../src/errors.ts";
+import { descriptor } from "../../e2e/support.ts";
 import { helloBody, hotFrame, registerBody } from "../../engine-api/support.ts";
 
 /** Two 32-byte keys: 01…, 02… */
@@ -17,6 +20,8 @@ export interface Golden {
   readonly name: string;
   readonly from: "client" | "daemon";
   readonly frame: Uint8Array;
+  /** Tag of the frame that this one answers, where that is not its own. */
+  readonly cause?: number;
 }
 
 function client(name: string, frame: Uint8Array): Golden {
@@ -29,11 +34,39 @@ function daemon(name: string, frame: Uint8Array): Golden {
 
 const { REPLY, COMPLETION, ERROR } = FLAG;
 
+/** What a daemon on its defaults answers; epoch and node differ from life to life and from host to host. */
+export const HELLO_REPLY: HelloReply = {
+  protocol: 1,
+  instance: 1,
+  epoch: "00112233-4455-4677-8899-aabbccddeeff",
+  node: "node-1",
+  namespaces: [{ handle: 1, digest: digestOf() }],
+  heartbeatMs: 2_000,
+  leaseMs: 6_000,
+  limits: {
+    keysPerFrameMax: 65_536,
+    frameBodyBytesMax: 2_363_392,
+    inFlightJobsMax: 256,
+    windowBytesMax: 68_719_476_736,
+    loadDeadlineMsMax: 60_000,
+    storeFillMs: 10_000,
+  },
+};
+
+function digestOf(): Uint8Array {
+  return namespaceDigest({ ...descriptor(), chunkBlocks: 16 }, "default", "");
+}
+
+export function helloReplyFrame(reply: HelloReply): Uint8Array {
+  return coldFrame(OP.HELLO, REPLY, 1, 0, 0, reply);
+}
+
 /** In the order of one short session; tags count up. */
 export function goldenFrames(): Golden[] {
   const done = [0, MICROSECONDS, 8_192, 0];
   return [
     client("HELLO", coldFrame(OP.HELLO, 0, 1, 0, 0, helloBody("golden"))),
+    daemon("HELLO reply", helloReplyFrame(HELLO_REPLY)),
     client(
       "REGISTER (a memfd of 32,768 bytes travels with it)",
       coldFrame(OP.REGISTER, FLAG.DESCRIPTOR, 2, 0, 0, registerBody(8)),
@@ -99,6 +132,50 @@ export function goldenFrames(): Golden[] {
     client("END_REQUEST 5", hotFrame(OP.END_REQUEST, 0, 13, 5, 0, [], 0)),
     daemon("END_REQUEST reply: it was known", hotFrame(OP.END_REQUEST, REPLY, 13, 5, 1, [], 0)),
     client("HEARTBEAT, no reply wanted", hotFrame(OP.HEARTBEAT, FLAG.NO_REPLY, 0, 0, 0, [], 0)),
+    client(
+      "LOAD under lease 77, which was never given",
+      hotFrame(OP.LOAD, 0, 15, 77, 1, [0, REGION, 0, 0, KEYS.subarray(0, 32), 2]),
+    ),
+    daemon(
+      "its error: no job was taken, so no completion follows",
+      coldFrame(
+        OP.LOAD,
+        REPLY | ERROR,
+        15,
+        77,
+        0,
+        errorBody("unknownLease", "no such lease in this instance", 0),
+      ),
+    ),
+    client(
+      "STORE without dataReady of another block",
+      hotFrame(OP.STORE, 0, 16, 0, 1, [
+        ...[0, REGION, 0, 0, 16, 0],
+        new Uint8Array(32),
+        new Uint8Array(32).fill(4),
+      ]),
+    ),
+    daemon(
+      "STORE reply: wanted",
+      hotFrame(OP.STORE, REPLY, 16, JOB + 2, 1, [1, 0, 0, 0, Uint8Array.of(2)]),
+    ),
+    client("CANCEL of that job", hotFrame(OP.CANCEL, 0, 17, JOB + 2, 0, [], 0)),
+    {
+      ...daemon(
+        "STORE completion: none visible, position 0 failed with code 409 (cancelled)",
+        hotFrame(
+          OP.STORE,
+          REPLY | COMPLETION,
+          16,
+          JOB + 2,
+          0,
+          [...[1, MICROSECONDS, 0, 0], ...[0, ERRORS.cancelled.code]],
+          0,
+        ),
+      ),
+      cause: 17,
+    },
+    daemon("CANCEL reply: it was in flight", hotFrame(OP.CANCEL, REPLY, 17, JOB + 2, 1, [], 0)),
     client("an operation that does not exist", hotFrame(77, 0, 14, 0, 0, [], 0)),
     daemon(
       "its error",
@@ -119,7 +196,7 @@ export function goldenSection(): string {
   const intro = [
     "## Golden frames",
     "One short session, with the descriptor of `test/e2e/support.ts`.",
-    "Region, job, lease, seed and microseconds are examples.",
+    "Region, job, lease, seed, epoch, node and microseconds are examples.",
   ];
   return `${intro.join("\n")}\n\n${lines.join("\n")}`;
 }
