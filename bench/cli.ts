@@ -5,6 +5,7 @@
  */
 import { parseArgs } from "node:util";
 import { CairnError } from "../src/errors.ts";
+import { MissingTool } from "./fio.ts";
 import { type BenchResult, loadNow, passed, toResult } from "./result.ts";
 import { rivalsMain } from "./rivals.ts";
 import type { Scenario, ScenarioOptions } from "./scenario.ts";
@@ -13,6 +14,7 @@ import { dram } from "./scenarios/dram.ts";
 import { lookup, lookupWalk } from "./scenarios/lookup.ts";
 import { lookupSocket } from "./scenarios/lookup-socket.ts";
 import { memory } from "./scenarios/memory.ts";
+import { nvmeRead, nvmeWrite } from "./scenarios/nvme-device.ts";
 import { restart } from "./scenarios/restart.ts";
 
 export const SCENARIOS: readonly Scenario[] = [
@@ -23,6 +25,8 @@ export const SCENARIOS: readonly Scenario[] = [
   commit,
   memory,
   restart,
+  nvmeRead,
+  nvmeWrite,
 ];
 
 const REPETITIONS_DEFAULT = 5;
@@ -137,10 +141,18 @@ export async function benchMain(args: readonly string[]): Promise<number> {
   const { name, json } = command;
   const chosen = SCENARIOS.filter((one) => name === "all" || name === one.name);
   const results: BenchResult[] = [];
+  let missing = false;
   for (const scenario of chosen) {
-    const result = await runScenario(scenario, command.options);
-    results.push(result);
-    process.stdout.write(`${json ? JSON.stringify(result) : humanLines(result)}\n`);
+    try {
+      const result = await runScenario(scenario, command.options);
+      results.push(result);
+      process.stdout.write(`${json ? JSON.stringify(result) : humanLines(result)}\n`);
+    } catch (error) {
+      if (!(error instanceof MissingTool)) throw error;
+      process.stderr.write(`cairn bench: ${scenario.name}: ${error.message}\n`);
+      missing = true;
+    }
   }
+  if (missing) return EXIT_USAGE;
   return command.enforce && !results.every(passed) ? 1 : 0;
 }

@@ -50,6 +50,8 @@ describe("cairn bench", () => {
       "commit",
       "memory",
       "restart",
+      "nvme-read",
+      "nvme-write",
     ]);
     for (const name of [...names, "all", "rivals"]) expect(benchUsage()).toContain(`  ${name}`);
   });
