@@ -243,7 +243,7 @@ const NvmeDirectory = section("One directory, and so one device.", {
     Type.Union([Type.Integer({ minimum: 0, maximum: BYTES_MAX }), Type.Literal("auto")], {
       unit: "bytes",
       description:
-        "Bytes of all files in it, index included. `auto` (default): what is free there, less 5 %.",
+        "Bytes of all files in it, index included. `auto` (default): four fifths of what is free there.",
     }),
   ),
   writeBudgetBytesPerDay: Type.Optional(
@@ -287,7 +287,7 @@ const NvmeSection = section(
     writeDepth: count(LIMITS.diskWriteDepth, 1, 256, {
       description: "Of these, writes; one batch at a time, since writes stall reads.",
     }),
-    stagingBytes: bytes(LIMITS.diskStagingBytes, 65_536, {
+    stagingBytes: bytes(LIMITS.diskStagingBytes, 1_048_576, {
       description: "Aligned memory for blocks under way, per device. Half of it bounds a block.",
     }),
     blocksMax: count(0, 0, 100_000_000, {

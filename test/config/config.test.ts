@@ -298,7 +298,7 @@ describe("proofs between fields", () => {
     },
     "nvme.directories": { "nvme.enabled": "true" },
     "nvme.segmentBytes": { "nvme.segmentBytes": "1048577" },
-    "nvme.stagingBytes": { "nvme.stagingBytes": "69632" },
+    "nvme.stagingBytes": { "nvme.stagingBytes": "1052672" },
     "nvme.writeDepth": { "nvme.queueDepth": "4", "nvme.writeDepth": "8" },
     "nvme.lowWatermark": { "nvme.lowWatermark": "0.99", "nvme.highWatermark": "0.9" },
     "remote.directory": { "remote.enabled": "true", "remote.kind": "directory" },
