@@ -8,6 +8,7 @@
  *
  * See README.md for the failure model.
  */
+import { setMaxListeners } from "node:events";
 import { ITEM } from "../../addon/binding.ts";
 import { assert } from "../../src/assert.ts";
 import {
@@ -121,6 +122,8 @@ export class RemoteTier implements RemoteStorage {
 
   constructor(options: RemoteTierOptions) {
     this.#options = options;
+    // Every call in flight listens to it; the staging pool bounds how many those are.
+    setMaxListeners(0, this.#stop.signal);
     this.#now = options.now ?? (() => performance.now());
     this.#store = new GuardedStore(options.store, { now: this.#now, ...options.guard });
     this.#staging = new StagingPool(options.staging.bytes, options.transfersMax);

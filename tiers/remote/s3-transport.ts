@@ -69,11 +69,14 @@ export class HttpTransport {
    * unavailable. After that nothing touches the call's buffers.
    */
   async exchange(call: HttpCall, limits: CallLimits): Promise<Outcome<HttpAnswer>> {
+    const began = performance.now();
     const first = new Exchange(this.#open(call), call, limits, this.#idleMs);
     const outcome = await first.ended;
     // The server had closed an idle connection: that is nobody's fault, and a fresh one tells more.
     if (!first.stale) return outcome;
-    return new Exchange(this.#open(call), call, limits, this.#idleMs).ended;
+    const leftMs = Math.max(1, limits.deadlineMs - (performance.now() - began));
+    const rest = { deadlineMs: leftMs, signal: limits.signal };
+    return new Exchange(this.#open(call), call, rest, this.#idleMs).ended;
   }
 
   close(): void {

@@ -79,7 +79,10 @@ export interface ChunkSealer {
   readonly overheadBytes: number;
   /** False: no key; the chunk is not stored. */
   seal(chunk: Chunk, blocks: Uint8Array, strideBytes: number): Promise<boolean>;
-  /** One ITEM status per block of [from, from + count); a missing key or wrong tag is a miss. */
+  /**
+   * One ITEM status per block of [from, from + count). CORRUPT: the tag is wrong, the object goes under quarantine.
+   * IO: no key here; a miss, and the object stays for those who have it.
+   */
   open(chunk: Chunk, from: number, blocks: Uint8Array, strideBytes: number): Promise<Uint8Array>;
 }
 
