@@ -97,6 +97,8 @@ export class Device implements CommitDevice {
   /** Headers have to be read: the index was damaged, or the device was fenced. */
   rebuildNeeded = false;
   rebuilding = false;
+  /** Slabs that give out no slots until the headers of an added directory were read. */
+  heldSlabs: number[] | undefined;
   lastCommitMs = 0;
   plan: SegmentPlan | undefined;
   readonly #context: DeviceContext;

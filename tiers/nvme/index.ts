@@ -19,6 +19,7 @@ import { assert } from "../../src/assert.ts";
 import { CairnError } from "../../src/errors.ts";
 import type { Ledger } from "../../src/ledger/ledger.ts";
 import { type SlabTierOptions, TIER } from "../../src/ledger/types.ts";
+import { LIMITS } from "../../src/limits.ts";
 import { prepareDirectory } from "../dram/preflight.ts";
 import type { DiskTier, TierLimits } from "../tier.ts";
 import {
@@ -28,7 +29,7 @@ import {
   type DeviceHooks,
   type NvmeDirectoryOptions,
 } from "./device.ts";
-import { setIndexAside } from "./index-store.ts";
+import { opensOf, setIndexAside } from "./index-store.ts";
 import {
   type NamespaceRow,
   NAMESPACES_FILE,
@@ -252,7 +253,9 @@ export class NvmeTier implements DiskTier {
     const verdict = await probe.verdict;
     const id = Buffer.from(device.info.directoryId).toString("hex");
     const foreign = verdict.meta.directoryId !== undefined && verdict.meta.directoryId !== id;
-    const reason = foreign ? "it belongs to another directory" : verdict.damage;
+    const opens = opensOf(device.directory);
+    let reason = foreign ? "it belongs to another directory" : verdict.damage;
+    if (opens >= LIMITS.nvmeIndexOpensMax) reason ??= `${opens} starts ended in its first commit`;
     if (reason !== undefined) {
       probe.stop();
       setIndexAside(device.directory, stampNow());
@@ -331,8 +334,9 @@ export class NvmeTier implements DiskTier {
   }
 
   /**
-   * A directory is added: opened, and what lies in it is adopted from its headers. Namespaces that only it knows are
-   * returned unbound: the caller makes them known (and bindNamespace()) before adopt(). @throws CairnError
+   * A directory is added: opened, its free segments are of use at once. Returned are the namespaces it knows; the
+   * caller makes those known that it does not (bindNamespace(), and the pool's table) and then calls adoptDirectory().
+   * @throws CairnError
    */
   async addDirectory(options: NvmeDirectoryOptions): Promise<readonly NamespaceRow[]> {
     const device = this.#open(options);
@@ -341,12 +345,19 @@ export class NvmeTier implements DiskTier {
     }
     this.#slabsReady = this.#slabs;
     this.ledger.growTier(TIER.NVME, this.#slabsReady);
-    holdSlabs(this.ledger, device);
+    device.heldSlabs = holdSlabs(this.ledger, device);
     const probe = startProbe(device.directory);
     await this.#readIndex(device, probe);
     probe.stop();
-    device.rebuildNeeded = device.segments.count > 0;
+    device.rebuildNeeded = false;
     return device.rows.list;
+  }
+
+  /** What lies in an added directory is adopted from its headers, in the background. */
+  adoptDirectory(path: string): void {
+    const device = this.devices.find(({ directory, closed }) => directory === path && !closed);
+    if (device === undefined) throw new CairnError("notFound", `${path} is no open directory`);
+    device.rebuildNeeded = true;
   }
 
   /**
@@ -398,10 +409,12 @@ export class NvmeTier implements DiskTier {
 }
 
 /** Slabs that lie assigned in the files are not given out before their headers were read. */
-function holdSlabs(ledger: Ledger, device: Device): void {
+function holdSlabs(ledger: Ledger, device: Device): number[] {
+  const held: number[] = [];
   for (const { slab, payloadBytes } of device.segments.list) {
-    if (payloadBytes > 0) ledger.adoptBegin(TIER.NVME, slab, payloadBytes);
+    if (payloadBytes > 0 && ledger.adoptBegin(TIER.NVME, slab, payloadBytes)) held.push(slab);
   }
+  return held;
 }
 
 function openDisk(addon: DeviceAddon, options: NvmeOptions, directory: string): DiskInfo {

@@ -145,7 +145,8 @@ function readPages(database) {
     const value = database.getBinaryFast(key);
     if (value === undefined) continue;
     if (key === META_KEY) {
-      meta = Uint8Array.prototype.slice.call(value);
+      // lmdb's buffer is longer than its `length` says.
+      meta = new Uint8Array(value.subarray(0, value.length));
       continue;
     }
     const count = value.length >>> 2;

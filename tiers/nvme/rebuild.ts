@@ -26,7 +26,8 @@ export async function rebuildDevice(
   tasks: Tasks,
   arena: number,
 ): Promise<void> {
-  const slabs = await holdSlabs(device, ledger);
+  const slabs = device.heldSlabs ?? (await holdSlabs(device, ledger));
+  device.heldSlabs = undefined;
   const began = performance.now();
   try {
     await tasks.run(device, (task) => addon.diskScan(device.disk, arena, task));

@@ -1,25 +1,362 @@
+import { mkdirSync, readdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { TIER } from "../../../src/ledger/types.ts";
+import { DISK, ITEM } from "../../../addon/binding.ts";
+import { evict } from "../../../src/ledger/evict.ts";
+import { STATE, TIER } from "../../../src/ledger/types.ts";
 import { addon, Node, startAddon, until } from "./support.ts";
+
+const FAILED = 2;
+const EIO = 5;
+const zeroes = (count: number): number[] => Array<number>(count).fill(0);
 
 beforeAll(startAddon);
 afterAll(() => addon.stop());
+
+/** A life that leaves chain 1 of 100 blocks on NVMe, and nothing in DRAM. */
+async function withChain(): Promise<string> {
+  const node = await (await new Node().open()).ready();
+  expect(await node.demote(await node.store(1, 100))).toBe(100);
+  await node.close();
+  return node.root;
+}
+
+const indexOf = (node: Node): string => join(node.directory(), "index", "data.mdb");
+const asideOf = (node: Node): string[] =>
+  readdirSync(node.directory()).filter((name) => name.startsWith("index.damaged-"));
 
 describe("the NVMe tier on the real addon", () => {
   it("writes segments in the background, copies down, and reads every byte back after a restart", async () => {
     const first = await (await new Node().open()).ready();
     const blocks = await first.store(1, 100);
     expect(await first.demote(blocks)).toBe(100);
-    expect(await first.read(1, 100)).toEqual(Array(100).fill(0));
+    expect(await first.read(1, 100)).toEqual(zeroes(100));
     first.ledger.audit();
     await first.close();
 
     const second = await new Node(first.root).open();
     expect(second.report).toMatchObject({ headers: 100, recovered: 100, dropped: 0 });
     expect(second.chain(1, 100)).toHaveLength(100);
-    expect(await second.read(1, 100)).toEqual(Array(100).fill(0));
+    expect(await second.read(1, 100)).toEqual(zeroes(100));
     second.ledger.audit();
     await second.close();
     second.remove();
+  });
+
+  it("keeps more blocks than a page and a segment hold, over two devices, in order of depth", async () => {
+    const first = new Node();
+    await first.open([first.entry(0), first.entry(1)]);
+    await first.ready(8);
+    for (let chain = 1; chain <= 3; chain++) {
+      expect(await first.demote(await first.store(chain, 200))).toBe(200);
+    }
+    const used = first.tier.devices.map((device) => first.tier.addon.diskCounters(device.disk));
+    expect(used.every(({ writeItems }) => writeItems > 0)).toBe(true);
+    await first.close();
+
+    const second = new Node(first.root);
+    await second.open([second.entry(0), second.entry(1)]);
+    expect(second.report).toMatchObject({ recovered: 600, dropped: 0 });
+    for (let chain = 1; chain <= 3; chain++) {
+      expect(await second.read(chain, 200)).toEqual(zeroes(200));
+    }
+    second.ledger.audit();
+    await second.close();
+    second.remove();
+  });
+
+  it("forgets a device that is not configured any more, and the blocks below its own", async () => {
+    const first = new Node();
+    await first.open([first.entry(0), first.entry(1)]);
+    await first.ready(8);
+    for (let chain = 1; chain <= 3; chain++) await first.demote(await first.store(chain, 200));
+    await first.close();
+    const second = await new Node(first.root).open();
+    expect(second.report.recovered).toBeGreaterThan(0);
+    expect(second.report.recovered).toBeLessThan(600);
+    const whole = [1, 2, 3].map((chain) => second.chain(chain, 200).length);
+    expect(whole.reduce((sum, count) => sum + count)).toBe(second.report.recovered);
+    second.ledger.audit();
+    await second.close();
+    second.remove();
+  });
+
+  it("takes freed slots out of the index, and the next start does not know them", async () => {
+    const first = await (await new Node().open()).ready();
+    const blocks = await first.store(1, 100);
+    await first.demote(blocks);
+    const { core } = first.ledger;
+    for (const block of [...blocks].slice(40).toReversed())
+      evict(core, block, core.tier(TIER.NVME));
+    first.ledger.flush();
+    await until(() => first.tier.devices[0]!.marks.dirtyPages === 0);
+    await first.tier.devices[0]!.committer.idle();
+    await first.close();
+    const second = await new Node(first.root).open();
+    expect(second.report).toMatchObject({ headers: 40, recovered: 40 });
+    await second.close();
+    second.remove();
+  });
+
+  it("has a directory's lock: a second daemon is refused by name", async () => {
+    const first = await (await new Node().open()).ready(1);
+    await expect(new Node(first.root).open()).rejects.toMatchObject({
+      errorName: "directoryLocked",
+    });
+    await first.close();
+    first.remove();
+  });
+});
+
+/** The device with the last block of a chain. */
+function holderOf(node: Node, chain: number, count: number) {
+  const last = node.chain(chain, count).at(-1)!;
+  return node.tier.deviceOfSlot(node.ledger.slotOf(last, TIER.NVME, 0));
+}
+
+describe("a damaged index", () => {
+  const damages: readonly [string, (path: string) => void][] = [
+    ["a truncated file", (path) => truncateSync(path, 8_192)],
+    ["an empty file", (path) => truncateSync(path, 0)],
+    [
+      "zeroed meta pages",
+      (path) => {
+        const bytes = readFileSync(path);
+        writeFileSync(path, bytes.fill(0, 0, 8_192));
+      },
+    ],
+    [
+      "garbage behind good meta pages",
+      (path) => {
+        const bytes = readFileSync(path);
+        writeFileSync(path, bytes.fill(0x5a, 8_192));
+      },
+    ],
+  ];
+  it.each(damages)(
+    "(%s) is moved aside, and its blocks come back from their headers",
+    async (_name, damage) => {
+      const node = new Node(await withChain());
+      damage(indexOf(node));
+      await node.open();
+      expect(node.report.recovered).toBe(0);
+      expect(asideOf(node)).toHaveLength(1);
+      expect(node.tier.devices[0]!.counters.indexDamaged).toBe(1);
+      await until(() => node.tier.devices[0]!.counters.headersRebuilt === 100);
+      expect(await node.read(1, 100)).toEqual(zeroes(100));
+      node.ledger.audit();
+      // What was rebuilt is indexed again.
+      await until(() => node.tier.devices[0]!.marks.dirtyPages === 0);
+      await node.close();
+      const next = await new Node(node.root).open();
+      expect(next.report.recovered).toBe(100);
+      await next.close();
+      next.remove();
+    },
+  );
+
+  it("that lost one page loses that page's blocks and what hangs below them", async () => {
+    const node = new Node(await withChain());
+    const bytes = readFileSync(indexOf(node));
+    let pages = 0;
+    // Every copy of the page that names slots 32 to 63 (key 1): one bit in its first entry.
+    for (let at = 0; at + 64 < bytes.length; at += 4) {
+      if (bytes.readUInt32LE(at) !== 0x5849_5243 || bytes.readUInt32LE(at + 8) !== 1) continue;
+      bytes[at + 60] = bytes[at + 60]! ^ 4;
+      pages += 1;
+    }
+    expect(pages).toBeGreaterThan(0);
+    writeFileSync(indexOf(node), bytes);
+    await node.open();
+    expect(node.tier.devices[0]!.counters.pagesDropped).toBe(1);
+    expect(node.chain(1, 100)).toHaveLength(32);
+    expect(await node.read(1, 100)).toEqual(zeroes(32));
+    node.ledger.audit();
+    await node.close();
+    node.remove();
+  });
+
+  it("that ended two starts before their first commit is not opened a third time", async () => {
+    const node = new Node(await withChain());
+    writeFileSync(join(node.directory(), "index.opens"), "2");
+    await node.open();
+    expect(asideOf(node)).toHaveLength(1);
+    await until(() => node.tier.devices[0]!.counters.headersRebuilt === 100);
+    await node.close();
+    node.remove();
+  });
+
+  it("of another directory is not believed", async () => {
+    const node = new Node(await withChain());
+    const other = new Node(await withChain());
+    writeFileSync(indexOf(node), readFileSync(indexOf(other)));
+    await node.open();
+    expect(node.tier.devices[0]!.counters.indexDamaged).toBe(1);
+    await until(() => node.tier.devices[0]!.counters.headersRebuilt === 100);
+    await node.close();
+    node.remove();
+    other.remove();
+  });
+
+  it("goes with a damaged table of namespaces; headers say both", async () => {
+    const node = new Node(await withChain());
+    writeFileSync(join(node.directory(), "namespaces.json"), '{"version":1,"crc32":1,"rows":[]}');
+    await node.open();
+    expect(node.report.recovered).toBe(0);
+    await until(() => node.tier.devices[0]!.counters.headersRebuilt === 100);
+    expect(await node.read(1, 100)).toEqual(zeroes(100));
+    await until(() => node.tier.devices[0]!.marks.dirtyPages === 0);
+    await node.close();
+    const next = await new Node(node.root).open();
+    expect(next.report.recovered).toBe(100);
+    await next.close();
+    next.remove();
+  });
+});
+
+describe("a device that fails", () => {
+  it("in a sync: its copies do not count, it is read only, and it is opened anew", async () => {
+    const node = new Node();
+    let broken = false;
+    const face = Object.assign(Object.create(addon) as typeof addon, {
+      diskSync: (disk: number, task: number) => {
+        if (broken) setImmediate(() => node.tier.onProgress(task, 0, 0, FAILED, EIO));
+        else addon.diskSync(disk, task);
+      },
+    });
+    await node.open([node.entry()], face);
+    await node.ready();
+    await node.demote(await node.store(1, 50));
+    broken = true;
+    expect(await node.demote(await node.store(2, 50))).toBe(0);
+    const device = node.tier.devices[0]!;
+    expect(device.health).toBe("readOnly");
+    expect(device.counters.syncFailures).toBe(1);
+    expect(node.tier.mayWrite(0)).toBe(false);
+    expect(await node.read(1, 50)).toEqual(zeroes(50));
+    broken = false;
+    await until(() => device.health === "ok" && node.tier.mayWrite(0));
+    expect(node.notes.some((line) => line.includes("opened anew"))).toBe(true);
+    expect(await node.read(1, 50)).toEqual(zeroes(50));
+    expect(await node.demote(await node.store(3, 50))).toBe(50);
+    node.ledger.audit();
+    await node.close();
+    const next = await new Node(node.root).open();
+    expect(next.report.recovered).toBe(100);
+    await next.close();
+    next.remove();
+  });
+
+  it("in many reads: it is fenced, its blocks are lost at once, and they come back with it", async () => {
+    const node = await (await new Node().open()).ready();
+    await node.demote(await node.store(1, 100));
+    const device = node.tier.devices[0]!;
+    node.dropDram();
+    expect(node.chain(1, 100)).toHaveLength(100);
+    const slot = node.ledger.slotOf(node.chain(1, 1)[0]!, TIER.NVME, 0);
+    for (let i = 0; i < 8; i++) node.tier.ended(slot, DISK.READ, ITEM.IO, 1);
+    expect(device.health).toBe("fenced");
+    expect(node.tier.mayRead(slot)).toBe(false);
+    expect(node.chain(1, 100)).toHaveLength(0);
+    node.ledger.audit();
+    await until(() => device.health === "ok" && device.counters.headersRebuilt === 100);
+    await until(() => !device.rebuilding);
+    expect(await node.read(1, 100)).toEqual(zeroes(100));
+    node.ledger.audit();
+    await node.close();
+    node.remove();
+  });
+
+  it("that stalls is slow, takes no writes, and is good again when it answers", async () => {
+    const node = new Node();
+    let oldestMicroseconds = 0;
+    const face = Object.assign(Object.create(addon) as typeof addon, {
+      diskCounters: (disk: number) => ({ ...addon.diskCounters(disk), oldestMicroseconds }),
+    });
+    await node.open([node.entry()], face);
+    await node.ready();
+    const device = node.tier.devices[0]!;
+    oldestMicroseconds = 2_000_000;
+    node.tier.tick();
+    expect(device.health).toBe("slow");
+    expect(node.tier.mayWrite(0)).toBe(false);
+    expect(node.ledger.core.tier(TIER.NVME).slots.isDeviceClosed(0)).toBe(true);
+    oldestMicroseconds = 0;
+    await until(() => device.health === "ok");
+    expect(node.ledger.core.tier(TIER.NVME).slots.isDeviceClosed(0)).toBe(false);
+    oldestMicroseconds = 31_000_000;
+    node.tier.tick();
+    expect(device.health).toBe("fenced");
+    oldestMicroseconds = 0;
+    await until(() => device.health === "ok");
+    await node.close();
+    node.remove();
+  });
+});
+
+describe("directories that come and go", () => {
+  it("a directory that is added brings its blocks", async () => {
+    const old = new Node(await withChain());
+    const node = new Node();
+    await node.open();
+    await node.ready();
+    const path = old.directory();
+    const rows = await node.tier.addDirectory({ ...node.entry(), path });
+    expect(rows).toHaveLength(1);
+    node.tier.adoptDirectory(path);
+    await until(() => node.tier.devices[1]!.counters.headersRebuilt === 100);
+    expect(await node.read(1, 100)).toEqual(zeroes(100));
+    node.ledger.audit();
+    await node.close();
+    node.remove();
+    old.remove();
+  });
+
+  it("a directory that is drained lets go what may leave, asks for the rest, and is closed", async () => {
+    const node = new Node();
+    await node.open([node.entry(0), node.entry(1)]);
+    await node.ready(8);
+    await node.demote(await node.store(1, 200));
+    await node.demote(await node.store(2, 30));
+    // Chain 1 stands on disks alone, and its last block is leased: it may not leave.
+    for (const block of node.chain(1, 200)) {
+      if (node.ledger.stateOf(block, TIER.DRAM) === STATE.VISIBLE)
+        node.ledger.corrupt(block, TIER.DRAM);
+    }
+    node.ledger.leaseOpen(7, 1, node.chain(1, 200).at(-1)!);
+    const device = holderOf(node, 1, 200);
+    const drained = node.tier.drainDirectory(device.directory, 60_000);
+    await until(() => node.promoted.length > 0);
+    expect(device.closed).toBe(false);
+    node.ledger.leaseClose(7);
+    await until(() => device.closed);
+    expect(await drained).toBe(true);
+    node.ledger.audit();
+    expect(readdirSync(device.directory).filter((name) => name.startsWith("segment-"))).toEqual([]);
+    await node.close();
+    node.remove();
+  });
+
+  it("a directory that cannot be emptied in time is given up", async () => {
+    const node = new Node();
+    await node.open([node.entry(0), node.entry(1)]);
+    await node.ready(8);
+    await node.demote(await node.store(1, 200));
+    node.dropDram();
+    node.ledger.leaseOpen(7, 1, node.chain(1, 200).at(-1)!);
+    const { directory } = holderOf(node, 1, 200);
+    expect(await node.tier.drainDirectory(directory, 50)).toBe(false);
+    expect(node.chain(1, 200).length).toBeLessThan(200);
+    node.ledger.leaseClose(7);
+    node.ledger.audit();
+    await node.close();
+    node.remove();
+  });
+
+  it("a directory that is no directory of ours is refused by name", async () => {
+    const node = new Node();
+    mkdirSync(node.directory(), { recursive: true, mode: 0o755 });
+    await expect(node.open()).rejects.toMatchObject({ errorName: "directoryUnsafe" });
+    node.remove();
   });
 });
