@@ -15,6 +15,7 @@ import { recoverDram } from "../tiers/dram/recover.ts";
 import type { RecoveryReport } from "../tiers/tier.ts";
 import { assert } from "./assert.ts";
 import { ledgerBlocks } from "./config/defaults.ts";
+import { NvmeParts, probeIndexes } from "./daemon/nvme.ts";
 import { diffConfig, liveOnly, overlayConfig } from "./config/reload.ts";
 import type { Config } from "./config/schema.ts";
 import type { ConfigApplied, NodeSnapshot, Notice } from "./edge/contract.ts";
@@ -31,7 +32,7 @@ import { Ledger } from "./ledger/ledger.ts";
 import * as R from "./ledger/table.ts";
 import { TIER } from "./ledger/types.ts";
 import { LIMITS } from "./limits.ts";
-import { explainKey, nodeSnapshot, publishGauges } from "./node-snapshot.ts";
+import { explainKey, type LowerReadings, nodeSnapshot, publishGauges } from "./node-snapshot.ts";
 import { Feed, METRIC } from "./observe/feed.ts";
 import { LruPolicy } from "./policy/lru.ts";
 import { tenantStats } from "./tenant-stats.ts";
@@ -85,6 +86,8 @@ export interface DaemonParts {
   readonly ledger: Ledger;
   readonly dram: DramTier;
   readonly server: EngineServer;
+  /** Undefined: the node has no NVMe tier. */
+  readonly nvme: NvmeParts | undefined;
 }
 
 export function createDaemon(config: Config, options: DaemonOptions): Daemon {
@@ -130,18 +133,24 @@ class NodeDaemon implements Daemon {
     const statuses = new Uint8Array(STATUS_BYTES);
     this.#startAddon(addon, inbox, events, statuses);
     let dram: DramTier | undefined;
+    // Reading the indexes takes longest: it begins first, in processes of its own.
+    const probes = probeIndexes(this.config.nvme);
     try {
       dram = this.#openDram(addon);
-      this.parts = this.#assemble(addon, dram, inbox, events, statuses);
+      const nvme = this.#openNvme(addon);
+      await nvme?.readIndexes(probes);
+      this.parts = this.#assemble({ addon, dram, nvme }, inbox, events, statuses);
       await this.#recover(this.parts);
       this.#listen(addon);
     } catch (error) {
       this.parts = undefined;
+      for (const probe of probes) probe.stop();
       dram?.abandon();
       addon.stop();
       throw error;
     }
     this.parts.dram.populate();
+    this.parts.nvme?.begin(this.parts.server);
     this.#startTimers(this.parts);
     this.feed.set(METRIC.ready, 1);
     this.feed.set(METRIC.startTime, this.#startedMs / 1_000);
@@ -184,9 +193,15 @@ class NodeDaemon implements Daemon {
     return new DramTier(addon, options, availableParallelism(), { note, progress });
   }
 
+  #openNvme(addon: Addon): NvmeParts | undefined {
+    const { nvme } = this.config;
+    if (!nvme.enabled) return undefined;
+    const note = (level: Notice["level"], line: string): void => this.#note(level, line);
+    return new NvmeParts(addon, nvme, { note, fault: (error) => this.#fault(error) });
+  }
+
   #assemble(
-    addon: Addon,
-    dram: DramTier,
+    { addon, dram, nvme }: Pick<DaemonParts, "addon" | "dram" | "nvme">,
     inbox: ArrayBuffer,
     events: Uint32Array,
     statuses: Uint8Array,
@@ -197,10 +212,13 @@ class NodeDaemon implements Daemon {
     Object.assign(this.#settings, settingsOf(config, dram.capacityBytes));
     const ledger = new Ledger(
       {
-        blocksMax: ledgerBlocks(config, dram.capacityBytes, 0),
+        blocksMax: ledgerBlocks(config, dram.capacityBytes, nvme?.plannedBytes ?? 0),
         namespacesMax: config.ledger.namespacesMax,
         tenantsMax: tenants.length + 1,
-        tiers: [Object.assign(dram.ledgerOptions(this.#watermarks), this.#watermarks), undefined],
+        tiers: [
+          Object.assign(dram.ledgerOptions(this.#watermarks), this.#watermarks),
+          nvme?.ledgerOptions(),
+        ],
         holesMax: LIMITS.holesMax,
         splitSamplesMax: LIMITS.splitSamplesMax,
         logEntries: LIMITS.visibilityLogEntries,
@@ -212,6 +230,7 @@ class NodeDaemon implements Daemon {
       new LruPolicy(),
       randomBytes(4).readUInt32LE(),
     );
+    nvme?.attach(ledger, dram.arena);
     const { namespacesMax, namespacesPerTenantMax } = config.ledger;
     const perTenantMax = namespacesPerTenant(namespacesMax, namespacesPerTenantMax, tenants.length);
     const namespaces = new Namespaces(
@@ -219,8 +238,9 @@ class NodeDaemon implements Daemon {
       dram,
       { namespacesMax, perTenantMax },
       tenantIndex,
-      ({ index, keyWords }) => {
-        this.#keyWords[index] = keyWords;
+      (namespace) => {
+        this.#keyWords[namespace.index] = namespace.keyWords;
+        nvme?.bind(namespace);
       },
     );
     const server: EngineServer = new EngineServer({
@@ -231,7 +251,7 @@ class NodeDaemon implements Daemon {
       settings: this.#settings,
       tenants,
       arena: dram.arena,
-      nvme: undefined,
+      nvme: nvme?.tier,
       epoch: this.epoch,
       nodeName: config.node.name,
       inbox,
@@ -241,16 +261,17 @@ class NodeDaemon implements Daemon {
         tenants.length > 1
           ? tenantStats(ledger, tenant, tenantIndex.get(tenant) ?? tenants.length)
           : (nodeSnapshot(server, ledger, dram).tiers[0] ?? {}),
-      onProgress: (task, done, total, outcome) => {
-        dram.onProgress(task, done, total, outcome);
+      onProgress: (task, done, total, outcome, errno) => {
+        if (dram.onProgress(task, done, total, outcome)) return;
+        nvme?.onProgress(task, done, total, outcome, errno);
       },
       onInternalError: (error) => this.#fault(error),
     });
     addon.attachLedger(recordLayout(ledger));
-    return { addon, ledger, dram, server };
+    return { addon, ledger, dram, server, nvme };
   }
 
-  async #recover({ ledger, dram, server, addon }: DaemonParts): Promise<void> {
+  async #recover({ ledger, dram, server, addon, nvme }: DaemonParts): Promise<void> {
     const { namespaces } = server.context;
     if (!namespaces.restore(dram.namespaces())) {
       this.#note("error", "dram: the namespace table is damaged; the pool starts empty");
@@ -258,13 +279,19 @@ class NodeDaemon implements Daemon {
         if (payloadBytes > 0) addon.arenaRelease(dram.arena, slab);
       }
     }
-    const report = await recoverDram(dram, ledger, namespaces.size, {
-      found: (index) => {
-        const namespace = namespaces.at(index);
-        assert(namespace !== undefined, "recovered blocks lie in known namespaces");
-        namespace.recovered = true;
-      },
-    });
+    const found = (index: number): void => {
+      const namespace = namespaces.at(index);
+      assert(namespace !== undefined, "recovered blocks lie in known namespaces");
+      namespace.recovered = true;
+    };
+    nvme?.unite(namespaces);
+    const below = await nvme?.recover(ledger, found);
+    if (below !== undefined) {
+      this.feed.add(METRIC.recoveredBlocks, below.recovered);
+      this.feed.addAt(METRIC.droppedBlocks, 1, below.dropped);
+      this.#log.info({ ...below }, "nvme index read");
+    }
+    const report = await recoverDram(dram, ledger, namespaces.size, { found });
     namespaces.settled = true;
     this.recovery = report;
     this.feed.add(METRIC.recoveredBlocks, report.recovered);
@@ -290,7 +317,7 @@ class NodeDaemon implements Daemon {
     }
   }
 
-  #startTimers({ ledger, dram, server, addon }: DaemonParts): void {
+  #startTimers({ ledger, dram, server, addon, nvme }: DaemonParts): void {
     this.#resizer = new PoolResizer(ledger, dram, server.context.copies, (line) =>
       this.#note("info", line),
     );
@@ -300,6 +327,7 @@ class NodeDaemon implements Daemon {
         server.tick();
         if (sweeping || ledger.holeCount > 0) sweeping = ledger.sweep(SWEEP_RECORDS);
         ledger.evictToWatermark(TIER.DRAM);
+        nvme?.tick(ledger);
         this.#resizer?.step();
       } catch (error) {
         this.#fault(error);
@@ -308,7 +336,8 @@ class NodeDaemon implements Daemon {
     this.#timers.push(setInterval(tick, TICK_MS));
     this.#loopDelay.enable();
     const gauges = (): void => {
-      publishGauges(this.feed, ledger, dram, addon);
+      publishGauges(this.feed, ledger, dram, addon, this.#lower());
+      nvme?.publish(this.feed, ledger);
       const delay = this.#loopDelay.max / 1e9;
       if (Number.isFinite(delay)) this.feed.observe(METRIC.eventLoopSeconds, delay);
       this.#loopDelay.reset();
@@ -344,7 +373,7 @@ class NodeDaemon implements Daemon {
           engineSocket: this.config.engineApi.socket,
         },
         handler: {
-          snapshot: () => nodeSnapshot(server, ledger, dram),
+          snapshot: () => this.snapshot(),
           config: () => this.config,
           configPut: (document) =>
             this.reload(() => overlayConfig(this.config, document, "PUT /v1/config")),
@@ -363,7 +392,18 @@ class NodeDaemon implements Daemon {
 
   snapshot(): NodeSnapshot {
     assert(this.parts !== undefined, "the daemon runs");
-    return nodeSnapshot(this.parts.server, this.parts.ledger, this.parts.dram);
+    return nodeSnapshot(this.parts.server, this.parts.ledger, this.parts.dram, this.#lower());
+  }
+
+  /** What the lower tiers and the links say of themselves now. */
+  #lower(): LowerReadings {
+    assert(this.parts !== undefined, "the daemon runs");
+    const { ledger, nvme, server } = this.parts;
+    return {
+      devices: nvme?.readings(ledger) ?? [],
+      remote: null,
+      links: server.context.links.readings(),
+    };
   }
 
   async reload(next: Config | (() => Config)): Promise<ConfigApplied> {
@@ -396,6 +436,7 @@ class NodeDaemon implements Daemon {
     const { highWatermark, lowWatermark } = config.dram;
     const tierOptions = parts.ledger.core.tier(TIER.DRAM).options;
     Object.assign(tierOptions, { highWatermark, lowWatermark });
+    parts.nvme?.reload(config.nvme, parts.server.context.namespaces);
     this.#log.level = config.log.level;
     const applied = live.map(({ path }) => path);
     this.#log.info({ applied }, "configuration reloaded");
@@ -411,7 +452,7 @@ class NodeDaemon implements Daemon {
   async #stop(): Promise<void> {
     const { parts } = this;
     if (parts === undefined) return;
-    const { addon, dram, ledger, server } = parts;
+    const { addon, dram, ledger, nvme, server } = parts;
     this.feed.set(METRIC.ready, 0);
     server.drain();
     this.#unlisten(addon);
@@ -420,6 +461,9 @@ class NodeDaemon implements Daemon {
     server.cancelAll();
     const cut = performance.now() + LIMITS.drainMs;
     while (server.jobsInFlight > 0 && performance.now() < cut) await pause();
+    await server.prefetcher.stop();
+    await nvme?.drain(this.#immediate ? 0 : LIMITS.drainMs);
+    await nvme?.close(this.#immediate ? 0 : LIMITS.nvmeStopRefreshMs);
     await this.#resizer?.stop();
     for (const timer of this.#timers) clearInterval(timer);
     this.#loopDelay.disable();

@@ -141,6 +141,13 @@ export const LIMITS = {
   prefetchInFlightBytesMax: 64 * MIB,
   /** A PREFETCH brings in at most this share of DRAM. More: clipped. */
   prefetchShareOfDram: 0.5,
+  /** Share of DRAM, oldest first, that is kept copied down, less what is free: eviction is that far away. */
+  writeBackAheadShare: 0.25,
+  /** Bytes that a scrub reads at once, and records it looks at in a step. */
+  scrubBatchBytes: 4 * MIB,
+  scrubRecordsPerStep: 4_096,
+  /** A directory that is taken away is emptied for this long, then given up. */
+  nvmeDrainMs: 600_000,
   /** Refused blocks remembered for `explain`. Beyond: the oldest is forgotten. */
   refusalsKept: 4_096,
   // Remote tier

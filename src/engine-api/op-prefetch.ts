@@ -5,11 +5,16 @@
  * whatever happens: done, nothing more to be had, deadline, CANCEL, END_REQUEST.
  */
 import { CairnError } from "../errors.ts";
-import { KEY, RECORD_WORDS } from "../ledger/table.ts";
 import { NO_BLOCK, TIER } from "../ledger/types.ts";
 import { LIMITS } from "../limits.ts";
 import { DISK_PRIORITY } from "../transfer/copies.ts";
-import { type ChainKeys, LIFT, type Lift, type Prefetcher } from "../transfer/prefetcher.ts";
+import {
+  type ChainKeys,
+  chainKeysOf,
+  LIFT,
+  type Lift,
+  type Prefetcher,
+} from "../transfer/prefetcher.ts";
 import { bytesField, type ColdMap, decodeCold, integerField } from "./codec.ts";
 import { deadlineOf, type EngineContext, type InboundFrame } from "./context.ts";
 import type { Lease } from "./leases.ts";
@@ -148,26 +153,12 @@ export class PrefetchCalls {
     } else if (request.chainKeys > 0) {
       words = request.chain.slice(0, request.chainKeys * keyWords);
     } else if (request.id !== 0 && request.namespace === namespace) {
-      words = this.#leasedKeys(request, keyWords);
+      const block = this.#context.ledger.leaseBlock(request.id);
+      if (block !== NO_BLOCK) words = chainKeysOf(this.#context.ledger, block).words;
     }
     if (words === undefined || words.length === 0) return undefined;
     const count = Math.min(words.length / keyWords, LIMITS.prefetchKeysMax);
     return { namespace: index, keyWords, words, count };
-  }
-
-  /** Keys of the prefix that the lease stands on, by its parent links. */
-  #leasedKeys(request: Lease, keyWords: number): Uint32Array | undefined {
-    const { ledger } = this.#context;
-    const { records } = ledger.core;
-    let block = ledger.leaseBlock(request.id);
-    if (block === NO_BLOCK) return undefined;
-    const words = new Uint32Array(ledger.depthOf(block) * keyWords);
-    for (let at = words.length - keyWords; at >= 0; at -= keyWords) {
-      const from = block * RECORD_WORDS + KEY;
-      for (let word = 0; word < keyWords; word++) words[at + word] = records[from + word]!;
-      block = ledger.parentOf(block);
-    }
-    return words;
   }
 
   #blocksMax(namespace: Namespace): number {

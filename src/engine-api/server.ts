@@ -65,7 +65,13 @@ export interface EngineServerOptions {
   readonly statuses: Uint8Array;
   readonly nodeStats: (tenant: string) => object;
   /** PROGRESS events (pre-touch, scan): task, done, total, outcome (0 running, 1 ended, 2 failed). */
-  readonly onProgress: (task: number, done: number, total: number, outcome: number) => void;
+  readonly onProgress: (
+    task: number,
+    done: number,
+    total: number,
+    outcome: number,
+    errno: number,
+  ) => void;
   /** A fault in cairn was answered as `internal`. */
   readonly onInternalError: (error: unknown) => void;
 }
@@ -221,7 +227,7 @@ export class EngineServer implements CopyOwner {
 
   #progress(task: number, done: number, total: number, outcome: number, errno: number): void {
     if (task < REGION_TASK_FIRST) {
-      this.#options.onProgress(task, done, total, outcome);
+      this.#options.onProgress(task, done, total, outcome, errno);
       return;
     }
     const error = windowTouched(this.context, task - REGION_TASK_FIRST, errno);

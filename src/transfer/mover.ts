@@ -31,13 +31,11 @@ import { type DiskGroup, DiskGroups, ShardTally, WELL } from "./disk-groups.ts";
 import type { Links } from "./links.ts";
 import { REFUSAL, type Refusals } from "./refusals.ts";
 
-/** What demotable() and the copies need of the ledger. */
 export type MoverLedger = Pick<
   Ledger,
   | "copyBegin"
   | "copyEnd"
   | "corrupt"
-  | "demotable"
   | "demotionRefused"
   | "slotOf"
   | "namespaceOf"
@@ -56,6 +54,8 @@ export interface MoverOptions {
   readonly arena: number;
   /** Whether anything is to be copied down now; called at each tick. */
   readonly due: () => boolean;
+  /** The next blocks to copy down, parents before children. */
+  readonly candidates: (into: Uint32Array, max: number) => number;
   /** Monotonic milliseconds. */
   readonly now: () => number;
   /** All shards of the block are on NVMe, durably. */
@@ -105,11 +105,11 @@ export class Mover implements CopyOwner {
   }
 
   #pump(): void {
-    const { ledger, feed } = this.#options;
+    const { candidates, feed } = this.#options;
     while (!this.#stopped && !this.#idle && this.#room()) {
       const filling = Math.ceil(LIMITS.writeBackBatchBytes / this.#blockBytes);
       const max = Math.min(LIMITS.writeBackItemsMax, Math.max(CANDIDATES_MIN, filling));
-      const count = ledger.demotable(TIER.DRAM, TIER.NVME, this.#candidates, max);
+      const count = candidates(this.#candidates, max);
       this.#idle = count === 0 || !this.#begin(count);
     }
     feed.set(METRIC.writeBackBytesInFlight, this.#writingBytes + this.#committingBytes);

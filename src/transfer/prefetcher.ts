@@ -11,6 +11,7 @@ import { DISK, ITEM, ITEM_PROMOTED } from "../../addon/binding.ts";
 import type { DiskTier } from "../../tiers/tier.ts";
 import { assert } from "../assert.ts";
 import type { Ledger } from "../ledger/ledger.ts";
+import { KEY, RECORD_WORDS } from "../ledger/table.ts";
 import { type Block, NO_BLOCK, STATE, TIER } from "../ledger/types.ts";
 import { LIMITS } from "../limits.ts";
 import { type Feed, METRIC } from "../observe/feed.ts";
@@ -28,6 +29,23 @@ export interface ChainKeys {
   /** count · keyWords words */
   readonly words: Uint32Array;
   readonly count: number;
+}
+
+/** Keys of the chain that ends at this block, by its parent links. */
+export function chainKeysOf(ledger: Ledger, last: Block): ChainKeys {
+  const namespace = ledger.namespaceOf(last);
+  const { keyWords, chained } = ledger.namespace(namespace);
+  const { records } = ledger.core;
+  const count = chained ? ledger.depthOf(last) : 1;
+  const words = new Uint32Array(count * keyWords);
+  let block = last;
+  for (let at = words.length - keyWords; at >= 0; at -= keyWords) {
+    assert(block !== NO_BLOCK, "a block of depth n has n - 1 ancestors");
+    const from = block * RECORD_WORDS + KEY;
+    for (let word = 0; word < keyWords; word++) words[at + word] = records[from + word]!;
+    block = ledger.parentOf(block);
+  }
+  return { namespace, keyWords, words, count };
 }
 
 /** The remote tier, as far as lifting goes (daemon/remote-source.ts). */

@@ -29,11 +29,6 @@ class Bench {
     this.tier = new FakeDiskTier(split);
     const { ledger } = this.small;
     const face: MoverLedger = Object.assign(Object.create(ledger) as typeof ledger, {
-      demotable: (_from: number, _to: number, into: Uint32Array, max: number) => {
-        const blocks = this.offered.splice(0, max).map((chain) => this.small.block(chain));
-        into.set(blocks);
-        return blocks.length;
-      },
       demotionRefused: (block: number) => this.refused.push(block),
       copyBegin: ledger.copyBegin.bind(ledger),
       copyEnd: ledger.copyEnd.bind(ledger),
@@ -51,6 +46,11 @@ class Bench {
       refusals: this.refusals,
       arena: 1,
       due: () => this.due,
+      candidates: (into, max) => {
+        const blocks = this.offered.splice(0, max).map((chain) => this.small.block(chain));
+        into.set(blocks);
+        return blocks.length;
+      },
       now: () => this.ms,
       onWritten: (block) => this.written.push(block),
     });
@@ -172,15 +172,13 @@ describe("the mover", () => {
     for (const block of blocks) ledger.fillStart(block, TIER.DRAM, 0);
     for (const block of blocks) ledger.fillEnd(block, TIER.DRAM, 0, true);
     const queue = [...blocks];
-    const offer = (_from: number, _to: number, into: Uint32Array, max: number): number => {
+    const candidates = (into: Uint32Array, max: number): number => {
       const taken = queue.splice(0, Math.min(max, 8));
       into.set(taken);
       return taken.length;
     };
-    const face = ledger as unknown as MoverLedger;
-    Object.assign(face, { demotable: offer, demotionRefused: () => {} });
     const mover = new Mover({
-      ledger: face,
+      ledger,
       tier: bench.tier,
       copies: bench.copies,
       links: new Links(() => bench.ms),
@@ -188,6 +186,7 @@ describe("the mover", () => {
       refusals: bench.refusals,
       arena: 1,
       due: () => true,
+      candidates,
       now: () => bench.ms,
     });
     mover.step();

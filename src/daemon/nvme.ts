@@ -1,0 +1,325 @@
+/**
+ * The NVMe tier inside the daemon: opened in the order that its README asks for, its namespaces made one with the
+ * pool's, and what moves blocks to and from it (mover, scrub, drained devices). Everything that the composition root
+ * asks of the tier goes through here; without the tier there is no such object.
+ */
+import { NvmeTier } from "../../tiers/nvme/index.ts";
+import type { NvmeDirectoryOptions } from "../../tiers/nvme/device.ts";
+import type { NamespaceRow } from "../../tiers/nvme/namespaces.ts";
+import { directoryFacts, planSegments } from "../../tiers/nvme/plan.ts";
+import { type IndexProbe, startProbe } from "../../tiers/nvme/probe.ts";
+import { recoverNvme, type NvmeRecoveryReport } from "../../tiers/nvme/recover.ts";
+import type { Addon } from "../../addon/binding.ts";
+import { assert } from "../assert.ts";
+import type { NvmeConfig } from "../config/schema.ts";
+import { type ColdMap, mapValue } from "../engine-api/codec.ts";
+import { parseDescriptor } from "../engine-api/descriptor.ts";
+import type { Namespace, Namespaces } from "../engine-api/namespaces.ts";
+import type { EngineServer } from "../engine-api/server.ts";
+import { CairnError } from "../errors.ts";
+import type { Ledger } from "../ledger/ledger.ts";
+import type { SlotTable } from "../ledger/slots.ts";
+import { type SlabTierOptions, TIER } from "../ledger/types.ts";
+import { LIMITS } from "../limits.ts";
+import type { DeviceReading } from "../observe/lower.ts";
+import { type Feed, METRIC } from "../observe/feed.ts";
+import { DISK_PRIORITY } from "../transfer/copies.ts";
+import { Mover } from "../transfer/mover.ts";
+import { chainKeysOf } from "../transfer/prefetcher.ts";
+import { Refusals } from "../transfer/refusals.ts";
+import { Scrubber } from "../transfer/scrubber.ts";
+import { WriteThrough } from "../transfer/write-through.ts";
+
+export interface NvmeHooks {
+  readonly note: (level: "info" | "warn" | "error", line: string) => void;
+  readonly fault: (error: unknown) => void;
+}
+
+/** Starts reading the indexes, before anything else takes time. Empty when the tier is off. */
+export function probeIndexes(config: NvmeConfig): readonly IndexProbe[] {
+  return config.enabled ? config.directories.map(({ path }) => startProbe(path)) : [];
+}
+
+/** Directories as the tier takes them. */
+function directoriesOf(config: NvmeConfig): NvmeDirectoryOptions[] {
+  return config.directories.map((entry) => ({
+    path: entry.path,
+    capacityBytes: entry.capacityBytes ?? "auto",
+    writeBudgetBytesPerDay: entry.writeBudgetBytesPerDay ?? 0,
+    ratedWriteBytes: entry.ratedWriteBytes ?? 0,
+  }));
+}
+
+export class NvmeParts {
+  readonly tier: NvmeTier;
+  readonly refusals = new Refusals(() => Date.now());
+  readonly #addon: Addon;
+  readonly #hooks: NvmeHooks;
+  #config: NvmeConfig;
+  #probes: readonly IndexProbe[] = [];
+  #ledger: Ledger | undefined;
+  #server: EngineServer | undefined;
+  #mover: Mover | undefined;
+  #scrubber: Scrubber | undefined;
+  #writeThrough: WriteThrough | undefined;
+
+  /**
+   * Opens the directories. A device that cannot be used is left out, and said so; what another daemon holds, is not
+   * ours or has another format refuses the start.
+   * @throws CairnError directoryUnsafe, directoryLocked, formatUnsupported
+   */
+  constructor(addon: Addon, config: NvmeConfig, hooks: NvmeHooks) {
+    this.#addon = addon;
+    this.#config = config;
+    this.#hooks = hooks;
+    this.tier = this.#open(directoriesOf(config));
+  }
+
+  #open(directories: readonly NvmeDirectoryOptions[]): NvmeTier {
+    const { segmentBytes, mode, direct, queueDepth, writeDepth, stagingBytes } = this.#config;
+    const options = {
+      directories,
+      segmentBytes,
+      mode,
+      direct,
+      queueDepth,
+      writeDepth,
+      stagingBytes,
+    };
+    const hooks = { ...this.#hooks, promote: (block: number) => this.#promote(block) };
+    try {
+      return new NvmeTier(this.#addon, options, hooks);
+    } catch (error) {
+      if (!(error instanceof CairnError) || error.errorName !== "diskUnusable") throw error;
+      const bad = directories.find(({ path }) => error.message.startsWith(`${path}: `));
+      if (bad === undefined) throw error;
+      this.#hooks.note("error", `nvme: left out for this start: ${error.message}`);
+      return this.#open(directories.filter((entry) => entry !== bad));
+    }
+  }
+
+  /** Takes the probes' verdicts; the directories' sizes are known then. */
+  async readIndexes(probes: readonly IndexProbe[]): Promise<void> {
+    this.#probes = await this.tier.readIndexes(probes);
+  }
+
+  /** Bytes that the directories may grow to, for the size of the ledger. */
+  get plannedBytes(): number {
+    let bytes = 0;
+    const { devices, segmentBytes } = this.tier;
+    for (const { directory, options, segments } of devices) {
+      const facts = directoryFacts(directory);
+      const { capacityBytes } = options;
+      const plan = planSegments(capacityBytes, segmentBytes, segments.count, Infinity, facts);
+      bytes += plan.target * segmentBytes;
+    }
+    return bytes;
+  }
+
+  ledgerOptions(): SlabTierOptions {
+    const { blocksMax, highWatermark, lowWatermark } = this.#config;
+    const limits = { blocksMax, highWatermark, lowWatermark };
+    return Object.assign(this.tier.ledgerOptions(limits), limits);
+  }
+
+  attach(ledger: Ledger, arena: number): void {
+    this.#ledger = ledger;
+    this.tier.attach(ledger, arena);
+  }
+
+  /** A namespace was added, or took the index of another one. */
+  bind(namespace: Namespace): void {
+    this.tier.bindNamespace(namespace.index, namespace.digest, encodeRow(namespace));
+  }
+
+  /**
+   * Makes namespaces known that only the directories know; those of the pool were restored before. One that does not
+   * fit keeps its blocks on disk, unread.
+   */
+  unite(namespaces: Namespaces): void {
+    const seen = new Set(namespaces.list.map(({ digestHex }) => digestHex));
+    for (const rows of this.tier.namespaceRows()) {
+      for (const row of rows) {
+        const hex = Buffer.from(row.digest).toString("hex");
+        if (seen.has(hex)) continue;
+        seen.add(hex);
+        this.#openRow(namespaces, row, hex);
+      }
+    }
+  }
+
+  #openRow(namespaces: Namespaces, row: NamespaceRow, hex: string): void {
+    try {
+      const map = JSON.parse(new TextDecoder().decode(row.descriptor)) as ColdMap;
+      const descriptor = parseDescriptor(mapValue(map["descriptor"], "descriptor"));
+      const { tenant, variant } = map;
+      assert(typeof tenant === "string" && typeof variant === "string", "a row names its tenant");
+      const opened = namespaces.open(tenant, descriptor, variant);
+      if (opened.digestHex !== hex) throw new Error("its descriptor has another digest");
+    } catch (error) {
+      this.#hooks.note("warn", `nvme: namespace ${hex} is not taken back: ${String(error)}`);
+    }
+  }
+
+  async recover(ledger: Ledger, found: (namespace: number) => void): Promise<NvmeRecoveryReport> {
+    const { devices } = this.tier;
+    return recoverNvme(devices, this.#probes, this.#addon, ledger, { found });
+  }
+
+  /** Engines are served: segments are written, blocks move. */
+  begin(server: EngineServer): void {
+    const { context } = server;
+    const { ledger, copies, feed, links, arena } = context;
+    this.#server = server;
+    const now = (): number => performance.now();
+    this.#writeThrough = new WriteThrough(ledger);
+    const shared = { ledger, tier: this.tier, copies, feed, arena, now };
+    this.#mover = new Mover({
+      ...shared,
+      links,
+      refusals: this.refusals,
+      due: () => this.#due(ledger),
+      candidates: (into, max) => this.#candidates(ledger, into, max),
+    });
+    this.#scrubber = new Scrubber({
+      ...shared,
+      bytesPerSecond: () => this.#config.scrubBytesPerSecond,
+      idle: () => context.jobs.inFlight === 0 && this.#mover?.blocksInFlight === 0,
+    });
+    this.tier.begin();
+  }
+
+  /** The oldest share of DRAM is kept backed, less what is free: eviction is that far away. */
+  #due(ledger: Ledger): boolean {
+    if (this.tier.slabs === 0) return false;
+    if (this.#config.writeThrough) return true;
+    const { options, slots, blocks } = ledger.core.tier(TIER.DRAM);
+    const { blocksMax } = options;
+    const used = blocksMax > 0 ? blocks / blocksMax : usedShare(slots);
+    if (1 - used >= LIMITS.writeBackAheadShare) return false;
+    const capacity = blocksMax > 0 ? blocksMax : slots.slotsTotal;
+    const depth = Math.ceil(capacity * LIMITS.writeBackAheadShare);
+    return ledger.unbacked(TIER.DRAM, TIER.NVME, depth) > 0;
+  }
+
+  #candidates(ledger: Ledger, into: Uint32Array, max: number): number {
+    if (this.#config.writeThrough) {
+      const count = this.#writeThrough?.next(into, max) ?? 0;
+      if (count > 0) return count;
+    }
+    return ledger.demotable(TIER.DRAM, TIER.NVME, into, max);
+  }
+
+  /** A device is drained and this block may not just be dropped: DRAM is to hold it. */
+  #promote(block: number): void {
+    const prefetcher = this.#server?.prefetcher;
+    const ledger = this.#ledger;
+    if (prefetcher === undefined || ledger === undefined) return;
+    if (prefetcher.refusal() !== undefined) return; // The device asks again.
+    prefetcher.begin({
+      chain: chainKeysOf(ledger, block),
+      deadlineAt: performance.now() + LIMITS.loadDeadlineMsMax,
+      priority: DISK_PRIORITY.OTHER,
+      done: () => {},
+    });
+  }
+
+  /** Every few tens of milliseconds. */
+  tick(ledger: Ledger): void {
+    this.tier.tick();
+    ledger.evictToWatermark(TIER.NVME);
+    this.#mover?.step();
+    this.#scrubber?.step();
+  }
+
+  onProgress(task: number, done: number, total: number, outcome: number, errno: number): boolean {
+    return this.tier.onProgress(task, done, total, outcome, errno);
+  }
+
+  /** What changed while running: directories come and go, rates and watermarks follow at once. */
+  reload(config: NvmeConfig, namespaces: Namespaces): void {
+    const before = new Set(this.#config.directories.map(({ path }) => path));
+    const after = new Set(config.directories.map(({ path }) => path));
+    this.#config = config;
+    assert(this.#ledger !== undefined, "a running tier is reloaded");
+    const { highWatermark, lowWatermark } = config;
+    Object.assign(this.#ledger.core.tier(TIER.NVME).options, { highWatermark, lowWatermark });
+    for (const options of directoriesOf(config)) {
+      if (!before.has(options.path)) void this.#add(options, namespaces);
+    }
+    for (const path of before) if (!after.has(path)) void this.#drain(path);
+  }
+
+  async #add(options: NvmeDirectoryOptions, namespaces: Namespaces): Promise<void> {
+    try {
+      await this.tier.addDirectory(options);
+      this.unite(namespaces);
+      this.#hooks.note("info", `nvme: ${options.path} was added`);
+    } catch (error) {
+      this.#hooks.note("error", `nvme: ${options.path} cannot be added: ${String(error)}`);
+    }
+  }
+
+  async #drain(path: string): Promise<void> {
+    try {
+      const emptied = await this.tier.drainDirectory(path, LIMITS.nvmeDrainMs);
+      this.#hooks.note("info", `nvme: ${path} was ${emptied ? "emptied and" : ""} closed`);
+    } catch (error) {
+      this.#hooks.note("error", `nvme: ${path} cannot be drained: ${String(error)}`);
+    }
+  }
+
+  /** What is in flight ends, for as long as a drain may take. Events must still be drained. */
+  async drain(withinMs: number): Promise<void> {
+    this.#scrubber?.stop();
+    await this.#mover?.drain(withinMs);
+    const until = performance.now() + withinMs;
+    while ((this.#scrubber?.inFlight ?? 0) > 0 && performance.now() < until) await pause();
+  }
+
+  async close(refreshMs: number): Promise<void> {
+    await this.tier.close(refreshMs);
+  }
+
+  readings(ledger: Ledger): readonly DeviceReading[] {
+    const used = usedByDevice(ledger);
+    return this.tier
+      .snapshot()
+      .map((snapshot) => ({ ...snapshot, usedBytes: used[snapshot.device] ?? 0 }));
+  }
+
+  publish(feed: Feed, ledger: Ledger): void {
+    feed.set(METRIC.evictedUnbacked, ledger.core.tier(TIER.DRAM).evictedUnbacked);
+  }
+}
+
+/** Share of the pool in use: of its slabs those that serve a class, of their slots those that hold a block. */
+function usedShare(slots: SlotTable): number {
+  const { slabs, slabsFree, slotsUsed, slotsTotal } = slots;
+  if (slabs === 0 || slotsTotal === 0) return 0;
+  return ((slabs - slabsFree) / slabs) * (slotsUsed / slotsTotal);
+}
+
+function usedByDevice(ledger: Ledger): number[] {
+  const { slots } = ledger.core.tier(TIER.NVME);
+  const bytes: number[] = [];
+  for (let slab = 0; slab < slots.slabs; slab++) {
+    const classIndex = slots.slabClass(slab);
+    if (classIndex < 0) continue;
+    const device = slots.deviceOfSlab(slab);
+    const payloadBytes = slots.classes[classIndex]?.payloadBytes ?? 0;
+    bytes[device] = (bytes[device] ?? 0) + slots.slabUsed(slab) * payloadBytes;
+  }
+  return bytes;
+}
+
+/** As the pool's table holds it (engine-api/namespaces.ts). */
+function encodeRow({ descriptor, tenant, variant }: Namespace): Uint8Array {
+  return new TextEncoder().encode(JSON.stringify({ descriptor, tenant, variant }));
+}
+
+function pause(): Promise<void> {
+  return new Promise((resolve) => {
+    setTimeout(resolve, 2);
+  });
+}
