@@ -55,6 +55,16 @@ struct Bench {
     return result;
   }
 
+  /// The block of slot `block`, as an object's header and payload at range `index`, to or from `slot`.
+  CopyItem objectItem(uint32_t slot, uint32_t block, uint64_t index) const {
+    const uint64_t bytes = kDiskHeaderBytes + payload;
+    CopyItem result = item(slot, 0);
+    result.other = region->contains(index * bytes, bytes) ? region->base() + index * bytes : nullptr;
+    result.depth = block + 1;
+    memset(result.key, static_cast<int>(block + 1), kKeyBytes);
+    return result;
+  }
+
   std::vector<CopyItem> items(uint32_t count) const {
     std::vector<CopyItem> list;
     for (uint32_t i = 0; i < count; i++) list.push_back(item(i, uint64_t{i} * payload));
@@ -62,9 +72,9 @@ struct Bench {
   }
 
   void submit(CopyKind kind, std::vector<CopyItem> list, uint32_t deadlineMs = 0) {
-    const bool windowed = kind == CopyKind::kStore || kind == CopyKind::kLoad;
+    const bool windowed = kind != CopyKind::kMove && kind != CopyKind::kVerify;
     engine.submit({kind, ++lastBatch, 0, 1, payload, deadlineMs}, arena, windowed ? region : nullptr,
-                  std::move(list));
+                  std::move(list), {Digest{7}});
   }
 
   /// Runs one batch to its end; its statuses.
@@ -176,6 +186,59 @@ TEST("MOVE carries payload, parent and last access to the target slot") {
   EXPECT(header.lastAccess == 123 && header.parentKey[5] == 0x44 && header.generation == 1);
   EXPECT(headerValid(header, bench.arena->namespaces()[0].seed));
   EXPECT(memcmp(bench.arena->payload(target), bench.arena->payload(2), kPayload) == 0);
+}
+
+TEST("what was exported is imported into other slots, with its own header, byte for byte") {
+  for (const uint32_t payload : {64u, 241u, 8192u, 65536u}) {
+    Bench bench(2, payload);
+    EXPECT(all(bench.run(CopyKind::kStore, bench.items(4)), 4, kItemOk));
+    std::vector<CopyItem> out;
+    std::vector<CopyItem> in;
+    const uint32_t target = 1u << kSlotIndexBits;
+    for (uint32_t i = 0; i < 4; i++) {
+      out.push_back(bench.objectItem(i, i, i));
+      in.push_back(bench.objectItem(target + i, i, i));
+    }
+    EXPECT(all(bench.run(CopyKind::kExport, out), 4, kItemOk));
+    EXPECT(all(bench.run(CopyKind::kImport, in), 4, kItemOk));
+    for (uint32_t i = 0; i < 4; i++) {
+      EXPECT(slotHolds(*bench.arena->header(target + i), in[i], 1, 1 << 16, payload));
+      EXPECT(memcmp(bench.arena->payload(target + i), bench.arena->payload(i), payload) == 0);
+      DiskHeader header;
+      memcpy(&header, out[i].other, sizeof header);
+      const uint8_t none[kDirectoryIdBytes] = {};
+      EXPECT(diskHeaderValid(header, none) && header.slot.generation == 1 && header.digest[0] == 7);
+    }
+    EXPECT(bench.arena->users(0) == 0 && bench.arena->users(1) == 0);
+  }
+}
+
+TEST("an object's block that is damaged, torn or another's is not imported, and its slot stays free") {
+  Bench bench;
+  EXPECT(all(bench.run(CopyKind::kStore, bench.items(1)), 1, kItemOk));
+  const CopyItem out = bench.objectItem(0, 0, 0);
+  EXPECT(all(bench.run(CopyKind::kExport, {out}), 1, kItemOk));
+  const uint32_t target = 1u << kSlotIndexBits;
+  const auto imports = [&](uint32_t block) { return bench.run(CopyKind::kImport, {bench.objectItem(target, block, 0)})[0]; };
+  for (const size_t at : {0u, 4u, 64u, 100u, 130u, 150u, 160u}) {
+    out.other[at] ^= 1;
+    EXPECT(imports(0) == kItemIdentity);
+    out.other[at] ^= 1;
+  }
+  EXPECT(imports(1) == kItemIdentity);
+  for (const size_t at : {size_t{192}, size_t{192 + kPayload - 1}}) {
+    out.other[at] ^= 1;
+    EXPECT(imports(0) == kItemCorrupt);
+    EXPECT(slotState(*bench.arena->header(target)) == kSlotFree);
+    out.other[at] ^= 1;
+  }
+  EXPECT(imports(0) == kItemOk);
+  EXPECT(bench.run(CopyKind::kImport, {bench.objectItem(target, 0, 1 << 20)})[0] == kItemRegion);
+  CopyItem another = out;
+  another.generation = 9;
+  EXPECT(bench.run(CopyKind::kExport, {another})[0] == kItemIdentity);
+  bench.arena->payload(0)[5] ^= 1;
+  EXPECT(bench.run(CopyKind::kExport, {out})[0] == kItemCorrupt);
 }
 
 TEST("items out of the region or after its close end REGION and move no byte") {

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <functional>
@@ -30,6 +31,25 @@ class TemporaryDirectory {
  private:
   std::string path_;
 };
+
+/// Compares bytes with a golden file of 32 bytes a line; prints what it should say when they differ.
+inline bool goldenHolds(const char* path, const uint8_t* bytes, size_t count) {
+  std::string hex;
+  for (size_t i = 0; i < count; i++) {
+    char pair[3];
+    snprintf(pair, sizeof pair, "%02x", bytes[i]);
+    hex += pair;
+    if (i % 32 == 31 || i + 1 == count) hex += '\n';
+  }
+  std::string golden;
+  if (FILE* file = fopen(path, "r")) {
+    char piece[1024];
+    for (size_t got = 0; (got = fread(piece, 1, sizeof piece, file)) > 0;) golden.append(piece, got);
+    fclose(file);
+  }
+  if (golden != hex) printf("%s should be:\n%s", path, hex.c_str());
+  return golden == hex;
+}
 
 /// Writes a valid block of namespace 0 into a slot, in the order a STORE does.
 inline void fillSlot(Arena& arena, uint32_t slot, uint32_t generation, uint32_t depth) {

@@ -8,6 +8,7 @@
 #include "../hash.h"
 #include "../header.h"
 #include "check.h"
+#include "fixture.h"
 
 using namespace cairn;
 
@@ -92,21 +93,7 @@ TEST("one slot header stands in test/golden/slot-header.hex byte for byte") {
   for (size_t i = 0; i < sizeof digest; i++) digest[i] = static_cast<uint8_t>(0x10 + i);
   header.headerHash = headerHash(header, namespaceSeed(digest));
   EXPECT(headerValid(header, namespaceSeed(digest)));
-  std::string hex;
-  const auto* raw = reinterpret_cast<const uint8_t*>(&header);
-  for (size_t i = 0; i < sizeof header; i++) {
-    char pair[3];
-    snprintf(pair, sizeof pair, "%02x", raw[i]);
-    hex += pair;
-    if (i % 32 == 31) hex += '\n';
-  }
-  FILE* file = fopen("test/golden/slot-header.hex", "r");
-  REQUIRE(file != nullptr);
-  char golden[1024] = {};
-  const size_t length = fread(golden, 1, sizeof golden - 1, file);
-  fclose(file);
-  EXPECT(std::string(golden, length) == hex);
-  if (std::string(golden, length) != hex) printf("%s", hex.c_str());
+  EXPECT(test::goldenHolds("test/golden/slot-header.hex", reinterpret_cast<const uint8_t*>(&header), sizeof header));
 }
 
 TEST("a header with any changed byte but last access does not verify, nor does another namespace's") {

@@ -1,0 +1,253 @@
+// A device that errs, answers short, stalls or never answers: every batch ends once, late bytes go nowhere, and the
+// disk can be closed.
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <vector>
+
+#include "disk_fixture.h"
+
+using namespace cairn;
+using namespace cairn::test;
+
+TEST("a read or write that fails is IO and counted, and the next one is served") {
+  DiskBench bench;
+  bench.prepare();
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(3)), 3, kItemOk));
+  bench.faults->setRead([&](void*, size_t, off_t at) {
+    return at == static_cast<off_t>(bench.offsetOf(1)) ? ssize_t{-EIO} : Faults::kPass;
+  });
+  EXPECT(bench.run(DiskKind::kRead, bench.reads(3)) == std::vector<uint8_t>({kItemOk, kItemIo, kItemOk}));
+  EXPECT(bench.disk->counters().ioErrors == 1);
+  bench.faults->setWrite([](void*, size_t, off_t) { return ssize_t{-ENOSPC}; });
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(2)), 2, kItemIo));
+  EXPECT(bench.disk->counters().ioErrors == 3);
+  bench.faults->setWrite(nullptr);
+  bench.faults->setRead(nullptr);
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(3)), 3, kItemOk));
+  EXPECT(all(bench.run(DiskKind::kRead, bench.reads(3)), 3, kItemOk));
+}
+
+TEST("short and interrupted answers are continued; an end of file is IO") {
+  DiskBench bench;
+  bench.prepare();
+  std::atomic<int> calls{0};
+  bench.faults->setWrite([&](void*, size_t bytes, off_t) -> ssize_t {
+    if (calls++ % 3 == 0) return -EINTR;
+    return bytes > kSectorBytes ? ssize_t{4096} : Faults::kPass;
+  });
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(4)), 4, kItemOk));
+  bench.faults->setRead([&](void* into, size_t bytes, off_t at) -> ssize_t {
+    if (calls++ % 3 == 0) return -EINTR;
+    if (bytes <= kSectorBytes) return Faults::kPass;
+    // 5000 bytes: the queue may count on whole sectors only.
+    Descriptor file(::open((bench.options.directory + "/segment-000000.cairn").c_str(), O_RDONLY));
+    return ::pread(file.get(), into, 5000, at);
+  });
+  EXPECT(all(bench.run(DiskKind::kRead, bench.reads(4)), 4, kItemOk));
+  for (uint32_t i = 0; i < 4; i++) EXPECT(bench.holds(i, i));
+  bench.faults->setRead([](void*, size_t, off_t) { return ssize_t{0}; });
+  EXPECT(all(bench.run(DiskKind::kRead, bench.reads(2)), 2, kItemIo));
+}
+
+TEST("a write that the device tore is CORRUPT when it is read") {
+  DiskBench bench;
+  bench.prepare();
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(2)), 2, kItemOk));
+  // From now on only the first sector of a write reaches the device, which says that all did.
+  const auto table = std::make_shared<FileOperations>(*bench.faults->operations);
+  const auto real = FileOperations::system();
+  table->pwrite = [real](int fd, const void* bytes, size_t count, off_t at) {
+    real->pwrite(fd, bytes, kSectorBytes, at);
+    return static_cast<ssize_t>(count);
+  };
+  bench.options.operations = table;
+  bench.reopen();
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.items(2, [&](uint32_t i) { return bench.write(i, i + 4); })), 2, kItemOk));
+  const auto other = [&](uint32_t i) { return bench.read(i, i + 4); };
+  EXPECT(all(bench.run(DiskKind::kRead, bench.items(2, other)), 2, kItemCorrupt));
+  EXPECT(all(bench.run(DiskKind::kRead, bench.reads(2)), 2, kItemIdentity));
+}
+
+TEST("a segment header that cannot be written fails the writes behind it, and is tried again") {
+  DiskBench bench;
+  bench.prepare();
+  bench.faults->setWrite([](void*, size_t, off_t at) { return at == 0 ? ssize_t{-EIO} : Faults::kPass; });
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(5)), 5, kItemIo));
+  bench.faults->setWrite(nullptr);
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(5)), 5, kItemOk));
+  bench.reopen();
+  EXPECT(bench.disk->segments().at(0).payloadBytes == kDiskPayload);
+  EXPECT(all(bench.run(DiskKind::kRead, bench.reads(5)), 5, kItemOk));
+}
+
+TEST("a read that the device sits on ends DEADLINE, and what comes late lands nowhere") {
+  DiskBench bench;
+  bench.prepare();
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(6)), 6, kItemOk));
+  Stall stall;
+  bench.faults->setRead([&](void*, size_t, off_t at) {
+    if (at == static_cast<off_t>(bench.offsetOf(0))) stall.hold();
+    return Faults::kPass;
+  });
+  memset(bench.region->base(), 0xee, 1 << 20);
+  const uint32_t target = 1u << kSlotIndexBits;
+  const std::weak_ptr<Region> region = bench.region;
+  const uint32_t stuck = bench.submit(DiskKind::kRead, {bench.read(0, 0, target), bench.read(1, 1)}, 30);
+  EXPECT(bench.statusesOf(stuck) == std::vector<uint8_t>({kItemDeadline, kItemOk}));
+  EXPECT(bench.disk->counters().inFlight == 1 && bench.disk->counters().oldestBegan != 0);
+  EXPECT(bench.arena->users(1) == 0);
+  // The others are served meanwhile.
+  for (int round = 0; round < 5; round++) {
+    const auto next = [&](uint32_t i) { return bench.read(i + 2, i + 2); };
+    EXPECT(all(bench.run(DiskKind::kRead, bench.items(4, next)), 4, kItemOk));
+  }
+  // Nothing holds the window any more: it may be unmapped while the device still has the read.
+  bench.region.reset();
+  EXPECT(region.expired());
+  EXPECT(codeOf([&] { bench.disk->release(kDiskSlabNumber); }) == "BUSY");
+  stall.letGo();
+  bench.region = Region::create(1 << 20).first;
+  EXPECT(all(bench.run(DiskKind::kRead, {bench.read(3, 3)}), 1, kItemOk));
+  while (bench.disk->counters().inFlight != 0) usleep(1000);
+  EXPECT(slotState(*bench.arena->header(target)) == kSlotFree);
+  for (size_t i = 0; i < kDiskPayload; i++) EXPECT(bench.region->base()[i] == 0);
+}
+
+TEST("a write that the device sits on ends DEADLINE, and its slot serves nobody until the device answers") {
+  DiskBench bench;
+  bench.prepare();
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(2)), 2, kItemOk));
+  Stall stall;
+  bench.faults->setWrite([&](void*, size_t, off_t at) {
+    if (at == static_cast<off_t>(bench.offsetOf(0))) stall.hold();
+    return Faults::kPass;
+  });
+  EXPECT(bench.run(DiskKind::kWrite, {bench.write(0, 0)}, 30)[0] == kItemDeadline);
+  EXPECT(bench.arena->users(0) == 0);
+  EXPECT(bench.run(DiskKind::kWrite, {bench.write(0, 3)})[0] == kItemDeadline);
+  EXPECT(bench.run(DiskKind::kRead, {bench.read(0, 0), bench.read(1, 1)}) ==
+         std::vector<uint8_t>({kItemDeadline, kItemOk}));
+  EXPECT(bench.run(DiskKind::kWrite, {bench.write(4, 4)})[0] == kItemOk);
+  stall.letGo();
+  while (bench.disk->counters().inFlight != 0) usleep(1000);
+  EXPECT(bench.run(DiskKind::kWrite, {bench.write(0, 3)})[0] == kItemOk);
+  EXPECT(bench.run(DiskKind::kRead, {bench.read(0, 3)})[0] == kItemOk);
+}
+
+TEST("items that never began end at their deadline, on a device that takes nothing more") {
+  DiskBench bench(DiskMode::kThreads, kDiskPayload, 1);
+  bench.prepare();
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(3)), 3, kItemOk));
+  Stall stall;
+  bench.faults->setRead([&](void*, size_t, off_t) {
+    stall.hold();
+    return Faults::kPass;
+  });
+  EXPECT(all(bench.run(DiskKind::kRead, bench.reads(3), 40), 3, kItemDeadline));
+  EXPECT(all(bench.run(DiskKind::kRead, bench.reads(3), 40), 3, kItemDeadline));
+  EXPECT(all(bench.run(DiskKind::kRead, bench.reads(3), 40), 3, kItemDeadline));
+  EXPECT(bench.disk->counters().readsQueued == 0);
+  stall.letGo();
+  while (bench.disk->counters().inFlight != 0) usleep(1000);
+  bench.faults->setRead(nullptr);
+  EXPECT(all(bench.run(DiskKind::kRead, bench.reads(3), 5000), 3, kItemOk));
+}
+
+TEST("cancel ends reads at once and lets writes at the device finish") {
+  DiskBench bench;
+  bench.prepare();
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(6)), 6, kItemOk));
+  Stall reads;
+  Stall writes;
+  bench.faults->setRead([&](void*, size_t, off_t) {
+    reads.hold();
+    return Faults::kPass;
+  });
+  bench.faults->setWrite([&](void*, size_t, off_t) {
+    writes.hold();
+    return Faults::kPass;
+  });
+  const uint32_t write = bench.submit(DiskKind::kWrite, bench.writes(6));
+  writes.waitForHeld(2);
+  const uint32_t read = bench.submit(DiskKind::kRead, bench.reads(6));
+  reads.waitForHeld(4);
+  bench.disk->cancel(read);
+  bench.disk->cancel(write);
+  bench.disk->cancel(12345);
+  EXPECT(all(bench.statusesOf(read), 6, kItemCancelled));
+  writes.letGo();
+  EXPECT(bench.statusesOf(write) == std::vector<uint8_t>({kItemOk, kItemOk, kItemCancelled, kItemCancelled,
+                                                          kItemCancelled, kItemCancelled}));
+  reads.letGo();
+}
+
+TEST("a failed sync is never believed again until the disk is opened anew") {
+  DiskBench bench;
+  bench.prepare();
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(1)), 1, kItemOk));
+  const int before = bench.faults->syncs;
+  EXPECT(bench.sync().c == 1 && bench.faults->syncs == before + 1);
+  EXPECT(bench.sync().c == 1 && bench.faults->syncs == before + 1);
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(1)), 1, kItemOk));
+  bench.faults->syncErrno = EIO;
+  const auto failed = bench.sync();
+  EXPECT(failed.c == 2 && failed.d == EIO);
+  bench.faults->syncErrno = 0;
+  const auto again = bench.sync();
+  EXPECT(again.c == 2 && again.d == EIO);
+  bench.reopen();
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(1)), 1, kItemOk));
+  EXPECT(bench.sync().c == 1);
+}
+
+TEST("a disk whose device never answers is closed: its batches end CANCELLED, its lock stays until the answer") {
+  DiskBench bench;
+  bench.prepare();
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(2)), 2, kItemOk));
+  auto stall = std::make_shared<Stall>();
+  bench.faults->setRead([stall](void*, size_t, off_t) {
+    stall->hold();
+    return Faults::kPass;
+  });
+  const uint32_t batch = bench.submit(DiskKind::kRead, bench.reads(2));
+  const uint32_t waiting = bench.submit(DiskKind::kVerify, bench.reads(2));
+  stall->waitForHeld(2);
+  bench.close();
+  EXPECT(all(bench.statusesOf(batch), 2, kItemCancelled));
+  EXPECT(all(bench.statusesOf(waiting), 2, kItemCancelled));
+  EXPECT(bench.arena->users(0) == 0);
+  EXPECT(codeOf([&] { bench.open(); }) == "LOCKED");
+  stall->letGo();
+  std::string code = "LOCKED";
+  for (int i = 0; i < 2000 && code == "LOCKED"; i++) {
+    code = codeOf([&] { bench.open(); });
+    if (code == "LOCKED") usleep(1000);
+  }
+  EXPECT(code.empty());
+}
+
+TEST("a disk is closed in the middle of everything") {
+  for (const DiskMode mode : {DiskMode::kThreads, DiskMode::kUring}) {
+    for (int round = 0; round < 6; round++) {
+      DiskBench bench(mode);
+      bench.prepare();
+      EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(8)), 8, kItemOk));
+      std::vector<uint32_t> ids;
+      for (int i = 0; i < 20; i++) {
+        ids.push_back(bench.submit(DiskKind::kRead, bench.reads(8)));
+        ids.push_back(bench.submit(DiskKind::kWrite, bench.writes(8)));
+      }
+      bench.disk->scan(*bench.arena, 1);
+      bench.disk->sync(2);
+      bench.disk->prepare(1, 3);
+      usleep(static_cast<useconds_t>(round * 300));
+      bench.close();
+      for (const uint32_t id : ids) {
+        for (const uint8_t status : bench.statusesOf(id)) EXPECT(status == kItemOk || status == kItemCancelled);
+      }
+      EXPECT(bench.arena->users(0) == 0);
+    }
+  }
+}
