@@ -16,6 +16,7 @@ import { lookupSocket } from "./scenarios/lookup-socket.ts";
 import { memory } from "./scenarios/memory.ts";
 import { nvmeRead, nvmeWrite } from "./scenarios/nvme-device.ts";
 import { restart } from "./scenarios/restart.ts";
+import { restartNvme } from "./scenarios/restart-nvme.ts";
 
 export const SCENARIOS: readonly Scenario[] = [
   lookup,
@@ -27,6 +28,7 @@ export const SCENARIOS: readonly Scenario[] = [
   restart,
   nvmeRead,
   nvmeWrite,
+  restartNvme,
 ];
 
 const REPETITIONS_DEFAULT = 5;

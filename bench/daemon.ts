@@ -4,12 +4,14 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { request } from "node:http";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { stringify } from "yaml";
 import { assert } from "../src/assert.ts";
 import { CairnError } from "../src/errors.ts";
+import { METRICS, type MetricName } from "../src/observe/metrics.ts";
 
 export const ROOT = new URL("..", import.meta.url).pathname;
 /** How package.json starts node. */
@@ -19,14 +21,34 @@ const STOP_MS_MAX = 30_000;
 const POLL_MS = 5;
 const LOG_TAIL_BYTES = 2_000;
 
+/** One directory of the NVMe tier. */
+export interface DaemonDisk {
+  readonly path: string;
+  readonly capacityBytes: number;
+  readonly segmentBytes: number;
+  /** Copy blocks down as they are stored. */
+  readonly writeThrough: boolean;
+}
+
 export interface DaemonOptions {
   readonly capacityBytes: number;
+  readonly slabBytes?: number;
+  readonly disk?: DaemonDisk;
   /** Cap on blocks in DRAM; 0 = as many as the slots. */
   readonly blocksMax?: number;
   readonly ledgerBlocksMax?: number;
   readonly highWatermark?: number;
   readonly lowWatermark?: number;
   readonly copyThreads?: number;
+}
+
+function nvmeConfiguration({
+  path,
+  capacityBytes,
+  segmentBytes,
+  writeThrough,
+}: DaemonDisk): object {
+  return { enabled: true, directories: [{ path, capacityBytes }], segmentBytes, writeThrough };
 }
 
 function configuration(directory: string, options: DaemonOptions): object {
@@ -45,7 +67,9 @@ function configuration(directory: string, options: DaemonOptions): object {
       highWatermark: options.highWatermark ?? 0.98,
       lowWatermark: options.lowWatermark ?? 0.95,
       copyThreads: options.copyThreads ?? 1,
+      ...(options.slabBytes === undefined ? {} : { slabBytes: options.slabBytes }),
     },
+    ...(options.disk === undefined ? {} : { nvme: nvmeConfiguration(options.disk) }),
     edge: { listen: `unix:${join(directory, "edge.sock")}` },
     log: { level: "warn" },
   };
@@ -152,6 +176,25 @@ export class BenchDaemon {
     throw new CairnError("unavailable", `the bench daemon did not start: ${this.logTail()}`);
   }
 
+  /** One figure of /metrics, summed over its labels or of one. Throws CairnError unavailable without an answer. */
+  metric(name: MetricName, label?: string): Promise<number> {
+    const row = METRICS[name].name;
+    return new Promise((resolve, reject) => {
+      const call = request(
+        { socketPath: this.edgeSocket, path: "/metrics", agent: false },
+        (answer) => {
+          let text = "";
+          answer.setEncoding("utf8").on("data", (part: string) => {
+            text += part;
+          });
+          answer.on("end", () => resolve(metricSum(text, row, label)));
+        },
+      );
+      call.on("error", (error) => reject(new CairnError("unavailable", String(error))));
+      call.end();
+    });
+  }
+
   logTail(): string {
     return readFileSync(this.#logPath, "utf8").slice(-LOG_TAIL_BYTES).trim();
   }
@@ -173,6 +216,17 @@ export class BenchDaemon {
     }
     rmSync(this.directory, { recursive: true, force: true });
   }
+}
+
+/** Sum of all series of one row in the Prometheus text, or of those with this label value. */
+export function metricSum(text: string, row: string, label?: string): number {
+  let sum = 0;
+  for (const line of text.split("\n")) {
+    const [series = "", value = ""] = line.split(" ");
+    const named = series === row || series.startsWith(`${row}{`);
+    if (named && (label === undefined || series.includes(`="${label}"`))) sum += Number(value);
+  }
+  return sum;
 }
 
 /** Runs `use` with a daemon of its own and removes that daemon whatever happens. */

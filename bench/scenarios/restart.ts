@@ -13,7 +13,7 @@ import { check, type Measurement } from "../result.ts";
 import type { Scenario, ScenarioOptions } from "../scenario.ts";
 import { median, significant } from "../statistics.ts";
 
-const PAYLOAD_BYTES = 64;
+export const PAYLOAD_BYTES = 64;
 const CHAIN_BLOCKS = 32_768;
 const RESIDENT_DEFAULT = 1_000_000;
 const BATCH = 4_096;
@@ -30,22 +30,37 @@ const row = (client: BenchClient, index: number): Uint32Array =>
     PAYLOAD_BYTES / 4,
   );
 
+/** Stores blocks [depth, depth + count) of the chain under payloads that name them. */
+export async function storeBatch(
+  client: BenchClient,
+  words: Uint32Array,
+  depth: number,
+  count: number,
+): Promise<void> {
+  for (let index = 0; index < count; index += 1) {
+    writePayload(row(client, index), words, (depth + index) * KEY_WORDS);
+  }
+  const visible = await client.store(0, words, depth, count, 0);
+  assert(visible === count, "every block of the batch is visible");
+}
+
 async function storeChain(client: BenchClient, words: Uint32Array): Promise<void> {
   for (let depth = 0; depth < CHAIN_BLOCKS; depth += BATCH) {
-    for (let index = 0; index < BATCH; index += 1) {
-      writePayload(row(client, index), words, (depth + index) * KEY_WORDS);
-    }
-    const visible = await client.store(0, words, depth, BATCH, 0);
-    assert(visible === BATCH, "every block of the batch is visible");
+    await storeBatch(client, words, depth, BATCH);
   }
 }
 
-interface Loaded {
+export interface Loaded {
   wrong: number;
   missing: number;
 }
 
-async function loadChain(client: BenchClient, words: Uint32Array, total: Loaded): Promise<void> {
+/** Loads one chain of CHAIN_BLOCKS blocks and adds what is missing or differs to `total`. */
+export async function loadChain(
+  client: BenchClient,
+  words: Uint32Array,
+  total: Loaded,
+): Promise<void> {
   const { hit, lease } = await client.lookup(1, words, CHAIN_BLOCKS);
   total.missing += CHAIN_BLOCKS - hit;
   for (let depth = 0; depth < hit; depth += BATCH) {

@@ -52,6 +52,7 @@ describe("cairn bench", () => {
       "restart",
       "nvme-read",
       "nvme-write",
+      "restart-nvme",
     ]);
     for (const name of [...names, "all", "rivals"]) expect(benchUsage()).toContain(`  ${name}`);
   });
