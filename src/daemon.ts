@@ -32,7 +32,13 @@ import { Ledger } from "./ledger/ledger.ts";
 import * as R from "./ledger/table.ts";
 import { TIER } from "./ledger/types.ts";
 import { LIMITS } from "./limits.ts";
-import { explainKey, type LowerReadings, nodeSnapshot, publishGauges } from "./node-snapshot.ts";
+import {
+  dramSnapshot,
+  explainKey,
+  type LowerReadings,
+  nodeSnapshot,
+  publishGauges,
+} from "./node-snapshot.ts";
 import { Feed, METRIC } from "./observe/feed.ts";
 import { LruPolicy } from "./policy/lru.ts";
 import { tenantStats } from "./tenant-stats.ts";
@@ -260,7 +266,7 @@ class NodeDaemon implements Daemon {
       nodeStats: (tenant) =>
         tenants.length > 1
           ? tenantStats(ledger, tenant, tenantIndex.get(tenant) ?? tenants.length)
-          : (nodeSnapshot(server, ledger, dram).tiers[0] ?? {}),
+          : dramSnapshot(ledger, dram),
       onProgress: (task, done, total, outcome, errno) => {
         if (dram.onProgress(task, done, total, outcome)) return;
         nvme?.onProgress(task, done, total, outcome, errno);
@@ -358,7 +364,7 @@ class NodeDaemon implements Daemon {
     }, GAUGES_MS);
   }
 
-  async #startEdge({ ledger, server, dram }: DaemonParts): Promise<string | undefined> {
+  async #startEdge({ ledger, server }: DaemonParts): Promise<string | undefined> {
     try {
       this.#edge = await startEdge({
         config: this.config.edge,

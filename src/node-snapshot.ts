@@ -109,6 +109,11 @@ function nvmeSnapshot(ledger: Ledger, devices: readonly DeviceReading[]): TierSn
   return tierSnapshot(ledger, TIER.NVME, capacityBytes, fenced ? "fenced" : "serving");
 }
 
+/** The DRAM tier alone, from counts that stand ready: what STATS answers. */
+export function dramSnapshot(ledger: Ledger, pool: Capacity): TierSnapshot {
+  return tierSnapshot(ledger, TIER.DRAM, pool.capacityBytes, "serving");
+}
+
 /** Visible blocks of each namespace, by one pass over the table; for a person who asks. */
 function visibleByNamespace(ledger: Ledger, namespaces: number): Float64Array {
   const visible = new Float64Array(namespaces);
@@ -140,10 +145,7 @@ export function nodeSnapshot(
       )
       .map((instance) => instance.engineId);
   return {
-    tiers: [
-      tierSnapshot(ledger, TIER.DRAM, pool.capacityBytes, "serving"),
-      nvmeSnapshot(ledger, lower.devices),
-    ],
+    tiers: [dramSnapshot(ledger, pool), nvmeSnapshot(ledger, lower.devices)],
     ...lower,
     namespaces: namespaces.list.map((namespace) => ({
       index: namespace.index,
@@ -255,7 +257,7 @@ export function publishGauges(
   lower: LowerReadings = NO_LOWER,
 ): void {
   const tier = ledger.core.tier(TIER.DRAM);
-  const dram = tierSnapshot(ledger, TIER.DRAM, pool.capacityBytes, "serving");
+  const dram = dramSnapshot(ledger, pool);
   publishTier(feed, ledger, TIER.DRAM, dram);
   if (lower.devices.length > 0)
     publishTier(feed, ledger, TIER.NVME, nvmeSnapshot(ledger, lower.devices));
