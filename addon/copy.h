@@ -1,7 +1,8 @@
 // Copy threads: STORE (region → slot), LOAD (slot → region), MOVE (slot → slot), VERIFY, and for remote objects
-// EXPORT (slot → header and payload in a region) and IMPORT (back), each item with identity and checksum. Batches wait in one queue per kind, LOAD before STORE before MOVE before VERIFY;
-// threads take a few items at a time, so that several share a batch and an urgent LOAD overtakes between
-// items. Every batch ends in exactly one COPIED event, whatever happens to its items.
+// EXPORT (slot → header and payload in a region) and IMPORT (back), each item with identity and checksum.
+// Batches wait in queues, LOAD before STORE and IMPORT before MOVE and EXPORT before VERIFY; threads take
+// a few items at a time, so that several share a batch and an urgent LOAD overtakes between items. Every batch
+// ends in exactly one COPIED event, whatever happens to its items.
 //
 // Everything an item needs (pointers, key, expected identity) is resolved when it is submitted, on the JS
 // thread, so copy threads never read the ledger or the arena's tables.

@@ -2,20 +2,42 @@
  * A process that is cut short at one stage of the addon's life: `lifecycle-child.ts STAGE ENDING DIRECTORY`.
  * As a worker (workerData instead of arguments) it reaches the stage, says so, and waits to be terminated.
  */
+import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads";
-import { COPY, EVENT_WORDS, ITEM_WORDS, SLOT_INDEX_BITS } from "../../addon/binding.ts";
+import {
+  COPY,
+  DISK,
+  DISK_ITEM_WORDS,
+  EVENT,
+  EVENT_WORDS,
+  ITEM_WORDS,
+  NO_DRAM_SLOT,
+  SLOT_INDEX_BITS,
+} from "../../addon/binding.ts";
 import { loadAddon } from "../../addon/load.ts";
 import { MAGIC, PROTOCOL_VERSION } from "../../src/engine-api/protocol.ts";
 
 const BLOCK_BYTES = 65_536;
+const SEGMENT_BYTES = 64 << 20;
+const PREPARE_TASK = 7;
 const addon = loadAddon();
+const events = new Uint32Array(EVENT_WORDS * 16);
+let prepared = (): void => {};
+
+function drain(): void {
+  const count = addon.poll();
+  for (let i = 0; i < count; i++) {
+    const [type, id, , , , , state] = events.subarray(i * EVENT_WORDS);
+    if (type === EVENT.PROGRESS && id === PREPARE_TASK && state === 1) prepared();
+  }
+}
 
 function start(): void {
   addon.start({
     copyThreads: 2,
     inbox: new ArrayBuffer(1 << 20),
-    events: new Uint32Array(EVENT_WORDS * 16),
+    events,
     statuses: new Uint8Array(4096),
     transport: {
       frameBodyBytesMax: 65_536,
@@ -26,7 +48,7 @@ function start(): void {
       magic: MAGIC,
       version: PROTOCOL_VERSION,
     },
-    onReady: () => addon.poll(),
+    onReady: drain,
   });
 }
 
@@ -36,7 +58,12 @@ function open(directory: string): number {
     .arena;
 }
 
-function beginCopies(directory: string): void {
+interface Filling {
+  readonly arena: number;
+  readonly region: number;
+}
+
+function beginCopies(directory: string): Filling {
   const arena = open(directory);
   addon.arenaPutNamespace(arena, 0, new Uint8Array(16), new Uint8Array(0));
   // Every slot once: a slot has one writer at a time.
@@ -58,6 +85,44 @@ function beginCopies(directory: string): void {
     const base = { kind: COPY.STORE, batch, arena, region, shard: 0, shards: 1, deadlineMs: 0 };
     addon.copySubmit({ ...base, payloadBytes: BLOCK_BYTES }, items, 100);
   }
+  return { arena, region };
+}
+
+function openDisk(directory: string): number {
+  const path = join(directory, "disk");
+  mkdirSync(path, { recursive: true, mode: 0o700 });
+  return addon.diskOpen({
+    directory: path,
+    segmentBytes: SEGMENT_BYTES,
+    mode: "auto",
+    direct: "auto",
+    queueDepth: 8,
+    writeDepth: 4,
+    stagingBytes: 4 << 20,
+  }).disk;
+}
+
+/** A disk with a prepared segment, and a hundred batches of this kind under way. */
+async function beginDisk(directory: string, kind: number): Promise<number> {
+  start();
+  const { arena, region } = beginCopies(directory);
+  const disk = openDisk(directory);
+  await new Promise<void>((resolve) => {
+    prepared = resolve;
+    addon.diskPrepare(disk, 0, PREPARE_TASK);
+  });
+  addon.diskAttach(disk, 0, 0);
+  const slots = addon.diskAssign(disk, 0, BLOCK_BYTES);
+  for (let batch = 100; batch < 200; batch++) {
+    const items = new Uint32Array(DISK_ITEM_WORDS * 10);
+    for (let i = 0; i < 10; i++) {
+      const dram = kind === DISK.WRITE ? i : NO_DRAM_SLOT;
+      items.set([(batch * 10 + i) % slots, i * BLOCK_BYTES, 0, 0, dram], i * DISK_ITEM_WORDS);
+    }
+    const base = { kind, batch, disk, arena, region, shard: 0, shards: 1, priority: 0 };
+    addon.diskSubmit({ ...base, payloadBytes: BLOCK_BYTES, deadlineMs: 0 }, items, 10);
+  }
+  return disk;
 }
 
 function connect(directory: string): void {
@@ -71,7 +136,7 @@ function connect(directory: string): void {
   addon.clientSend(client, new Uint8Array(40), 0, 40, -1);
 }
 
-const STAGES: Record<string, (directory: string) => void> = {
+const STAGES: Record<string, (directory: string) => void | Promise<void>> = {
   loaded: () => {},
   started: () => start(),
   failedStart: () => {
@@ -126,6 +191,38 @@ const STAGES: Record<string, (directory: string) => void> = {
     addon.arenaClose(open(directory), true);
     addon.unlisten(1);
   },
+  diskOpen: (directory) => {
+    start();
+    openDisk(directory);
+  },
+  diskFailedOpen: (directory) => {
+    start();
+    openDisk(directory);
+    try {
+      openDisk(directory);
+    } catch {
+      return;
+    }
+    throw new Error("one directory opened twice");
+  },
+  diskPreparing: (directory) => {
+    start();
+    addon.diskPrepare(openDisk(directory), 0, PREPARE_TASK);
+  },
+  diskReading: async (directory) => void (await beginDisk(directory, DISK.READ)),
+  diskWriting: async (directory) => void (await beginDisk(directory, DISK.WRITE)),
+  diskScanning: async (directory) => {
+    const disk = await beginDisk(directory, DISK.WRITE);
+    addon.diskScan(disk, 1, 8);
+    addon.diskSync(disk, 9);
+  },
+  diskClosing: async (directory) => {
+    const disk = await beginDisk(directory, DISK.WRITE);
+    addon.diskScan(disk, 1, 8);
+    addon.diskSync(disk, 9);
+    addon.diskPrepare(disk, 1, 10);
+    addon.diskClose(disk);
+  },
   stopped: (directory) => {
     start();
     connect(directory);
@@ -152,14 +249,14 @@ if (isMainThread) {
   if (ending === "worker") {
     await inWorker(stage, directory);
   } else {
-    STAGES[stage]?.(directory);
+    await STAGES[stage]?.(directory);
     if (ending === "exit") process.exit(0);
     if (ending === "throw") throw new Error("cut short");
     if (ending === "stop") addon.stop();
   }
 } else {
   const { stage, directory } = workerData as { stage: string; directory: string };
-  STAGES[stage]?.(directory);
+  await STAGES[stage]?.(directory);
   parentPort?.postMessage("reached");
   setInterval(() => {}, 1_000);
 }

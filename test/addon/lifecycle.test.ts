@@ -18,6 +18,13 @@ const STAGES = [
   "regionMapped",
   "callInFlight",
   "closing",
+  "diskOpen",
+  "diskFailedOpen",
+  "diskPreparing",
+  "diskReading",
+  "diskWriting",
+  "diskScanning",
+  "diskClosing",
   "stopped",
 ] as const;
 
@@ -51,8 +58,9 @@ describe.each([
       expect(ended).toMatchObject({ code, signal: null });
       expect(ended.errors.includes("cut short")).toBe(ending === "throw");
       expect(ended.errors).not.toContain("assertion failed");
-      // Whatever happened, the next process finds a pool it can open.
-      const next = await cutShort("poolOpenUnstarted", "exit", directory);
+      // Whatever happened, the next process finds a pool it can open, and a disk.
+      const nextStage = stage.startsWith("disk") ? "diskOpen" : "poolOpenUnstarted";
+      const next = await cutShort(nextStage, "exit", directory);
       expect(next).toMatchObject({ code: 0, signal: null, errors: "" });
     } finally {
       rmSync(directory, { recursive: true, force: true });
@@ -60,13 +68,13 @@ describe.each([
   });
 });
 
-test("stop() lets a process end by itself, with copies in flight and clients connected", async () => {
-  const directory = mkdtempSync(join(tmpdir(), "cairn-life-"));
-  try {
-    for (const stage of ["loaded", "connected", "callInFlight", "populating"]) {
+test("stop() lets a process end by itself, with copies and writes in flight and clients connected", async () => {
+  for (const stage of ["loaded", "connected", "callInFlight", "populating", "diskWriting"]) {
+    const directory = mkdtempSync(join(tmpdir(), "cairn-life-"));
+    try {
       expect(await cutShort(stage, "stop", directory)).toMatchObject({ code: 0, signal: null });
+    } finally {
+      rmSync(directory, { recursive: true, force: true });
     }
-  } finally {
-    rmSync(directory, { recursive: true, force: true });
   }
 });
