@@ -21,6 +21,7 @@ import {
   type DiskSubmit,
   NO_DISK,
 } from "../transfer/copies.ts";
+import { mayPromote } from "../transfer/promotion.ts";
 import { closeIfDone } from "./completion.ts";
 import {
   admitJob,
@@ -201,7 +202,7 @@ function promote(context: EngineContext, job: Job, position: number): number {
   const { ledger, feed } = context;
   const block = job.blocks[position]!;
   const single = job.namespace?.shards === 1;
-  if (!single || !ledger.copyBegin(block, TIER.NVME, TIER.DRAM)) {
+  if (!single || !mayPromote(ledger) || !ledger.copyBegin(block, TIER.NVME, TIER.DRAM)) {
     feed.add(METRIC.passThroughBlocks, 1);
     return NO_DRAM_SLOT;
   }

@@ -18,6 +18,7 @@ import { type Feed, METRIC } from "../observe/feed.ts";
 import type { Copies, CopyOwner, CopyTicket, DiskSubmit } from "./copies.ts";
 import { type DiskGroup, DiskGroups, ShardTally, WELL } from "./disk-groups.ts";
 import type { Links } from "./links.ts";
+import { mayPromote } from "./promotion.ts";
 
 /** How a lift ended. Labels: observe/metrics.ts PREFETCH_LABELS. */
 export const LIFT = { DONE: 0, CLIPPED: 1, REFUSED: 2, CANCELLED: 3, DEADLINE: 4 } as const;
@@ -224,7 +225,7 @@ export class Prefetcher implements CopyOwner {
     for (let shard = 0; shard < shards; shard++) {
       if (!tier.mayRead(ledger.slotOf(block, TIER.NVME, shard))) return false;
     }
-    if (!ledger.copyBegin(block, TIER.NVME, TIER.DRAM)) return false;
+    if (!mayPromote(ledger) || !ledger.copyBegin(block, TIER.NVME, TIER.DRAM)) return false;
     this.#tally.begin(block, shards);
     for (let shard = 0; shard < shards; shard++) {
       const slot = ledger.slotOf(block, TIER.NVME, shard);
