@@ -107,8 +107,9 @@ export const LIMITS = {
   nvmeStopRefreshMs: 5_000,
   /** Main-thread time of one slice of a rebuild from headers or of a drain. */
   nvmeSliceMs: 3,
-  /** A child that reads an index and is silent for longer is killed: the index counts as damaged. */
-  nvmeIndexSilenceMs: 20_000,
+  /** A child reads an index within this, plus a second for each 50 MB of it. Later: killed, the index counts as damaged. */
+  nvmeIndexReadMs: 20_000,
+  nvmeIndexBytesPerSecond: 50_000_000,
   /** Starts in a row that died between opening an index and its first commit. Reached: it counts as damaged. */
   nvmeIndexOpensMax: 2,
   /** Rows of one directory's namespaces.json; a page names a row by 16 bits. */

@@ -194,20 +194,6 @@ export class Device implements CommitDevice {
     }
   }
 
-  /** The reader died half-way: what it did not hand over is forgotten, and the index says so soon. */
-  indexCutShort(error: unknown): void {
-    this.counters.indexDamaged += 1;
-    this.note("error", `the index was read in part only: ${String(error)}`);
-    const { addon } = this.#context;
-    for (const { slab, payloadBytes } of this.segments.list) {
-      if (payloadBytes === 0) continue;
-      const slots = addon.diskSlotsPerSegment(this.info.segmentBytes, payloadBytes);
-      for (let index = 0; index * PAGE_SLOTS < slots; index++) {
-        this.marks.setDirty(slab * PAGES_PER_SEGMENT + index);
-      }
-    }
-  }
-
   get committable(): boolean {
     const healthy = this.health === "ok" || this.health === "slow";
     return healthy && !this.full && !this.closed && !this.#syncing && this.indexOpen;

@@ -2,14 +2,14 @@
 // that reads it (a truncated file is a SIGBUS, zeroed meta pages are a SIGSEGV). Plain JavaScript: it starts without
 // tsx, in a few tens of milliseconds. It only reads, so it may run before the directory is locked.
 //
-//   node probe.mjs <directory>
+//   node probe.mjs <directory> 3> <file>
 //
-// Exit code 0: the index was read (or there is none), and stdout holds, in little-endian words:
+// Exit code 0: the index was read (or there is none), and the file holds, in little-endian words:
 //   HEAD_WORDS words: magic, version, found (0, 1), entries, bytes of meta, damaged pages, pages, 0…
 //   keys of damaged pages; meta (JSON, padded to words); then the entries, SCAN_WORDS words each, sorted by depth,
 //   then generation descending: fields of the slot header (addon/binding.ts SLOT_HEADER), NAMESPACE being the row of
 //   namespaces.json, then segment << 18 | index of the slot.
-// Exit code 3: the index is damaged, stderr says why in one line. Nothing is written before all of it was read.
+// Exit code 3: the index is damaged, stderr says why in one line.
 import { closeSync, existsSync, fstatSync, openSync, readSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { argv, exit, stderr } from "node:process";
@@ -19,6 +19,7 @@ import { crc32 } from "node:zlib";
 export const PROBE_MAGIC = 0x4250_5243; // "CRPB"
 export const PROBE_VERSION = 1;
 const DAMAGED = 3;
+const OUTPUT = 3;
 const PROBE_HEAD_WORDS = 8;
 const SCAN_WORDS = 33;
 const RECORDS_PER_WRITE = 8_192;
@@ -211,14 +212,7 @@ function sortByGeneration(words, entry, run) {
 }
 
 function writeAll(bytes) {
-  let done = 0;
-  while (done < bytes.length) {
-    try {
-      done += writeSync(1, bytes, done);
-    } catch (error) {
-      if (error.code !== "EAGAIN") throw error;
-    }
-  }
+  for (let done = 0; done < bytes.length; ) done += writeSync(OUTPUT, bytes, done);
 }
 
 function writeHead(found, entries, pages, bad, meta) {

@@ -1,9 +1,14 @@
 /**
- * The parent's side of the probe child (probe.mjs): its verdict on an index, and then the index's entries as a stream
- * of flat records in order of depth, read as fast as they are taken. A child that dies by a signal, exits badly or is
- * silent for too long means: the index is damaged.
+ * The parent's side of the probe child (probe.mjs): its verdict on an index, and then the index's entries as flat
+ * records in order of depth. A child that dies by a signal, exits badly or takes too long means: the index is damaged.
+ *
+ * The records come through a file without a name, not through a pipe: on a busy machine the two processes would wait
+ * for each other's turn at every few hundred kilobytes.
  */
 import { type ChildProcess, spawn } from "node:child_process";
+import { close, constants, openSync, readSync, statfsSync, statSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { SCAN_WORDS } from "../../addon/binding.ts";
 import { assert } from "../../src/assert.ts";
@@ -15,6 +20,10 @@ const PROBE_VERSION = 1;
 const HEAD_WORDS = 8;
 const RECORDS_PER_PIECE = 8_192;
 const STDERR_BYTES_MAX = 4_096;
+/** Linux: a file that never has a name. Node knows the flag's number only. */
+const O_TMPFILE = 0o20000000 | constants.O_DIRECTORY;
+/** Records take at most this many times the bytes of the index. */
+const RECORDS_FACTOR = 3;
 
 export interface IndexMeta {
   readonly directoryId?: string;
@@ -43,8 +52,9 @@ export interface IndexProbe {
   readonly directory: string;
   /** Never rejects. */
   readonly verdict: Promise<IndexVerdict>;
-  /** The next records, undefined after the last. @throws when the child died half-way */
-  next(): Promise<Piece | undefined>;
+  /** The next records, undefined after the last. After the verdict. */
+  next(): Piece | undefined;
+  /** Ends the child and lets the records go. Idempotent. */
   stop(): void;
 }
 
@@ -53,105 +63,127 @@ export function startProbe(directory: string): IndexProbe {
   return new Probe(directory);
 }
 
+/** A file for the records: in memory where there is room, else beside the index. */
+function openRecords(directory: string, indexBytes: number): number {
+  const places = ["/dev/shm", directory, tmpdir()];
+  const roomy = places.filter((place) => freeBytes(place) > indexBytes * RECORDS_FACTOR);
+  for (const place of [...roomy, ...places]) {
+    try {
+      return openSync(place, O_TMPFILE | constants.O_RDWR, 0o600);
+    } catch {
+      // Absent, not ours, or a file system that has no such files.
+    }
+  }
+  throw new Error("no directory takes a temporary file");
+}
+
+function freeBytes(place: string): number {
+  try {
+    const files = statfsSync(place);
+    return files.bavail * files.bsize;
+  } catch {
+    return 0;
+  }
+}
+
 class Probe implements IndexProbe {
   readonly directory: string;
   readonly verdict: Promise<IndexVerdict>;
   readonly #child: ChildProcess;
-  readonly #chunks: AsyncIterator<Buffer>;
-  readonly #exit: Promise<string | undefined>;
-  readonly #piece = new Uint32Array(RECORDS_PER_PIECE * SCAN_WORDS);
-  #rest: Buffer = Buffer.alloc(0);
+  #descriptor: number;
+  #piece: Uint32Array | undefined;
   #left = 0;
+  #at = 0;
   #said = "";
 
   constructor(directory: string) {
     this.directory = directory;
+    const file = join(directory, "index", "data.mdb");
+    const bytes = statSync(file, { throwIfNoEntry: false })?.size ?? 0;
+    this.#descriptor = openRecords(directory, bytes);
     const script = fileURLToPath(new URL("probe.mjs", import.meta.url));
     this.#child = spawn(process.execPath, [script, directory], {
-      stdio: ["ignore", "pipe", "pipe"],
+      stdio: ["ignore", "ignore", "pipe", this.#descriptor],
       env: { PATH: process.env["PATH"] },
     });
-    const { stdout, stderr } = this.#child;
-    assert(stdout !== null && stderr !== null, "both are pipes");
-    stderr.on("data", (text: Buffer) => {
+    this.verdict = this.#read(this.#ended(bytes));
+  }
+
+  /** undefined: the child ended well; else why it did not. */
+  async #ended(indexBytes: number): Promise<string | undefined> {
+    const child = this.#child;
+    assert(child.stderr !== null, "stderr is a pipe");
+    child.stderr.on("data", (text: Buffer) => {
       if (this.#said.length < STDERR_BYTES_MAX) this.#said += text.toString();
     });
-    this.#chunks = stdout[Symbol.asyncIterator]() as AsyncIterator<Buffer>;
-    this.#exit = new Promise((resolve) => {
-      this.#child.once("error", (error) => resolve(String(error)));
-      this.#child.once("close", (code, signal) =>
-        resolve(code === 0 ? undefined : this.#reason(code, signal)),
-      );
+    const milliseconds =
+      LIMITS.nvmeIndexReadMs + (indexBytes / LIMITS.nvmeIndexBytesPerSecond) * 1_000;
+    const timer = setTimeout(() => {
+      this.#said = `not read within ${milliseconds} ms`;
+      child.kill("SIGKILL");
+    }, milliseconds);
+    const end = await new Promise<string | undefined>((resolve) => {
+      child.once("error", (error) => resolve(String(error)));
+      child.once("close", (code, signal) => {
+        if (code === 0) resolve(undefined);
+        else resolve(signal === null ? `code ${code}` : `signal ${signal}`);
+      });
     });
-    this.verdict = this.#read();
+    clearTimeout(timer);
+    if (end === undefined) return undefined;
+    return this.#said.trim().split("\n")[0] || `the reader ended by ${end}`;
   }
 
-  #reason(code: number | null, signal: string | null): string {
-    const first = this.#said.trim().split("\n")[0] ?? "";
-    if (first !== "") return first;
-    return signal === null ? `the reader ended with ${code}` : `the reader died of ${signal}`;
-  }
-
-  async #read(): Promise<IndexVerdict> {
-    try {
-      const head = await this.#words(HEAD_WORDS);
-      const [magic, version, found, entries = 0, metaBytes = 0, bad = 0, pages = 0] = head;
-      if (magic !== PROBE_MAGIC || version !== PROBE_VERSION) throw new Error("not a probe");
-      const badPages = [...(await this.#words(bad))];
-      const words = await this.#words(Math.ceil(metaBytes / 4));
-      const meta = parseMeta(Buffer.from(words.buffer, words.byteOffset, metaBytes));
-      this.#left = entries;
-      return { found: found === 1, damage: undefined, entries, pages, badPages, meta };
-    } catch (error) {
-      this.#child.kill("SIGKILL");
-      const damage = (await this.#exit) ?? String(error);
-      return { found: true, damage, entries: 0, pages: 0, badPages: [], meta: {} };
+  async #read(ended: Promise<string | undefined>): Promise<IndexVerdict> {
+    const none = { entries: 0, pages: 0, badPages: [], meta: {} };
+    const damage = await ended;
+    if (damage !== undefined) return { ...none, found: true, damage };
+    const [magic, version, found, entries = 0, metaBytes = 0, bad = 0, pages = 0] =
+      this.#words(HEAD_WORDS);
+    if (magic !== PROBE_MAGIC || version !== PROBE_VERSION) {
+      return { ...none, found: true, damage: "the reader's answer makes no sense" };
     }
+    const badPages = [...this.#words(bad)];
+    const words = this.#words(Math.ceil(metaBytes / 4));
+    const meta = parseMeta(Buffer.from(words.buffer, words.byteOffset, metaBytes));
+    this.#left = entries;
+    return { found: found === 1, damage: undefined, entries, pages, badPages, meta };
   }
 
-  async next(): Promise<Piece | undefined> {
+  next(): Piece | undefined {
     const count = Math.min(this.#left, RECORDS_PER_PIECE);
-    if (count === 0) return undefined;
+    if (count === 0) {
+      this.stop();
+      return undefined;
+    }
     this.#left -= count;
-    const bytes = new Uint8Array(this.#piece.buffer, 0, count * SCAN_WORDS * 4);
-    await this.#fill(bytes);
+    this.#piece ??= new Uint32Array(RECORDS_PER_PIECE * SCAN_WORDS);
+    this.#fill(new Uint8Array(this.#piece.buffer, 0, count * SCAN_WORDS * 4));
     return { words: this.#piece, count };
   }
 
   stop(): void {
     this.#left = 0;
+    this.#piece = undefined;
+    if (this.#descriptor < 0) return;
     this.#child.kill("SIGKILL");
+    // Letting go of a large file in memory takes a while: not on this thread.
+    close(this.#descriptor, () => undefined);
+    this.#descriptor = -1;
   }
 
-  async #words(count: number): Promise<Uint32Array> {
+  #words(count: number): Uint32Array {
     const words = new Uint32Array(count);
-    await this.#fill(new Uint8Array(words.buffer));
+    this.#fill(new Uint8Array(words.buffer));
     return words;
   }
 
-  async #fill(into: Uint8Array): Promise<void> {
-    let at = 0;
-    while (at < into.length) {
-      if (this.#rest.length === 0) this.#rest = await this.#chunk();
-      const taken = Math.min(this.#rest.length, into.length - at);
-      into.set(this.#rest.subarray(0, taken), at);
-      this.#rest = this.#rest.subarray(taken);
-      at += taken;
-    }
-  }
-
-  /** @throws when the child ended or is silent */
-  async #chunk(): Promise<Buffer> {
-    const timer = setTimeout(() => {
-      this.#said ||= `silent for ${LIMITS.nvmeIndexSilenceMs} ms`;
-      this.#child.kill("SIGKILL");
-    }, LIMITS.nvmeIndexSilenceMs);
-    try {
-      const { done, value } = await this.#chunks.next();
-      if (done === true) throw new Error((await this.#exit) ?? "the reader ended early");
-      return value;
-    } finally {
-      clearTimeout(timer);
+  #fill(into: Uint8Array): void {
+    for (let at = 0; at < into.length; ) {
+      const read = readSync(this.#descriptor, into, at, into.length - at, this.#at);
+      assert(read > 0, "the reader wrote what it promised");
+      at += read;
+      this.#at += read;
     }
   }
 }

@@ -66,27 +66,18 @@ class Source {
     );
   }
 
-  /** Takes the next piece if the present one is used up; false at the end. */
-  async fill(): Promise<boolean> {
-    if (this.#piece !== undefined && this.#at < this.#piece.count) return true;
-    this.#at = 0;
-    try {
-      this.#piece = await this.#probe.next();
-    } catch (error) {
-      this.#piece = undefined;
-      this.device.indexCutShort(error);
-    }
-    return this.#piece !== undefined;
-  }
-
-  /** Depth of the next entry, Infinity when there is none at hand. */
+  /** Depth of the next entry, Infinity after the last. */
   get depth(): number {
+    if (this.#piece === undefined || this.#at >= this.#piece.count) {
+      this.#at = 0;
+      this.#piece = this.#probe.next();
+    }
     const piece = this.#piece;
-    if (piece === undefined || this.#at >= piece.count) return Number.POSITIVE_INFINITY;
+    if (piece === undefined) return Number.POSITIVE_INFINITY;
     return piece.words[this.#at * SCAN_WORDS + SLOT_HEADER.DEPTH]!;
   }
 
-  /** Offers entries at hand that are of this depth. */
+  /** Offers all entries of this depth. */
   offer(ledger: Ledger, depth: number, found: Uint8Array): void {
     while (this.depth === depth) {
       const at = this.#at * SCAN_WORDS;
@@ -164,7 +155,7 @@ export async function recoverNvme(
     device.dropPages((await probe.verdict).badPages);
     sources.push(new Source(device, probe, addon));
   }
-  await merge(ledger, sources, found);
+  merge(ledger, sources, found);
   let entries = 0;
   let recovered = 0;
   for (const source of sources) {
@@ -184,13 +175,9 @@ export async function recoverNvme(
 }
 
 /** Parents before children, also across devices. */
-async function merge(ledger: Ledger, sources: readonly Source[], found: Uint8Array): Promise<void> {
+function merge(ledger: Ledger, sources: readonly Source[], found: Uint8Array): void {
   for (;;) {
-    let depth = Number.POSITIVE_INFINITY;
-    for (const source of sources) {
-      if (source.depth === Number.POSITIVE_INFINITY) await source.fill();
-      depth = Math.min(depth, source.depth);
-    }
+    const depth = Math.min(...sources.map((source) => source.depth));
     if (depth === Number.POSITIVE_INFINITY) return;
     for (const source of sources) source.offer(ledger, depth, found);
   }

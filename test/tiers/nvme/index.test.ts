@@ -1,0 +1,370 @@
+/** The index: pages, their store, and the child that reads them, with files damaged in every way we know of. */
+import { type ChildProcess, spawn } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import fc from "fast-check";
+import { afterAll, describe, expect, it } from "vitest";
+import { SCAN_WORDS, SLOT_HEADER } from "../../../addon/binding.ts";
+import {
+  PAGE_SLOTS,
+  PAGES_PER_SEGMENT,
+  PageWriter,
+  PARENT,
+} from "../../../tiers/nvme/index-pages.ts";
+import { IndexStore, opensOf, setIndexAside } from "../../../tiers/nvme/index-store.ts";
+import { type IndexProbe, startProbe } from "../../../tiers/nvme/probe.ts";
+
+const GOLDEN = new URL("../../golden/nvme-index-page.hex", import.meta.url);
+const folders: string[] = [];
+afterAll(() => {
+  for (const folder of folders) rmSync(folder, { recursive: true, force: true });
+});
+
+function directoryMade(): string {
+  const folder = mkdtempSync(join(tmpdir(), "cairn-nvme-index-"));
+  folders.push(folder);
+  return folder;
+}
+
+interface Entry {
+  readonly row: number;
+  readonly shard: number;
+  readonly depth: number;
+  readonly generation: number;
+  readonly lastAccess: number;
+  readonly key: readonly number[];
+  /** Position in the page, or a spelled key, or none. */
+  readonly parent: number | readonly number[] | undefined;
+}
+
+const writer = new PageWriter();
+
+function pageOf(key: number, payloadBytes: number, entries: ReadonlyMap<number, Entry>) {
+  writer.begin(key, payloadBytes);
+  for (const [position, entry] of entries) {
+    const { row, shard, depth, generation, lastAccess, parent } = entry;
+    const spelled = typeof parent === "object" ? parent : [];
+    const keys = Uint32Array.from([...entry.key, ...spelled]);
+    const at = typeof parent === "number" ? parent : undefined;
+    const how = at ?? (typeof parent === "object" ? PARENT.SPELLED : PARENT.NONE);
+    writer.add(position, row, shard, depth, generation, lastAccess, keys, 0, how, 8);
+  }
+  return writer.end();
+}
+
+interface Found {
+  readonly row: number;
+  readonly shard: number;
+  readonly depth: number;
+  readonly generation: number;
+  readonly lastAccess: number;
+  readonly payloadBytes: number;
+  readonly key: number[];
+  readonly parentKey: number[];
+  readonly slot: number;
+}
+
+function recordsOf(probe: IndexProbe): Found[] {
+  const all: Found[] = [];
+  for (let piece = probe.next(); piece !== undefined; piece = probe.next()) {
+    for (let i = 0; i < piece.count; i++) {
+      const words = piece.words.subarray(i * SCAN_WORDS, (i + 1) * SCAN_WORDS);
+      all.push({
+        row: words[SLOT_HEADER.NAMESPACE]!,
+        shard: words[SLOT_HEADER.SHARD]!,
+        depth: words[SLOT_HEADER.DEPTH]!,
+        generation: words[SLOT_HEADER.GENERATION]!,
+        lastAccess:
+          words[SLOT_HEADER.LAST_ACCESS_HIGH]! * 2 ** 32 + words[SLOT_HEADER.LAST_ACCESS_LOW]!,
+        payloadBytes: words[SLOT_HEADER.LENGTH]!,
+        key: [...words.subarray(SLOT_HEADER.KEY, SLOT_HEADER.KEY + 8)],
+        parentKey: [...words.subarray(SLOT_HEADER.PARENT_KEY, SLOT_HEADER.PARENT_KEY + 8)],
+        slot: words[32]!,
+      });
+    }
+  }
+  return all;
+}
+
+const word = fc.integer({ min: 0, max: 0xffff_ffff });
+const keyWords = fc.array(word, { minLength: 8, maxLength: 8 });
+const entry = fc.record({
+  row: fc.integer({ min: 0, max: 0xffff }),
+  shard: fc.integer({ min: 0, max: 63 }),
+  depth: fc.integer({ min: 1, max: 5_000 }),
+  generation: word,
+  lastAccess: fc.integer({ min: 0, max: 2 ** 48 }),
+  key: keyWords,
+  parent: fc.oneof(fc.constant(undefined), fc.integer({ min: 0, max: 31 }), keyWords),
+});
+const page = fc.record({
+  key: fc.integer({ min: 0, max: 16_384 * PAGES_PER_SEGMENT - 1 }),
+  payloadBytes: fc.integer({ min: 64, max: 2 ** 31 }),
+  entries: fc.uniqueArray(fc.tuple(fc.integer({ min: 0, max: PAGE_SLOTS - 1 }), entry), {
+    minLength: 1,
+    maxLength: PAGE_SLOTS,
+    selector: ([position]) => position,
+  }),
+});
+
+/** Sorted, and parents that are named by position stand in the page. */
+function tidy(entries: readonly (readonly [number, Entry])[]): Map<number, Entry> {
+  const sorted = entries.toSorted(([a], [b]) => a - b);
+  const positions = new Set(sorted.map(([position]) => position));
+  return new Map(
+    sorted.map(([position, one]) => {
+      const there = typeof one.parent !== "number" || positions.has(one.parent);
+      return [position, there ? one : { ...one, parent: undefined }];
+    }),
+  );
+}
+
+function expectedOf(key: number, payloadBytes: number, entries: ReadonlyMap<number, Entry>) {
+  const first =
+    Math.floor(key / PAGES_PER_SEGMENT) * 2 ** 18 + (key % PAGES_PER_SEGMENT) * PAGE_SLOTS;
+  return [...entries].map(([position, { parent, key: own, ...rest }]): Found => {
+    const above = typeof parent === "number" ? entries.get(parent)!.key : parent;
+    const parentKey = [...(above ?? Array<number>(8).fill(0))];
+    return { ...rest, payloadBytes, key: [...own], parentKey, slot: first + position };
+  });
+}
+
+const bySlot = (a: Found, b: Found): number => a.slot - b.slot;
+
+async function verdictOf(directory: string) {
+  const probe = startProbe(directory);
+  const verdict = await probe.verdict;
+  return { probe, verdict };
+}
+
+describe("index pages", () => {
+  it("say to the reader what was written, sorted by depth, then generation descending", async () => {
+    const pages = fc.uniqueArray(page, { maxLength: 40, selector: ({ key }) => key });
+    await fc.assert(
+      fc.asyncProperty(pages, async (given) => {
+        const directory = directoryMade();
+        const store = await IndexStore.open(directory);
+        const expected: Found[] = [];
+        const writes = given.map(({ key, payloadBytes, entries }) => {
+          const tidied = tidy(entries);
+          expected.push(...expectedOf(key, payloadBytes, tidied));
+          return { key, bytes: pageOf(key, payloadBytes, tidied) };
+        });
+        await store.write(writes, { directoryId: "ab" });
+        await store.close();
+        const { probe, verdict } = await verdictOf(directory);
+        expect(verdict).toMatchObject({ found: true, damage: undefined, badPages: [] });
+        expect(verdict.meta.directoryId).toBe("ab");
+        const found = recordsOf(probe);
+        for (let i = 1; i < found.length; i++) {
+          const [a, b] = [found[i - 1]!, found[i]!];
+          expect(a.depth < b.depth || (a.depth === b.depth && a.generation >= b.generation)).toBe(
+            true,
+          );
+        }
+        expect(found.toSorted(bySlot)).toEqual(expected.toSorted(bySlot));
+      }),
+      { numRuns: 12 },
+    );
+  }, 120_000);
+
+  it("are laid out as the golden file says", () => {
+    const key = Array.from({ length: 8 }, (_, index) => 0x1000_0000 + index);
+    const parent = Array.from({ length: 8 }, (_, index) => 0x2000_0000 + index);
+    const base = { row: 3, shard: 1, generation: 9, lastAccess: 1_700_000_000_123 };
+    const bytes = pageOf(
+      5 * PAGES_PER_SEGMENT + 2,
+      65_536,
+      new Map<number, Entry>([
+        [0, { ...base, depth: 1, key, parent: undefined }],
+        [1, { ...base, depth: 2, key: parent, parent: 0 }],
+        [31, { ...base, depth: 70_000, key, parent }],
+      ]),
+    )!;
+    const hex = bytes
+      .toString("hex")
+      .match(/.{1,64}/g)!
+      .join("\n");
+    expect(`${hex}\n`).toBe(readFileSync(GOLDEN, "utf8"));
+  });
+
+  it("without a slot are no page", () => {
+    writer.begin(1, 64);
+    expect(writer.end()).toBeUndefined();
+  });
+
+  it("with any one bit flipped, or under another key, are dropped, and all others are kept", async () => {
+    const directory = directoryMade();
+    const store = await IndexStore.open(directory);
+    const one: Entry = {
+      row: 0,
+      shard: 0,
+      depth: 1,
+      generation: 1,
+      lastAccess: 1,
+      key: [1, 2, 3, 4, 5, 6, 7, 8],
+      parent: undefined,
+    };
+    const writes = [];
+    const bits = pageOf(0, 64, new Map([[3, one]]))!.length * 8;
+    for (let bit = 0; bit < bits; bit++) {
+      const bytes = pageOf(bit, 64, new Map([[3, one]]))!;
+      bytes[bit >>> 3] = bytes[bit >>> 3]! ^ (1 << (bit & 7));
+      writes.push({ key: bit, bytes });
+    }
+    for (let key = 10_000; key < 10_000 + bits + 2; key++) {
+      writes.push({ key, bytes: pageOf(key, 64, new Map([[3, one]])) });
+    }
+    writes.push({ key: 9_999, bytes: pageOf(8_888, 64, new Map([[3, one]])) });
+    await store.write(writes, {});
+    await store.close();
+    const { probe, verdict } = await verdictOf(directory);
+    expect(verdict.badPages).toEqual([...Array(bits).keys(), 9_999]);
+    expect(verdict.entries).toBe(bits + 2);
+    expect(recordsOf(probe)).toHaveLength(bits + 2);
+  });
+});
+
+describe("the store of an index", () => {
+  const entryOf = (generation: number): Entry => ({
+    row: 0,
+    shard: 0,
+    depth: 1,
+    generation,
+    lastAccess: 1,
+    key: [1, 2, 3, 4, 5, 6, 7, 8],
+    parent: undefined,
+  });
+  const write = (key: number, generation: number) => ({
+    key,
+    bytes: pageOf(key, 64, new Map([[0, entryOf(generation)]])),
+  });
+
+  it("keeps what was written and removed over a reopening", async () => {
+    const directory = directoryMade();
+    const first = await IndexStore.open(directory);
+    await first.write([write(0, 1), write(1, 1), write(2, 1)], {});
+    await first.write([write(1, 2), { key: 2, bytes: undefined }], {});
+    await first.close();
+    const second = await IndexStore.open(directory);
+    await second.write([write(7, 3)], {});
+    await second.close();
+    const { probe } = await verdictOf(directory);
+    const found = recordsOf(probe).map(({ slot, generation }) => [slot, generation]);
+    expect(found.toSorted(([a], [b]) => a! - b!)).toEqual([
+      [0, 1],
+      [32, 2],
+      [224, 3],
+    ]);
+  });
+
+  it("counts starts that never came to a commit", async () => {
+    const directory = directoryMade();
+    const first = await IndexStore.open(directory);
+    expect(opensOf(directory)).toBe(1);
+    await first.close();
+    const second = await IndexStore.open(directory);
+    expect(opensOf(directory)).toBe(2);
+    await second.write([], {});
+    expect(opensOf(directory)).toBe(0);
+    await second.close();
+  });
+
+  it("that is not there is found missing, not damaged", async () => {
+    const { probe, verdict } = await verdictOf(join(directoryMade(), "nothing"));
+    expect(verdict).toMatchObject({ found: false, damage: undefined, entries: 0 });
+    expect(probe.next()).toBeUndefined();
+  });
+
+  it("is read or found damaged, wherever it is cut off", async () => {
+    const directory = directoryMade();
+    const store = await IndexStore.open(directory);
+    await store.write(
+      Array.from({ length: 200 }, (_, key) => write(key, 1)),
+      {},
+    );
+    await store.close();
+    const file = join(directory, "index", "data.mdb");
+    const whole = readFileSync(file);
+    for (const length of [0, 1, 4_095, 4_096, 8_192, 12_288, whole.length - 4_096]) {
+      writeFileSync(file, whole);
+      truncateSync(file, length);
+      const { verdict } = await verdictOf(directory);
+      expect(verdict.damage, `${length} of ${whole.length}`).toBeDefined();
+    }
+    writeFileSync(file, whole);
+    expect((await verdictOf(directory)).verdict.damage).toBeUndefined();
+  });
+
+  it("with zeroed, random or foreign pages never ends anything but the child", async () => {
+    const directory = directoryMade();
+    const store = await IndexStore.open(directory);
+    await store.write(
+      Array.from({ length: 500 }, (_, key) => write(key, 1)),
+      {},
+    );
+    await store.close();
+    const file = join(directory, "index", "data.mdb");
+    const whole = readFileSync(file);
+    const pages = whole.length / 4_096;
+    const damages: ((bytes: Buffer) => void)[] = [
+      (bytes) => bytes.fill(0, 0, 8_192),
+      (bytes) => bytes.fill(0xff, 0, 8_192),
+      (bytes) => bytes.fill(0, 8_192),
+      ...Array.from({ length: 12 }, (_, i) => (bytes: Buffer) => {
+        const at = Math.floor(((i + 1) * pages) / 13) * 4_096;
+        bytes.fill(i * 21, at, at + 4_096);
+      }),
+    ];
+    for (const damage of damages) {
+      const bytes = Buffer.from(whole);
+      damage(bytes);
+      writeFileSync(file, bytes);
+      const { probe, verdict } = await verdictOf(directory);
+      if (verdict.damage !== undefined) continue;
+      for (const { key, generation } of recordsOf(probe)) {
+        expect([key, generation]).toEqual([[1, 2, 3, 4, 5, 6, 7, 8], 1]);
+      }
+    }
+    expect(setIndexAside(directory, "now")).toBe(true);
+    expect(statSync(join(directory, "index.damaged-now")).isDirectory()).toBe(true);
+    expect(setIndexAside(directory, "later")).toBe(false);
+  });
+
+  it("killed in the middle of commits gives back every page that was acknowledged", async () => {
+    for (let round = 0; round < 4; round++) {
+      const directory = directoryMade();
+      const acknowledged = await killedWriter(directory, 20 + round * 35);
+      const { probe, verdict } = await verdictOf(directory);
+      expect(verdict).toMatchObject({ damage: undefined, badPages: [] });
+      const found = new Map(recordsOf(probe).map(({ slot, generation }) => [slot, generation]));
+      for (const [slot, generation] of acknowledged) {
+        expect(found.get(slot)).toBeGreaterThanOrEqual(generation);
+      }
+      expect(acknowledged.size).toBeGreaterThan(0);
+    }
+  }, 120_000);
+});
+
+/** Runs writer-child.ts until it has acknowledged `lines` commits, then kills it; slot → generation of what it said. */
+async function killedWriter(directory: string, lines: number): Promise<Map<number, number>> {
+  const script = new URL("writer-child.ts", import.meta.url).pathname;
+  const child: ChildProcess = spawn(process.execPath, ["--import", "tsx", script, directory], {
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  let text = "";
+  child.stdout!.on("data", (chunk: Buffer) => {
+    text += chunk.toString();
+    if (text.split("\n").length > lines) child.kill("SIGKILL");
+  });
+  await new Promise((resolve) => {
+    child.once("close", resolve);
+  });
+  const acknowledged = new Map<number, number>();
+  for (const line of text.split("\n").slice(0, -1)) {
+    const [key = 0, generation = 0] = line.split(" ").map(Number);
+    acknowledged.set(key * PAGE_SLOTS, generation);
+  }
+  return acknowledged;
+}
