@@ -298,7 +298,7 @@ class NodeDaemon implements Daemon {
       this.#log.info({ ...below }, "nvme index read");
     }
     const report = await recoverDram(dram, ledger, namespaces.size, { found });
-    namespaces.settled = true;
+    namespaces.settled = () => nvme?.adopting !== true;
     this.recovery = report;
     this.feed.add(METRIC.recoveredBlocks, report.recovered);
     this.feed.addAt(METRIC.droppedBlocks, 1, report.dropped);

@@ -224,6 +224,13 @@ export class NvmeParts {
     });
   }
 
+  /** Headers are being read, or will be next: blocks of namespaces that look empty may come back. */
+  get adopting(): boolean {
+    return this.tier.devices.some(
+      ({ rebuilding, rebuildNeeded, health }) => rebuilding || (rebuildNeeded && health === "ok"),
+    );
+  }
+
   /** Every few tens of milliseconds. */
   tick(ledger: Ledger): void {
     this.tier.tick();

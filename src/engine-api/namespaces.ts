@@ -6,7 +6,7 @@
  * tenant's share of it, is full, a new namespace gets the row of the one that was used least recently among
  * those that no instance holds and no record of the ledger names. Headers of the former one cannot be taken
  * for the new one's: their hashes are seeded by the digest (addon/header.h). As long as blocks of an earlier
- * life may still come back (`settled` is false) no row is given away.
+ * life may still come back (`settled()` is false) no row is given away.
  *
  * A namespace also remembers who wrote into it before having proved anything (DESIGN §7 "incarnation
  * proof"): blocks of an earlier daemon life, one instance, or several. An instance must prove a stored
@@ -97,8 +97,8 @@ interface Held {
 }
 
 export class Namespaces {
-  /** All blocks of earlier lives are in the ledger: from here on its counts tell what a row still means. */
-  settled = false;
+  /** All blocks of earlier lives are in the ledger, so that its counts tell what a row still means. */
+  settled: () => boolean = () => false;
   readonly #ledger: NamespaceLedger;
   readonly #store: NamespaceStore;
   readonly #bounds: NamespaceBounds;
@@ -214,7 +214,7 @@ export class Namespaces {
 
   /** Index of the least recently used row that nobody needs, −1 if there is none. */
   #spare(fits: (row: Row) => boolean): number {
-    if (!this.settled) return -1;
+    if (!this.settled()) return -1;
     let best: Row | undefined;
     for (const row of this.#rows) {
       if (row.holders > 0 || (best !== undefined && row.usedAt > best.usedAt)) continue;

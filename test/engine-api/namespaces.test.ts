@@ -46,7 +46,7 @@ class Fake {
     const made = new Namespaces(this.ledger, this, bounds, index, (namespace) => {
       this.placed.push(namespace.index);
     });
-    made.settled = true;
+    made.settled = () => true;
     return made;
   }
 }
@@ -97,9 +97,9 @@ describe("a full table", () => {
     fake.records.set(b.index, 1);
     expect(refusal(() => all.open(...model("c"))).errorName).toBe("tooManyNamespaces");
     fake.records.set(b.index, 0);
-    all.settled = false;
+    all.settled = () => false;
     expect(refusal(() => all.open(...model("c"))).errorName).toBe("tooManyNamespaces");
-    all.settled = true;
+    all.settled = () => true;
     expect(all.open(...model("c")).index).toBe(b.index);
     all.release(a);
     expect(() => all.release(a)).toThrow(/who held it/);

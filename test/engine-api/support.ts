@@ -38,7 +38,7 @@ export class Harness {
       resolveConfig(defaultConfig(), thisHost()),
       {
         engineApi: { socket: this.socket, ...(over["engineApi"] as object | undefined) },
-        ledger: { blocksMax: 65_536 },
+        ledger: { blocksMax: 65_536, ...(over["ledger"] as object | undefined) },
         dram: {
           directory: join(this.directory, "pool"),
           capacityBytes: 16 * MIB,
@@ -48,6 +48,7 @@ export class Harness {
         },
         // No edge runs here; tenants demand one that does not listen on TCP all the same.
         edge: { listen: `unix:${this.directory}/edge.sock` },
+        ...(over["nvme"] === undefined ? {} : { nvme: over["nvme"] }),
         ...(over["tenants"] === undefined ? {} : { tenants: over["tenants"] }),
       },
       "test",
