@@ -4,7 +4,7 @@
  */
 import { assert } from "../src/assert.ts";
 import { Ledger } from "../src/ledger/ledger.ts";
-import { type LedgerOptions, TIER } from "../src/ledger/types.ts";
+import { type LedgerOptions, type SlabTierOptions, TIER } from "../src/ledger/types.ts";
 import { LIMITS } from "../src/limits.ts";
 import { LruPolicy } from "../src/policy/lru.ts";
 
@@ -16,6 +16,8 @@ const SLOTS_PER_SLAB = 1 << 16;
 export interface BareLedgerOptions {
   /** Blocks the DRAM tier holds. */
   readonly capacityBlocks: number;
+  /** Blocks the NVMe tier holds; absent: there is none. */
+  readonly nvmeBlocks?: number;
   readonly highWatermark: number;
   readonly lowWatermark: number;
   /** Largest number of keys in one reservation; they hold records before victims are chosen. */
@@ -26,23 +28,22 @@ export interface BareLedgerOptions {
 export function bareLedgerOptions(options: BareLedgerOptions): LedgerOptions {
   assert(options.capacityBlocks >= 1, "a ledger holds at least one block");
   assert(options.lowWatermark <= options.highWatermark, "watermarks are in order");
+  const { nvmeBlocks } = options;
+  const tier = (blocks: number): SlabTierOptions => ({
+    slabs: Math.ceil(blocks / SLOTS_PER_SLAB),
+    slotsPerSlab: () => SLOTS_PER_SLAB,
+    assignSlab: () => undefined,
+    releaseSlab: () => undefined,
+    invalidate: () => undefined,
+    blocksMax: blocks,
+    highWatermark: options.highWatermark,
+    lowWatermark: options.lowWatermark,
+  });
   return {
-    blocksMax: options.capacityBlocks + options.reserveBlocksMax,
+    blocksMax: options.capacityBlocks + (nvmeBlocks ?? 0) + options.reserveBlocksMax,
     namespacesMax: 4,
     tenantsMax: 2,
-    tiers: [
-      {
-        slabs: Math.ceil(options.capacityBlocks / SLOTS_PER_SLAB),
-        slotsPerSlab: () => SLOTS_PER_SLAB,
-        assignSlab: () => undefined,
-        releaseSlab: () => undefined,
-        invalidate: () => undefined,
-        blocksMax: options.capacityBlocks,
-        highWatermark: options.highWatermark,
-        lowWatermark: options.lowWatermark,
-      },
-      undefined,
-    ],
+    tiers: [tier(options.capacityBlocks), nvmeBlocks === undefined ? undefined : tier(nvmeBlocks)],
     holesMax: LIMITS.holesMax,
     splitSamplesMax: LIMITS.splitSamplesMax,
     logEntries: options.logEntries ?? LIMITS.visibilityLogEntries,

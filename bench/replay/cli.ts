@@ -11,6 +11,7 @@ import { withDaemon } from "../daemon.ts";
 import { significant } from "../statistics.ts";
 import { type DaemonReplay, replayDaemon } from "./daemon.ts";
 import { ON_DEMAND, PRODUCTION, type ReplayCounts, replayPure } from "./pure.ts";
+import { replayTiers } from "./tiers.ts";
 import { idealHits, readTrace, type Trace, TraceError } from "./trace.ts";
 
 const EXIT_USAGE = 2;
@@ -18,16 +19,20 @@ const BLOCK_BYTES_DEFAULT = 4_096;
 const BLOCK_BYTES_MAX = 64 * 2 ** 20;
 const MIB = 2 ** 20;
 
-const USAGE = `usage: cairn replay TRACE [--capacity-blocks N|inf] [--policy lru] [--json]
+const USAGE = `usage: cairn replay TRACE [--capacity-blocks N|inf] [--nvme-blocks N] [--policy lru] [--json]
        cairn replay TRACE --daemon [--capacity-blocks N] [--block-bytes BYTES] [--socket PATH] [--json]
 
-TRACE: JSON lines (timestamp, input_length, output_length, hash_ids per 512-token block), or the same as .jsonl.xz.
---capacity-blocks: blocks the cache holds; 0 or inf (the default): as many as the trace names.`;
+TRACE: JSON lines (timestamp, input_length, output_length, hash_ids per 512-token block), or the same as .jsonl.xz;
+- reads standard input.
+--capacity-blocks: blocks the cache holds; 0 or inf (the default): as many as the trace names.
+--nvme-blocks: blocks of an NVMe tier below; DRAM is then written back ahead of eviction and NVMe hits are promoted.`;
 
 export interface ReplayCommand {
   readonly trace: string;
   /** 0 = infinite. */
   readonly capacityBlocks: number;
+  /** 0 = no NVMe tier. */
+  readonly nvmeBlocks: number;
   readonly daemon: boolean;
   readonly blockBytes: number;
   readonly socket: string | undefined;
@@ -49,6 +54,7 @@ function parseOptions(args: readonly string[]) {
     allowPositionals: true,
     options: {
       "capacity-blocks": { type: "string", default: "0" },
+      "nvme-blocks": { type: "string", default: "0" },
       policy: { type: "string", default: "lru" },
       daemon: { type: "boolean", default: false },
       "block-bytes": { type: "string", default: String(BLOCK_BYTES_DEFAULT) },
@@ -80,10 +86,16 @@ export function parseReplay(args: readonly string[]): ReplayCommand | undefined 
   const infinite = capacity === "inf" || capacity === "infinite";
   const blockBytes = whole(values["block-bytes"], "block-bytes", 64, BLOCK_BYTES_MAX);
   if (blockBytes % 4 !== 0) throw new CairnError("badRequest", "--block-bytes: a multiple of 4");
+  const nvmeBlocks = whole(values["nvme-blocks"], "nvme-blocks", 0, 80_000_000);
+  const daemon = values.daemon || values.socket !== undefined;
+  if (nvmeBlocks > 0 && daemon) {
+    throw new CairnError("badRequest", "--nvme-blocks: only on the pure ledger, not with --daemon");
+  }
   return {
     trace,
     capacityBlocks: infinite ? 0 : whole(capacity, "capacity-blocks", 0, 80_000_000),
-    daemon: values.daemon || values.socket !== undefined,
+    nvmeBlocks,
+    daemon,
     blockBytes,
     socket: values.socket,
     json: values.json,
@@ -143,10 +155,11 @@ function rounded(run: DaemonReplay): DaemonReplay {
 }
 
 function pureFields(trace: Trace, command: ReplayCommand): Fields {
-  return {
-    mode: "pure",
-    ...replayPure(trace, { capacityBlocks: command.capacityBlocks, ...ON_DEMAND }),
-  };
+  const { capacityBlocks, nvmeBlocks } = command;
+  if (nvmeBlocks > 0) {
+    return { mode: "tiers", nvmeBlocks, ...replayTiers(trace, { capacityBlocks, nvmeBlocks }) };
+  }
+  return { mode: "pure", ...replayPure(trace, { capacityBlocks, ...ON_DEMAND }) };
 }
 
 function printHuman(fields: Fields): void {

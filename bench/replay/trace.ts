@@ -168,38 +168,67 @@ export class TraceBuilder {
   }
 }
 
-/** Reads TRACE (`.jsonl`, or `.jsonl.xz` through the `xz` program). Throws TraceError. */
+/** Programs that unpack an .xz file to standard output, in the order in which they are tried. */
+const UNPACKERS: readonly (readonly string[])[] = [
+  ["xz", "-dc", "--"],
+  [
+    "python3",
+    "-c",
+    "import lzma,shutil,sys; shutil.copyfileobj(lzma.open(sys.argv[1]), sys.stdout.buffer)",
+  ],
+];
+
+/**
+ * Reads TRACE: `.jsonl`, `.jsonl.xz` through the program xz or python3, whichever is there, or `-` for standard input.
+ * Throws TraceError.
+ */
 export async function readTrace(path: string): Promise<Trace> {
+  if (path === "-") return build(process.stdin);
   try {
     await access(path, constants.R_OK);
   } catch {
     throw new TraceError(0, `cannot read ${path}`);
   }
-  const builder = new TraceBuilder();
-  if (!path.endsWith(".xz")) {
-    await readLines(createReadStream(path), builder);
-    return builder.build();
+  if (!path.endsWith(".xz")) return build(createReadStream(path));
+  for (const unpacker of UNPACKERS) {
+    const trace = await unpack(unpacker, path);
+    if (trace !== undefined) return trace;
   }
-  const child = spawn("xz", ["-dc", "--", path], { stdio: ["ignore", "pipe", "pipe"] });
+  throw new TraceError(0, `${path} is xz-compressed and neither xz nor python3 is installed`);
+}
+
+async function build(input: Readable): Promise<Trace> {
+  const builder = new TraceBuilder();
+  await readLines(input, builder);
+  return builder.build();
+}
+
+/** undefined: this program is not installed. */
+async function unpack(command: readonly string[], path: string): Promise<Trace | undefined> {
+  const [program, ...args] = command;
+  assert(program !== undefined, "an unpacker has a name");
+  const child = spawn(program, [...args, path], { stdio: ["ignore", "pipe", "pipe"] });
   let complaint = "";
+  let missing = false;
   child.stderr.on("data", (chunk: Buffer) => {
-    complaint = (complaint + chunk.toString("utf8")).slice(0, 1_000);
+    complaint = (complaint + chunk.toString("utf8")).slice(-1_000);
   });
   const ended = new Promise<void>((resolve, reject) => {
     child.on("error", () => {
-      reject(new TraceError(0, `${path} is xz-compressed and the program xz is not installed`));
+      missing = true;
+      resolve();
     });
     child.on("close", (code) => {
-      if (code === 0) resolve();
-      else reject(new TraceError(0, `xz could not unpack ${path}: ${complaint.trim()}`));
+      if (code === 0 || missing) resolve();
+      else reject(new TraceError(0, `${program} could not unpack ${path}: ${complaint.trim()}`));
     });
   });
   try {
-    await Promise.all([readLines(child.stdout, builder), ended]);
+    const [trace] = await Promise.all([build(child.stdout), ended]);
+    return missing ? undefined : trace;
   } finally {
     child.kill();
   }
-  return builder.build();
 }
 
 async function readLines(input: Readable, builder: TraceBuilder): Promise<void> {

@@ -12,7 +12,7 @@
 import { assert } from "../assert.ts";
 import { ageRank, oldestLeaf } from "./ages.ts";
 import type { Core, Tier } from "./core.ts";
-import type { AgeHeap } from "./heap.ts";
+import { AgeHeap } from "./heap.ts";
 import { isLive } from "./states.ts";
 import * as R from "./table.ts";
 import { NO_BLOCK, STATE, type Block, type TierIndex } from "./types.ts";
@@ -60,7 +60,7 @@ function walkOldest(core: Core, tier: Tier, visit: (block: Block) => boolean): v
   }
 }
 
-/** See Ledger.demotable. */
+/** See LedgerApi.demotable. */
 export function demotable(
   core: Core,
   from: TierIndex,
@@ -101,27 +101,72 @@ export function demotable(
   return count;
 }
 
-/** See Ledger.unbacked. */
+/** See LedgerApi.unbacked. */
 export function unbacked(core: Core, from: TierIndex, to: TierIndex, depth: number): number {
   assert(from !== to && depth >= 0, "a lower copy stands in another tier");
-  let looked = 0;
-  let missing = 0;
-  walkOldest(core, core.tier(from), (leaf) => {
-    const rank = ageRank(core, leaf, from);
-    let block = leaf;
-    while (block !== NO_BLOCK && looked < depth) {
-      looked += 1;
-      if (!core.complete(block, from)) missing += 1;
-      // The parent follows at once if this was its only child here and it is not younger.
-      const parent = core.parentOf(block);
-      if (parent === NO_BLOCK || core.stateOf(parent, from) !== STATE.VISIBLE) break;
-      const children = parent * R.RECORD_WORDS + R.tierWord(from) + R.CHILDREN;
-      if (core.records[children]! > 1 || ageRank(core, parent, from) > rank) break;
-      block = parent;
+  const count = new LeavingCount(core, from, depth);
+  walkOldest(core, core.tier(from), (leaf) => count.leaf(leaf));
+  return count.end();
+}
+
+/** Follows the order of leaving: a block whose last child here has left is the next leaf at its own age. */
+class LeavingCount {
+  readonly #core: Core;
+  readonly #tier: TierIndex;
+  readonly #depth: number;
+  /** Children that have left, of blocks that have several. */
+  readonly #gone = new Map<Block, number>();
+  readonly #released = new AgeHeap();
+  #left = 0;
+  #missing = 0;
+
+  constructor(core: Core, tier: TierIndex, depth: number) {
+    this.#core = core;
+    this.#tier = tier;
+    this.#depth = depth;
+  }
+
+  /** The next leaf of the age index; false: enough have left. */
+  leaf(block: Block): boolean {
+    const rank = ageRank(this.#core, block, this.#tier);
+    this.#leaveReleased(rank);
+    if (this.#left < this.#depth) this.#leave(block, rank);
+    return this.#left < this.#depth;
+  }
+
+  /** How many of those that left had no copy elsewhere. */
+  end(): number {
+    this.#leaveReleased(Number.POSITIVE_INFINITY);
+    return this.#missing;
+  }
+
+  #leaveReleased(rank: number): void {
+    const released = this.#released;
+    while (this.#left < this.#depth && released.length > 0 && released.rankAt(0) <= rank) {
+      const block = released.blockAt(0);
+      const own = released.rankAt(0);
+      released.pop();
+      this.#leave(block, own);
     }
-    return looked < depth;
-  });
-  return missing;
+  }
+
+  #leave(block: Block, rank: number): void {
+    const core = this.#core;
+    this.#left += 1;
+    if (!core.complete(block, this.#tier)) this.#missing += 1;
+    const parent = core.parentOf(block);
+    if (parent === NO_BLOCK || core.stateOf(parent, this.#tier) !== STATE.VISIBLE) return;
+    const word = parent * R.RECORD_WORDS + R.tierWord(this.#tier) + R.CHILDREN;
+    const children = core.records[word]!;
+    if (children > 1) {
+      const gone = (this.#gone.get(parent) ?? 0) + 1;
+      this.#gone.set(parent, gone);
+      if (gone < children) return;
+    }
+    if (core.pinsOf(parent, this.#tier) > 0) return;
+    if (core.leasesOf(parent) > 0 && !core.complete(parent, this.#tier)) return;
+    this.#released.push(Math.max(rank, ageRank(core, parent, this.#tier)), parent);
+  }
 }
 
 /** The block is not offered by demotable() for a while. */

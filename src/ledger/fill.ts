@@ -335,7 +335,13 @@ export function copyBegin(core: Core, block: Block, from: TierIndex, to: TierInd
     if (above < STATE.RESERVED || above > STATE.VISIBLE) return false;
   }
   pin(core, block, from);
-  const age = core.records[block * R.RECORD_WORDS + R.tierWord(from) + R.AGE]!;
+  const age = to < from ? core.tick : core.records[ageWord(block, from)]!;
+  // A promotion comes of a use: where the touch did not climb as far as the upper copies (ages.ts), the
+  // prefix that this block continues would else be the next to leave.
+  if (to < from && parent !== NO_BLOCK) {
+    const above = ageWord(parent, to);
+    if (core.records[above]! < age) core.records[above] = age;
+  }
   // Here the reservation counts in the target tier at once: its parent's copy must not leave for it.
   beginCopy(core, block, tier, age);
   const namespace = core.namespaceOf(block);
@@ -356,6 +362,10 @@ export function copyBegin(core: Core, block: Block, from: TierIndex, to: TierInd
   for (let shard = 0; shard < namespace.shards; shard += 1) fillStart(core, block, to, shard);
   core.flush();
   return true;
+}
+
+function ageWord(block: Block, tier: TierIndex): number {
+  return block * R.RECORD_WORDS + R.tierWord(tier) + R.AGE;
 }
 
 /** The copy job ended (all shards together). A source that proved wrong meanwhile makes it fail. */

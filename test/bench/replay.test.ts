@@ -3,6 +3,7 @@ import { describe, expect, it } from "vitest";
 import { addChainedNamespace, bareLedger, chainKeys, fillChains } from "../../bench/ledger.ts";
 import { isPayload, writePayload } from "../../bench/replay/payload.ts";
 import { ON_DEMAND, PRODUCTION, replayPure, requestKeys } from "../../bench/replay/pure.ts";
+import { replayTiers } from "../../bench/replay/tiers.ts";
 import { idealHits, type Trace, TraceBuilder, traceKeys } from "../../bench/replay/trace.ts";
 import { conversations } from "./workload.ts";
 
@@ -87,6 +88,48 @@ describe("the pure replay", () => {
       requests: 1,
       blocks: 0,
     });
+  });
+});
+
+describe("the replay over two tiers", () => {
+  it.each([5, 40, 150])(
+    "has the DRAM hits of DRAM alone, and drops nothing unwritten, at %i blocks",
+    (capacityBlocks) => {
+      for (const seed of [1, 2, 3]) {
+        const trace = conversations(seed, 300);
+        const tiers = replayTiers(trace, { capacityBlocks, nvmeBlocks: trace.hashIds.length });
+        const alone = replayPure(trace, { capacityBlocks, ...ON_DEMAND });
+        // Write-back and promotion leave the order of DRAM as it is; a chain longer than DRAM is stored in part.
+        if (trace.requestBlocksMax < capacityBlocks) expect(tiers.dramHits).toBe(alone.hits);
+        expect(tiers.evictedUnbacked).toBe(0);
+        expect(tiers.dramHits + tiers.nvmeHits).toBe(tiers.hits);
+        expect(tiers.nvmeWrites).toBeLessThanOrEqual(trace.hashIds.length);
+        expect(tiers.nvmeWritesPerReference).toBe(tiers.nvmeWrites / trace.blocks);
+      }
+    },
+  );
+
+  it("reaches the trace's ideal when NVMe holds everything, and writes each block at most once", () => {
+    const trace = conversations(4, 400);
+    const tiers = replayTiers(trace, { capacityBlocks: 150, nvmeBlocks: trace.hashIds.length });
+    expect(tiers.hits).toBe(idealHits(trace));
+    expect(tiers.nvmeHits).toBeGreaterThan(0);
+    expect(tiers.promotions).toBe(tiers.nvmeHits);
+    expect(tiers.nvmeWrites).toBeGreaterThan(trace.hashIds.length - 150 - 1);
+  });
+
+  it("writes nothing while DRAM holds everything", () => {
+    const trace = conversations(5, 200);
+    const tiers = replayTiers(trace, { capacityBlocks: 0, nvmeBlocks: 100 });
+    expect(tiers).toMatchObject({ hits: idealHits(trace), nvmeHits: 0, nvmeWrites: 0 });
+  });
+
+  it("keeps its rules with an NVMe tier that is far too small", () => {
+    const trace = conversations(6, 400);
+    const alone = replayPure(trace, { capacityBlocks: 100, ...ON_DEMAND });
+    const tiers = replayTiers(trace, { capacityBlocks: 100, nvmeBlocks: 20 });
+    expect(tiers.hits).toBeGreaterThanOrEqual(alone.hits);
+    expect(tiers.hits).toBeLessThan(idealHits(trace));
   });
 });
 

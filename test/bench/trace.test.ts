@@ -1,6 +1,6 @@
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
@@ -127,14 +127,36 @@ describe("a trace file", () => {
     }
   });
 
-  it("is unpacked by xz where that is installed, and says so where it is not", async () => {
+  /** The machine's program, called `name` alone in a directory of its own: the only PATH. */
+  async function withOnly<T>(names: readonly string[], use: () => Promise<T>): Promise<T> {
+    const bin = mkdtempSync(join(directory, "bin-"));
+    for (const name of names) {
+      const real =
+        name === "python3"
+          ? spawnSync("python3", ["-c", "import sys; print(sys.executable)"])
+          : spawnSync("sh", ["-c", `command -v ${name}`]);
+      if (real.status === 0) symlinkSync(real.stdout.toString().trim(), join(bin, name));
+    }
+    const before = process.env["PATH"];
+    process.env["PATH"] = bin;
+    try {
+      return await use();
+    } finally {
+      process.env["PATH"] = before;
+    }
+  }
+
+  it("is unpacked by xz or by python3, whichever is there, and says so where neither is", async () => {
     const path = join(directory, "packed.jsonl.xz");
     const text = `${line(512, [1])}\n${line(1_024, [1, 2])}\n`;
-    const packed = spawnSync("xz", ["-c"], { input: text });
-    writeFileSync(path, packed.error === undefined ? packed.stdout : "");
-    if (packed.error === undefined)
-      expect(await readTrace(path)).toMatchObject({ requests: 2, blocks: 3 });
-    else await expect(readTrace(path)).rejects.toThrow("xz is not installed");
+    const pack = "import lzma,sys; sys.stdout.buffer.write(lzma.compress(sys.stdin.buffer.read()))";
+    const packed = spawnSync("python3", ["-c", pack], { input: text });
+    expect(packed.status).toBe(0);
+    writeFileSync(path, packed.stdout);
+    expect(await readTrace(path)).toMatchObject({ requests: 2, blocks: 3 });
+    const read = (): Promise<unknown> => readTrace(path);
+    expect(await withOnly(["python3"], read)).toMatchObject({ requests: 2, blocks: 3 });
+    await expect(withOnly([], read)).rejects.toThrow("neither xz nor python3 is installed");
   });
 
   it("is refused at its first malformed line", async () => {
