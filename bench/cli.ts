@@ -15,6 +15,7 @@ import { lookup, lookupWalk } from "./scenarios/lookup.ts";
 import { lookupSocket } from "./scenarios/lookup-socket.ts";
 import { memory } from "./scenarios/memory.ts";
 import { nvmeRead, nvmeWrite } from "./scenarios/nvme-device.ts";
+import { remoteGet, remotePut } from "./scenarios/remote-transfer.ts";
 import { restart } from "./scenarios/restart.ts";
 import { restartNvme } from "./scenarios/restart-nvme.ts";
 
@@ -29,6 +30,8 @@ export const SCENARIOS: readonly Scenario[] = [
   nvmeRead,
   nvmeWrite,
   restartNvme,
+  remoteGet,
+  remotePut,
 ];
 
 const REPETITIONS_DEFAULT = 5;
@@ -45,7 +48,7 @@ export function benchUsage(): string {
   const rows = [...SCENARIOS.map((one) => [one.name, one.summary] as const), ...EXTRA_ROWS];
   const table = rows.map(([name, summary]) => `  ${name.padEnd(14)} ${summary}`).join("\n");
   return (
-    "usage: cairn bench NAME [--json] [--enforce] [--resident BLOCKS] [--repetitions N]\n\n" +
+    "usage: cairn bench NAME [--json] [--enforce] [--resident BLOCKS] [--repetitions N] [--server S3]\n\n" +
     `${table}\n\n--enforce: exit 1 when a bar is missed.`
   );
 }
@@ -90,6 +93,7 @@ export function parseBench(args: readonly string[]): BenchCommand | undefined {
     options: {
       residentBlocks: positive(values.resident, "resident"),
       repetitions: positive(values.repetitions, "repetitions") ?? REPETITIONS_DEFAULT,
+      server: values.server,
     },
   };
 }
@@ -104,6 +108,7 @@ function parseOptions(args: readonly string[]) {
       help: { type: "boolean", short: "h" },
       resident: { type: "string" },
       repetitions: { type: "string" },
+      server: { type: "string" },
     },
   });
 }

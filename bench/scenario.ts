@@ -5,6 +5,8 @@ export interface ScenarioOptions {
   /** Blocks resident before measuring; undefined = the scenario's own. */
   readonly residentBlocks: number | undefined;
   readonly repetitions: number;
+  /** S3 server of the remote scenarios (s3-servers.ts); absent = their own choice. */
+  readonly server?: string | undefined;
 }
 
 export interface Scenario {

@@ -167,7 +167,8 @@ export class FakeS3 {
   ): void {
     const { method } = request;
     if (key === "") {
-      if (method === "HEAD") this.#send(response, 200, {}, undefined);
+      // The bucket is there from the start; to create it again is no error, as at AWS.
+      if (method === "HEAD" || method === "PUT") this.#send(response, 200, {}, undefined);
       else if (method === "GET") this.#list(response, url);
       else this.#error(request, response, { status: 405, code: "MethodNotAllowed" });
       return;

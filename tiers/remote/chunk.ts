@@ -183,7 +183,8 @@ export function decodeHeader(bytes: Uint8Array): ChunkHeader | undefined {
   const headerBytes = word(2);
   const fits = headerBytes <= bytes.length && headerBytes % HEADER_ALIGN_BYTES === 0;
   if (word(0) !== MAGIC || word(1) !== CHUNK_FORMAT || !fits || headerBytes === 0) return undefined;
-  const copy = bytes.slice(0, headerBytes);
+  // Not slice(): a Buffer's would be a view, and its owner's hash would be wiped.
+  const copy = Uint8Array.from(bytes.subarray(0, headerBytes));
   copy.fill(0, HASH_OFFSET, HASH_OFFSET + HASH_BYTES);
   const hash = createHash("sha256").update(copy).digest();
   if (hash.compare(bytes, HASH_OFFSET, HASH_OFFSET + HASH_BYTES) !== 0) return undefined;
