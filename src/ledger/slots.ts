@@ -537,6 +537,7 @@ export class SlotTable {
         if (this.#usedOf[slab]! < entry.slotsPerSlab) this.#unlink(slab, entry);
       }
     }
+    if (before === SLAB.ADOPTING) this.#linkFree(slab);
     this.#status[slab] = status;
     if (classIndex !== NONE && this.#usedOf[slab] === 0) this.#release(slab);
   }

@@ -8,6 +8,8 @@ export interface ModelConfig {
   readonly tiers: number;
   readonly slots: readonly number[];
   readonly shards: number;
+  /** Devices of the lower tier. */
+  readonly devices: number;
   readonly holesMax: number;
   readonly leasesMax: number;
   readonly spareRecords: number;
@@ -22,6 +24,29 @@ export interface Node {
   readonly depth: number;
   readonly path: readonly number[];
 }
+
+/** Operations and how often they come. */
+export const WEIGHTS: readonly (readonly [string, number])[] = [
+  ["store", 22],
+  ["finish", 40],
+  ["lookup", 14],
+  ["end", 6],
+  ["load", 4],
+  ["evict", 2],
+  ["demote", 8],
+  ["promote", 5],
+  ["corrupt", 2],
+  ["sweep", 6],
+  ["fence", 0.4],
+  ["restart", 0.5],
+  ["abort", 2],
+  ["idle", 2],
+  ["ahead", 6],
+  ["loseDevice", 0.8],
+  ["closeDevice", 1],
+  ["openDevice", 1.5],
+  ["adopt", 6],
+];
 
 /** Mulberry32. */
 export function random(seed: number): () => number {
@@ -79,5 +104,6 @@ export function configOf(seed: number): ModelConfig {
     leasesMax: next() % 5,
     spareRecords: 1 + (next() % 40),
     losses: next() % 3,
+    devices: 1 + (next() % 4),
   };
 }

@@ -34,6 +34,11 @@ test("a million random operations on small forests keep every rule", {
       idle: 500,
       ledgerFull: 50,
       parentAbsent: 1_000,
+      ahead: 1_000,
+      refused: 300,
+      deviceLost: 100,
+      taken: 200,
+      idleBelow: 50,
     })) {
       expect(counts[what], what).toBeGreaterThan(atLeast);
     }

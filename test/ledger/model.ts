@@ -2,8 +2,7 @@
  * A random model of the ledger's rules (DESIGN §5): small forests of keys, tiny tiers, fills that end out
  * of order or fail, copies between tiers, corruption, fences, sweeps, restarts. The real Ledger runs;
  * beside it stand naive oracles: a Map of valid headers (what the store holds), a Map of what the
- * visibility log says is visible, and the promises given to leases. After each step they are compared;
- * every few steps the auditor runs.
+ * visibility log says is visible, and the promises given to leases. After each step they are compared.
  */
 import { assert } from "../../src/assert.ts";
 import { CairnError } from "../../src/errors.ts";
@@ -12,7 +11,8 @@ import { LOG_KIND } from "../../src/ledger/log.ts";
 import { NO_BLOCK, NO_SLOT, RESERVE, STATE, type LedgerOptions } from "../../src/ledger/types.ts";
 import { LedgerView } from "../../src/ledger/view.ts";
 import { LruPolicy } from "../../src/policy/lru.ts";
-import { growForest, random, type ModelConfig, type Node } from "./forest.ts";
+import { DeviceModel } from "./model-devices.ts";
+import { growForest, random, WEIGHTS, type ModelConfig, type Node } from "./forest.ts";
 import { FakeStore } from "./store.ts";
 
 interface Job {
@@ -33,23 +33,6 @@ interface Promised {
 
 const KEY_WORDS = 3;
 const AUDIT_EVERY = 10;
-const WEIGHTS: readonly (readonly [string, number])[] = [
-  ["store", 22],
-  ["finish", 40],
-  ["lookup", 14],
-  ["end", 6],
-  ["load", 4],
-  ["evict", 2],
-  ["demote", 8],
-  ["promote", 5],
-  ["corrupt", 2],
-  ["sweep", 6],
-  ["fence", 0.4],
-  ["restart", 0.5],
-  ["abort", 2],
-  ["idle", 2],
-];
-
 export class Model {
   readonly config: ModelConfig;
   readonly #random: () => number;
@@ -59,6 +42,7 @@ export class Model {
   ledger: Ledger;
   #view: LedgerView;
   #jobs: Job[] = [];
+  readonly #devices: DeviceModel;
   readonly #leases = new Map<number, Promised>();
   #nextLease = 1;
   #sequence = 1;
@@ -83,12 +67,17 @@ export class Model {
       .slice(0, config.tiers)
       .map((slots, tier) => this.#store(slots, tier));
     [this.ledger, this.#view] = this.#boot();
+    this.#devices = new DeviceModel(this, this.#random, (what) => this.#count(what));
   }
 
   #store(slots: number, tier: number): FakeStore {
     // Odd seeds use several small slabs and no cap; even ones one slab and a cap in blocks.
     const capped = (this.config.seed + tier) % 2 === 0 && this.config.shards === 1;
     const total = slots * this.config.shards;
+    const { devices } = this.config;
+    if (tier === 1 && devices > 1) {
+      return new FakeStore(Math.max(devices, Math.ceil(total / 3)), 3, 0, [1, 1], devices);
+    }
     return capped ? new FakeStore(1, total + 3, slots) : new FakeStore(Math.ceil(total / 3), 3);
   }
 
@@ -175,7 +164,7 @@ export class Model {
   }
 
   #weight(name: string, weight: number): number {
-    const rough = name === "corrupt" || name === "fence" || name === "restart";
+    const rough = ["corrupt", "fence", "restart", "loseDevice"].includes(name);
     return rough ? weight * this.config.losses : weight;
   }
 
@@ -193,6 +182,11 @@ export class Model {
     else if (name === "fence") this.#opFence();
     else if (name === "restart") this.#opRestart();
     else if (name === "abort") this.#opAbort();
+    else if (name === "ahead") this.#devices.copyAhead();
+    else if (name === "loseDevice") this.#devices.lose();
+    else if (name === "closeDevice") this.#devices.close();
+    else if (name === "openDevice") this.#devices.open();
+    else if (name === "adopt") this.#devices.adopt();
     else this.#opIdle();
   }
 
@@ -298,7 +292,15 @@ export class Model {
     }
     const ok = this.#random() % 8 !== 0;
     const store = this.stores[job.tier]!;
-    if (ok) job.slots.forEach((slot, i) => store.fillEnd(slot, job.key, job.shard + i, this.#now));
+    const isLost = (slot: number): boolean =>
+      this.ledger.core.tier(job.tier).slots.isLost(slot >>> 18);
+    if (ok) {
+      job.slots.forEach((slot, i) => {
+        // What lands on a lost device is a true copy there that the ledger will not count.
+        if (isLost(slot)) store.unknown.add(slot);
+        store.fillEnd(slot, job.key, job.shard + i, this.#now);
+      });
+    }
     if (job.kind === "fill") this.ledger.fillEnd(job.block, job.tier, job.shard, ok);
     else this.ledger.copyEnd(job.block, job.from, job.tier, ok);
     if (!ok) this.#count("failed");
@@ -387,15 +389,22 @@ export class Model {
       const block = this.blockOf(key);
       if (block === NO_BLOCK) return;
       if (this.ledger.stateOf(block, to) !== STATE.ABSENT) continue;
-      if (!this.ledger.copyBegin(block, from, to)) return;
-      const slots: number[] = [];
-      for (let shard = 0; shard < this.config.shards; shard += 1) {
-        slots.push(this.ledger.slotOf(block, to, shard));
-        this.stores[to]!.fillStart(slots[shard]!);
-      }
-      this.#jobs.push({ kind: "copy", key, block, tier: to, from, shard: 0, slots });
-      this.#count("copy");
+      if (!this.copyBegin(key, from, to)) return;
     }
+  }
+
+  /** Begins a copy that opFinish ends some time. */
+  copyBegin(key: number, from: number, to: number): boolean {
+    const block = this.blockOf(key);
+    if (!this.ledger.copyBegin(block, from, to)) return false;
+    const slots: number[] = [];
+    for (let shard = 0; shard < this.config.shards; shard += 1) {
+      slots.push(this.ledger.slotOf(block, to, shard));
+      this.stores[to]!.fillStart(slots[shard]!);
+    }
+    this.#jobs.push({ kind: "copy", key, block, tier: to, from, shard: 0, slots });
+    this.#count("copy");
+    return true;
   }
 
   #opCorrupt(): void {
@@ -456,6 +465,7 @@ export class Model {
     const stuck = this.#partial();
     const taken = this.store(root.namespace, root.path, 0, [root.key], 0);
     assert(taken || stuck, "model: idle and full, and nothing may leave");
+    this.#devices.checkIdle(stuck);
     this.#count("idle");
   }
 
@@ -479,6 +489,8 @@ export class Model {
     this.#sequence = 1;
     if (lost === 0) this.stores = [this.#store(this.config.slots[0]!, 0), ...stores.slice(1)];
     [this.ledger, this.#view] = this.#boot();
+    for (const store of this.stores) store.unknown.clear();
+    this.#devices.restarted();
     this.#recover();
     this.check(true);
     for (const [key, bits] of before) {

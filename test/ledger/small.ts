@@ -24,6 +24,8 @@ export interface SmallOptions {
   readonly holesMax?: number;
   readonly blocksMax?: number;
   readonly store?: FakeStore;
+  /** The lower tier's store, instead of one slab of `nvme` slots. */
+  readonly lower?: FakeStore;
   readonly policy?: EvictionPolicy;
 }
 
@@ -38,9 +40,9 @@ export class Small {
 
   constructor(options: SmallOptions = {}) {
     this.dram = options.store ?? new FakeStore(1, options.dram ?? 16);
-    this.nvme = new FakeStore(1, options.nvme ?? 1);
+    this.nvme = options.lower ?? new FakeStore(1, options.nvme ?? 1);
     const tiers: SlabTierOptions[] = [this.dram.options];
-    if (options.nvme !== undefined) tiers.push(this.nvme.options);
+    if (options.nvme !== undefined || options.lower !== undefined) tiers.push(this.nvme.options);
     const ledgerOptions: LedgerOptions = {
       blocksMax: options.blocksMax ?? 64,
       namespacesMax: 4,

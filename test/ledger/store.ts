@@ -17,9 +17,12 @@ export class FakeStore {
   /** Valid headers by slot. */
   readonly headers = new Map<number, Header>();
   readonly slabs = new Map<number, number>();
+  /** Slots with a valid header that the ledger does not know of: their device was lost. */
+  readonly unknown = new Set<number>();
   /** Slots in the order they were freed, since the test last cleared it. */
   readonly freed: number[] = [];
   generation = 0;
+  readonly devices: number;
   readonly options: SlabTierOptions;
 
   constructor(
@@ -27,9 +30,12 @@ export class FakeStore {
     slotsPerSlab: number,
     blocksMax = 0,
     watermarks: readonly [number, number] = [1, 1],
+    devices = 1,
   ) {
+    this.devices = devices;
     this.options = {
       slabs,
+      deviceOf: (slab) => slab % devices,
       slotsPerSlab: () => slotsPerSlab,
       assignSlab: (slab, payloadBytes) => {
         assert(!this.slabs.has(slab), "store: a slab was assigned twice");
@@ -44,6 +50,7 @@ export class FakeStore {
       invalidate: (slots, count) => {
         for (let i = 0; i < count; i += 1) {
           this.headers.delete(slots[i]!);
+          this.unknown.delete(slots[i]!);
           this.freed.push(slots[i]!);
         }
       },
@@ -58,8 +65,16 @@ export class FakeStore {
     assert(this.slabs.has(slot >>> 18), "store: a slot of a free slab is filled");
   }
 
+  /** The device was lost: what stands there is still there, but the ledger forgets it. */
+  lose(device: number): void {
+    for (const slot of this.headers.keys()) {
+      if ((slot >>> 18) % this.devices === device) this.unknown.add(slot);
+    }
+  }
+
   fillEnd(slot: number, key: number, shard: number, lastAccess: number): void {
     for (const [other, header] of this.headers) {
+      if (this.unknown.has(other)) continue;
       const same = header.key === key && header.shard === shard;
       assert(!same || other === slot, "store: two valid headers of one key");
     }
