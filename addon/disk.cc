@@ -58,12 +58,17 @@ void DiskWorker::run(const std::shared_ptr<State>& state) {
   state->ended.notify_all();
 }
 
-void DiskWorker::close() {
+void DiskWorker::beginClose() {
   std::deque<std::function<void()>> dropped;
-  std::unique_lock lock(state_->mutex);
+  std::lock_guard lock(state_->mutex);
   state_->closing = true;
   dropped.swap(state_->tasks);
   state_->wake.notify_all();
+}
+
+void DiskWorker::close() {
+  beginClose();
+  std::unique_lock lock(state_->mutex);
   state_->ended.wait_for(lock, kWorkerCloseMilliseconds, [this] { return !state_->running; });
 }
 
@@ -92,8 +97,10 @@ void Disk::close() {
   if (closed_ || queue_ == nullptr) return;
   closed_ = true;
   state_->closing.store(true);
+  DiskWorker* const workers[] = {preparer_.get(), syncer_.get(), sorter_.get()};
+  for (DiskWorker* worker : workers) worker->beginClose();
   queue_->close();
-  for (DiskWorker* worker : {preparer_.get(), syncer_.get(), sorter_.get()}) worker->close();
+  for (DiskWorker* worker : workers) worker->close();
   events_->cut();
   slabs_.clear();
   scan_.reset();

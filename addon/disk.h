@@ -29,7 +29,9 @@ class DiskWorker {
   }
   ~DiskWorker() { close(); }
   void post(std::function<void()> task);
-  /// Tasks not begun are dropped. Idempotent.
+  /// Tasks not begun are dropped, the one that runs is the last.
+  void beginClose();
+  /// The same, and waits a while for that one. Idempotent.
   void close();
 
  private:

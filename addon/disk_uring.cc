@@ -65,7 +65,7 @@ class UringBackend : public DiskBackend {
   io_uring_sqe& next();
   void armWake();
   void enter(uint32_t complete, int64_t timeoutMicroseconds);
-  void reap(std::vector<DiskCompletion>& ended);
+  bool reap(std::vector<DiskCompletion>& ended);
 
   const std::shared_ptr<Staging> staging_;
   Descriptor ring_;
@@ -226,19 +226,21 @@ void UringBackend::enter(uint32_t complete, int64_t timeoutMicroseconds) {
 }
 
 void UringBackend::wait(int64_t timeoutMicroseconds, std::vector<DiskCompletion>& ended) {
+  // What came with a flush counts, a wake as much as an answer: neither comes twice.
+  const bool came = reap(ended);
   armWake();
-  const size_t before = ended.size();
-  reap(ended);
-  const bool block = timeoutMicroseconds != 0 && ended.size() == before;
+  const bool block = timeoutMicroseconds != 0 && !came;
   enter(block ? 1 : 0, block ? timeoutMicroseconds : 0);
   reap(ended);
 }
 
-void UringBackend::reap(std::vector<DiskCompletion>& ended) {
+/// True when there was an answer, or a wake.
+bool UringBackend::reap(std::vector<DiskCompletion>& ended) {
   const uint32_t mask = *word(params_.cq_off.ring_mask);
   const auto* entries = reinterpret_cast<const io_uring_cqe*>(rings_ + params_.cq_off.cqes);
   uint32_t head = *word(params_.cq_off.head);
   const uint32_t tail = __atomic_load_n(word(params_.cq_off.tail), __ATOMIC_ACQUIRE);
+  const bool came = head != tail;
   for (; head != tail; head++) {
     const io_uring_cqe& entry = entries[head & mask];
     if (entry.user_data == kWakeTag) {
@@ -248,6 +250,7 @@ void UringBackend::reap(std::vector<DiskCompletion>& ended) {
     }
   }
   __atomic_store_n(word(params_.cq_off.head), head, __ATOMIC_RELEASE);
+  return came;
 }
 
 int32_t UringBackend::probe(const std::shared_ptr<SegmentFile>& file) {

@@ -11,6 +11,71 @@
 using namespace cairn;
 using namespace cairn::test;
 
+namespace {
+
+/// A queue over a pipe that nobody writes to: io_uring's reads of it stay in the kernel until somebody does.
+struct PipeBench {
+  PipeBench() {
+    int ends[2];
+    EXPECT(pipe2(ends, O_CLOEXEC) == 0);
+    device = Descriptor(ends[1]);
+    EXPECT(mkdir(dir.file("disk").c_str(), 0700) == 0);
+    directory = DiskDirectory::open(dir.file("disk"), kSegment);
+    arena = Arena::open({dir.file("pool"), 1u << 20, 1, -1, false});
+    const uint8_t digest[kDigestBytes] = {7};
+    arena->putNamespace(0, digest, digest, 0);
+    slab = std::make_shared<DiskSlab>();
+    slab->file = std::make_shared<SegmentFile>(directory, 0, Descriptor(ends[0]));
+    slab->payloadBytes = kDiskPayload;
+    slab->slots = 8;
+    slab->strideBytes = diskSlotBytes(kDiskPayload);
+    slab->generations = std::make_unique<std::atomic<uint32_t>[]>(slab->slots);
+    Descriptor probe(::open(directory->identityPath().c_str(), O_RDONLY));
+    queue = DiskQueue::start({DiskMode::kUring, 4, 2, 1u << 20, FileOperations::system(),
+                              std::make_shared<SegmentFile>(directory, 0, std::move(probe))},
+                             events);
+  }
+  ~PipeBench() { queue->close(); }
+
+  uint32_t read(uint32_t deadlineMs) {
+    auto batch = std::make_unique<DiskBatch>();
+    batch->options = {DiskKind::kRead, ++lastBatch, 0, 1, kDiskPayload, deadlineMs, 0, true};
+    batch->arena = arena;
+    batch->region = region;
+    DiskItem& item = batch->items.emplace_back();
+    item.seed = arena->namespaces()[0].seed;
+    item.depth = 1;
+    item.slab = slab;
+    item.range = region->base();
+    queue->submit(std::move(batch));
+    return lastBatch;
+  }
+  uint8_t statusOf(uint32_t batch) {
+    int status = -1;
+    EXPECT(pump.until([&] { return status >= 0; }, [&](const EventPump::Words& event) {
+      if (event.type == kCopied && event.id == batch) status = pump.statuses[event.offset];
+    }));
+    return static_cast<uint8_t>(status);
+  }
+  void answer() {
+    const std::vector<uint8_t> bytes(diskSlotBytes(kDiskPayload), 0xaa);
+    EXPECT(::write(device.get(), bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()));
+  }
+
+  TemporaryDirectory dir;
+  EventPump pump;
+  Descriptor device;
+  std::shared_ptr<DiskEvents> events = std::make_shared<DiskEvents>(pump.hub);
+  std::shared_ptr<DiskDirectory> directory;
+  std::shared_ptr<Arena> arena;
+  std::shared_ptr<Region> region = Region::create(1 << 20).first;
+  std::shared_ptr<DiskSlab> slab;
+  std::shared_ptr<DiskQueue> queue;
+  uint32_t lastBatch = 0;
+};
+
+}  // namespace
+
 TEST("a read or write that fails is IO and counted, and the next one is served") {
   DiskBench bench;
   bench.prepare();
@@ -250,4 +315,34 @@ TEST("a disk is closed in the middle of everything") {
       EXPECT(bench.arena->users(0) == 0);
     }
   }
+}
+
+TEST("a read that io_uring does not get answered ends DEADLINE, and its answer lands nowhere") {
+  PipeBench bench;
+  REQUIRE(bench.queue->uring());
+  EXPECT(bench.statusOf(bench.read(30)) == kItemDeadline);
+  EXPECT(bench.queue->counters().inFlight == 1 && bench.slab->users == 1);
+  const std::weak_ptr<Region> region = bench.region;
+  bench.region.reset();
+  EXPECT(region.expired());
+  bench.answer();
+  while (bench.queue->counters().inFlight != 0) usleep(1000);
+  bench.region = Region::create(1 << 20).first;
+  // Answered now, with bytes that are no block.
+  const uint32_t next = bench.read(0);
+  bench.answer();
+  EXPECT(bench.statusOf(next) == kItemIdentity);
+}
+
+TEST("a queue whose reads io_uring never gets answered is closed, and goes when the answer comes") {
+  PipeBench bench;
+  const uint32_t batch = bench.read(0);
+  while (bench.queue->counters().inFlight == 0) usleep(1000);
+  bench.queue->close();
+  EXPECT(bench.statusOf(batch) == kItemCancelled);
+  EXPECT(bench.statusOf(batch) == kItemCancelled);
+  EXPECT(bench.slab->users == 1);
+  bench.answer();
+  for (int i = 0; i < 5000 && bench.slab->users != 0; i++) usleep(1000);
+  EXPECT(bench.slab->users == 0);
 }
