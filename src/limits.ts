@@ -149,6 +149,20 @@ export const LIMITS = {
   scrubRecordsPerStep: 4_096,
   /** A directory that is taken away is emptied for this long, then given up. */
   nvmeDrainMs: 600_000,
+  /** Chunks of one chain, and chunks of uploads, under way at once. */
+  remoteChunksInFlight: 4,
+  /** Chunks that wait to be uploaded. More: the oldest is dropped. */
+  uploadQueueMax: 1_024,
+  /** An upload, its waiting included, ends within. */
+  uploadDeadlineMs: 60_000,
+  /** A store that is down is asked again after. */
+  remoteProbeMs: 2_000,
+  /** Above this average the store counts as slow. */
+  remoteSlowMsPerMiB: 250,
+  /** Rounds of garbage collection, and the age below which nothing is collected. */
+  remoteGarbageMs: 600_000,
+  remoteGraceMs: 3_600_000,
+  remoteIdleSocketMs: 30_000,
   /** Refused blocks remembered for `explain`. Beyond: the oldest is forgotten. */
   refusalsKept: 4_096,
   // Remote tier
@@ -162,6 +176,8 @@ export const LIMITS = {
   remoteWaitingMax: 1_024,
   /** Of them uploads. More: not stored, counted; the mover comes again. */
   remoteUploadsWaitingMax: 16,
+  /** A writer that is slower than this is dead: what it left in a shared directory is swept, this often. */
+  remoteSweepMs: 3_600_000,
   /** Chains whose existence is looked up in the background. More: left out, counted. */
   remoteSearchesMax: 64,
   /** Names of objects that failed their checks. More: the oldest is forgotten. */

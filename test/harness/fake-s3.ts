@@ -7,6 +7,7 @@
  */
 import { createHash, createHmac, timingSafeEqual } from "node:crypto";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { createServer as createTlsServer } from "node:https";
 import type { AddressInfo } from "node:net";
 import { pathToFileURL } from "node:url";
 
@@ -40,6 +41,12 @@ export type FakeFault =
   /** Stores the object, then closes the connection unanswered. */
   | { readonly kind: "storeAndReset" };
 
+/** PEM texts. */
+export interface FakeTls {
+  readonly cert: string;
+  readonly key: string;
+}
+
 export interface FakeRequest {
   readonly method: string;
   readonly key: string;
@@ -70,15 +77,19 @@ export class FakeS3 {
   readonly #server: Server;
   readonly #hanging = new Set<ServerResponse>();
 
-  private constructor(bucket: string) {
+  readonly #scheme: "http" | "https";
+
+  private constructor(bucket: string, tls: FakeTls | undefined) {
     this.bucket = bucket;
-    this.#server = createServer((request, response) => {
+    this.#scheme = tls === undefined ? "http" : "https";
+    const serve = (request: IncomingMessage, response: ServerResponse): void => {
       void this.#serve(request, response);
-    });
+    };
+    this.#server = tls === undefined ? createServer(serve) : createTlsServer({ ...tls }, serve);
   }
 
-  static async start(bucket = "kv-test", port = 0): Promise<FakeS3> {
-    const fake = new FakeS3(bucket);
+  static async start(bucket = "kv-test", port = 0, tls?: FakeTls): Promise<FakeS3> {
+    const fake = new FakeS3(bucket, tls);
     await new Promise<void>((resolve) => {
       fake.#server.listen(port, "127.0.0.1", resolve);
     });
@@ -90,7 +101,7 @@ export class FakeS3 {
   }
 
   get endpoint(): string {
-    return `http://127.0.0.1:${this.port}`;
+    return `${this.#scheme}://127.0.0.1:${this.port}`;
   }
 
   async stop(): Promise<void> {

@@ -9,6 +9,7 @@
  */
 import { createHash } from "node:crypto";
 import { assert } from "../../src/assert.ts";
+import { LIMITS } from "../../src/limits.ts";
 import { CHUNK_PREFIX, isChunkName } from "./chunk.ts";
 import { type CallLimits, type Fault, FAULTS, type ObjectStore } from "./object-store.ts";
 import type { GarbageOptions } from "./types.ts";
@@ -18,8 +19,6 @@ const STEPS_PER_OCTAVE = 32;
 const BUCKETS = 31 * STEPS_PER_OCTAVE;
 const DELETIONS_AT_ONCE = 4;
 const FAULTS_MAX = 16;
-/** A writer that is slower than this is dead. */
-const SWEEP_MS_MIN = 3_600_000;
 
 export interface GarbageRound {
   readonly store: ObjectStore;
@@ -122,7 +121,7 @@ export async function collectGarbage(round: GarbageRound): Promise<GarbageReport
     );
     fault = (await removal.end()) ?? fault;
   }
-  const before = round.nowMs - Math.max(options.graceMs, SWEEP_MS_MIN);
+  const before = round.nowMs - Math.max(options.graceMs, LIMITS.remoteSweepMs);
   const swept = await round.store.sweep(before, round.limits);
   return {
     objects,

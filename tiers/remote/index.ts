@@ -11,6 +11,7 @@
 import { setMaxListeners } from "node:events";
 import { ITEM } from "../../addon/binding.ts";
 import { assert } from "../../src/assert.ts";
+import { LIMITS } from "../../src/limits.ts";
 import {
   assertChunk,
   type ChunkLayout,
@@ -134,6 +135,7 @@ export class RemoteTier implements RemoteStorage {
     this.#every(options.probeIntervalMs, () => this.#tick());
     const { garbage } = options;
     if (garbage !== undefined) this.#every(garbage.intervalMs, () => this.collect());
+    else this.#every(LIMITS.remoteSweepMs, () => this.#sweep());
   }
 
   get description(): string {
@@ -416,6 +418,12 @@ export class RemoteTier implements RemoteStorage {
     const head = await this.#store.head(name, { deadlineMs, signal: this.#stop.signal });
     if (head.ok) return true;
     return head.fault === "missing" ? false : undefined;
+  }
+
+  /** Where nothing is collected, what dead writers left is removed all the same. */
+  #sweep(): Promise<unknown> {
+    const limits = { deadlineMs: this.#options.requestDeadlineMs, signal: this.#stop.signal };
+    return this.#store.sweep(Date.now() - LIMITS.remoteSweepMs, limits);
   }
 
   async #tick(): Promise<void> {

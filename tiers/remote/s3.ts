@@ -35,7 +35,7 @@ import { type HttpAnswer, type HttpCall, HttpTransport } from "./s3-transport.ts
 
 export interface S3Options {
   readonly bucket: string;
-  /** "" or parts of `A-Z a-z 0-9 . _ -` with slashes between. */
+  /** "" or parts of `A-Z a-z 0-9 . _ -` with slashes between, one at the end allowed. */
   readonly prefix: string;
   readonly region: string;
   /** `http(s)://host[:port]`; undefined: AWS. */
@@ -94,12 +94,13 @@ export class S3Store implements ObjectStore {
 
   /** Throws CairnError configInvalid. */
   constructor(options: S3Options) {
-    if (!PREFIX.test(options.prefix)) {
+    const prefix = options.prefix.replace(/\/$/, "");
+    if (!PREFIX.test(prefix)) {
       throw new CairnError("configInvalid", `remote.s3.prefix "${options.prefix}": unsafe`);
     }
     this.#options = options;
     this.#clock = options.clock ?? Date.now;
-    this.#keyPrefix = options.prefix === "" ? "" : `${options.prefix}/`;
+    this.#keyPrefix = prefix === "" ? "" : `${prefix}/`;
     this.#transport = new HttpTransport(options);
     this.#client = new S3Client(this.#clientConfig());
     this.#target = this.#resolveTarget();

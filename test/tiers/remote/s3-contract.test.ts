@@ -6,7 +6,7 @@ import { storeContract } from "./contract.ts";
 
 describe.each([
   { name: "unsigned payloads, no prefix", signPayload: false, prefix: "" },
-  { name: "signed payloads, under a prefix", signPayload: true, prefix: "team.a/kv_cache" },
+  { name: "signed payloads, under a prefix", signPayload: true, prefix: "team.a/kv_cache/" },
 ])("S3 with $name", ({ signPayload, prefix }) => {
   let fake: FakeS3;
   storeContract(

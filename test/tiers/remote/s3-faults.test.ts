@@ -2,8 +2,9 @@
  * Fault 34: an S3 that answers 5xx, throttles, hangs, truncates, sends a wrong body, or whose clock differs by more
  * than 15 minutes. Never wrong bytes, never a hang, never a throw; a named counter each.
  */
+import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -290,6 +291,31 @@ describe("signatures", () => {
     await rm(folder, { recursive: true });
   });
 
+  test("over TLS payload and control go to a server whose certificate is trusted, and to no other", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "cairn-tls-"));
+    const files = ["-keyout", join(folder, "key"), "-out", join(folder, "cert")];
+    const subject = ["-subj", "/CN=fake", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"];
+    const curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+    const words = ["req", "-x509", ...curve, ...files, ...subject];
+    execFileSync("openssl", words, { stdio: "ignore" });
+    const [cert, key] = await Promise.all(
+      ["cert", "key"].map((name) => readFile(join(folder, name), "utf8")),
+    );
+    await rm(folder, { recursive: true });
+    const secure = await FakeS3.start("kv-test", 0, { cert: cert ?? "", key: key ?? "" });
+    closing.push(() => secure.stop());
+    const trusting = open({ endpoint: secure.endpoint, certificateAuthorities: cert });
+    expect(await trusting.put("v1/tls", bytesOf(100_000, 1), LIMITS)).toMatchObject({ ok: true });
+    const into = new Uint8Array(100_000);
+    expect(await trusting.get("v1/tls", 0, into, LIMITS)).toMatchObject({ ok: true });
+    expect(Buffer.compare(into, bytesOf(100_000, 1))).toBe(0);
+    expect(await trusting.list("", undefined, LIMITS)).toMatchObject({ ok: true });
+    const wary = open({ endpoint: secure.endpoint });
+    expect(await wary.put("v1/wary", bytesOf(9, 1), LIMITS)).toMatchObject({ ok: false });
+    expect(await wary.check(LIMITS)).toMatchObject({ ok: false });
+    expect([...secure.objects.keys()]).toEqual(["v1/tls"]);
+  });
+
   test("keys that cannot be had are a fault, not an exception", async () => {
     const store = new S3Store({
       bucket: fake.bucket,
@@ -308,7 +334,7 @@ describe("signatures", () => {
   });
 
   test("a prefix that is no path and an endpoint that is no URL are refused at once", () => {
-    for (const prefix of ["/a", "a/", "a//b", "a b", "ä"]) {
+    for (const prefix of ["/a", "a//", "a//b", "a b", "ä"]) {
       expect(() => open({ prefix })).toThrow(CairnError);
     }
     expect(() => open({ endpoint: "no url" })).toThrow();
