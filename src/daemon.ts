@@ -16,6 +16,7 @@ import type { RecoveryReport } from "../tiers/tier.ts";
 import { assert } from "./assert.ts";
 import { ledgerBlocks } from "./config/defaults.ts";
 import { NvmeParts, probeIndexes } from "./daemon/nvme.ts";
+import { RemoteParts } from "./daemon/remote.ts";
 import { diffConfig, liveOnly, overlayConfig } from "./config/reload.ts";
 import type { Config } from "./config/schema.ts";
 import type { ConfigApplied, NodeSnapshot, Notice } from "./edge/contract.ts";
@@ -116,6 +117,7 @@ class NodeDaemon implements Daemon {
   readonly #loopDelay = monitorEventLoopDelay({ resolution: 10 });
   readonly #startedMs = Date.now();
   #resizer: PoolResizer | undefined;
+  #remote: RemoteParts | undefined;
   #edge: EdgeHandle | undefined;
   #stopping: Promise<void> | undefined;
   #immediate = false;
@@ -156,7 +158,7 @@ class NodeDaemon implements Daemon {
       throw error;
     }
     this.parts.dram.populate();
-    this.parts.nvme?.begin(this.parts.server);
+    this.#beginMoving(this.parts);
     this.#startTimers(this.parts);
     this.feed.set(METRIC.ready, 1);
     this.feed.set(METRIC.startTime, this.#startedMs / 1_000);
@@ -197,6 +199,20 @@ class NodeDaemon implements Daemon {
     const progress = (stage: string, done: number, total: number): void =>
       this.#log.debug({ stage, done, total }, "dram progress");
     return new DramTier(addon, options, availableParallelism(), { note, progress });
+  }
+
+  /** Engines are served: blocks may move between the tiers. */
+  #beginMoving({ server, nvme }: DaemonParts): void {
+    const { remote } = this.config;
+    const note = (level: Notice["level"], line: string): void => this.#note(level, line);
+    const hooks = { note, fault: (error: unknown) => this.#fault(error) };
+    try {
+      if (remote.enabled) this.#remote = new RemoteParts(server, remote, nvme !== undefined, hooks);
+    } catch (error) {
+      // The node serves what it has; the store is an operator's to mend.
+      this.#note("error", `remote: left out for this start: ${String(error)}`);
+    }
+    nvme?.begin(server, (block) => this.#remote?.uploader.offer(block));
   }
 
   #openNvme(addon: Addon): NvmeParts | undefined {
@@ -334,6 +350,7 @@ class NodeDaemon implements Daemon {
         if (sweeping || ledger.holeCount > 0) sweeping = ledger.sweep(SWEEP_RECORDS);
         ledger.evictToWatermark(TIER.DRAM);
         nvme?.tick(ledger);
+        this.#remote?.tick();
         this.#resizer?.step();
       } catch (error) {
         this.#fault(error);
@@ -407,7 +424,7 @@ class NodeDaemon implements Daemon {
     const { ledger, nvme, server } = this.parts;
     return {
       devices: nvme?.readings(ledger) ?? [],
-      remote: null,
+      remote: this.#remote?.reading() ?? null,
       links: server.context.links.readings(),
     };
   }
@@ -468,6 +485,7 @@ class NodeDaemon implements Daemon {
     const cut = performance.now() + LIMITS.drainMs;
     while (server.jobsInFlight > 0 && performance.now() < cut) await pause();
     await server.prefetcher.stop();
+    await this.#remote?.close();
     await nvme?.drain(this.#immediate ? 0 : LIMITS.drainMs);
     await nvme?.close(this.#immediate ? 0 : LIMITS.nvmeStopRefreshMs);
     await this.#resizer?.stop();

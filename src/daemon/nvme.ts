@@ -167,7 +167,7 @@ export class NvmeParts {
   }
 
   /** Engines are served: segments are written, blocks move. */
-  begin(server: EngineServer): void {
+  begin(server: EngineServer, onWritten: (block: number) => void): void {
     const { context } = server;
     const { ledger, copies, feed, links, arena } = context;
     this.#server = server;
@@ -178,6 +178,7 @@ export class NvmeParts {
       ...shared,
       links,
       refusals: this.refusals,
+      onWritten,
       due: () => this.#due(ledger),
       candidates: (into, max) => this.#candidates(ledger, into, max),
     });

@@ -153,6 +153,8 @@ export interface EngineContext {
   readonly links: Links;
   /** The NVMe tier, undefined when it is off. */
   readonly nvme: DiskTier | undefined;
+  /** Blocks of a chain (keys as frames hold them) that the remote tier has, as far as is known; without it undefined. */
+  remotePrefix: ((namespace: number, keys: Uint8Array, localBlocks: number) => number) | undefined;
   draining: boolean;
   /** What STATS says of the node to this tenant. */
   readonly nodeStats: (tenant: string) => object;

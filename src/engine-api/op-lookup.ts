@@ -70,6 +70,15 @@ export function lookup(context: EngineContext, frame: InboundFrame): void {
     depth = 0;
   } else {
     bits |= writeHit(context, namespace, found, depth, prefillTokensPerSecond);
+    if (context.remotePrefix !== undefined && hit < keys.count) {
+      const { buffer, byteOffset } = keys.words;
+      const bytes = new Uint8Array(
+        buffer,
+        byteOffset + keysAt * 4,
+        keys.count * namespace.keyBytes,
+      );
+      out.setUint32(BODY + 8, context.remotePrefix(namespace.index, bytes, hit), true);
+    }
   }
   out.setUint32(BODY + 12, settings.heartbeatMs * settings.heartbeatMisses, true);
   out.setUint32(BODY + 24, bits, true);

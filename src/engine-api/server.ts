@@ -128,6 +128,7 @@ export class EngineServer implements CopyOwner {
       statuses: new Uint8Array(LIMITS.keysPerFrameMax),
       links: new Links(() => performance.now()),
       nvme: options.nvme,
+      remotePrefix: undefined,
       draining: false,
       nodeStats: options.nodeStats,
     };

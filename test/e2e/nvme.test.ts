@@ -7,11 +7,11 @@ import {
   rmSync,
   writeSync,
 } from "node:fs";
-import { request } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { CairnClient, Window } from "../../connectors/node/index.ts";
+import { ask, metric } from "./edge-client.ts";
 import { clientOf, eventually, keyAt, keysOf, payloadOf, rowsFrom, TestDaemon } from "./support.ts";
 
 const MIB = 1024 * 1024;
@@ -45,33 +45,6 @@ function daemonOf(over: Record<string, unknown> = {}): TestDaemon {
   });
 }
 
-/** One request to the daemon's HTTP side. */
-async function ask(method: string, path: string, body?: object): Promise<string> {
-  const socketPath = join(daemon.directory, "edge.sock");
-  const headers = { host: "localhost", "content-type": "application/json" };
-  return new Promise<string>((resolve, reject) => {
-    const asked = request({ socketPath, path, method, headers }, (answer) => {
-      let text = "";
-      answer.on("data", (part: Buffer) => {
-        text += part.toString();
-      });
-      answer.on("end", () => {
-        if (answer.statusCode === 200) resolve(text);
-        else reject(new Error(`${answer.statusCode}: ${text}`));
-      });
-    });
-    asked.on("error", reject);
-    asked.end(body === undefined ? undefined : JSON.stringify(body));
-  });
-}
-
-/** One figure of the metrics page, summed over its labels; 0 when the series is not there. */
-async function metric(name: string): Promise<number> {
-  const text = await ask("GET", "/metrics");
-  const lines = text.split("\n").filter((line) => line.startsWith(name));
-  return lines.reduce((sum, line) => sum + Number(line.split(" ").at(-1)), 0);
-}
-
 async function store(alive: CairnClient, window: Window, family: number): Promise<number> {
   const keys = keysOf(family, BLOCKS);
   for (let index = 0; index < BLOCKS; index++) {
@@ -101,7 +74,7 @@ async function check(alive: CairnClient, window: Window, family: number) {
 
 /** Blocks that are on NVMe and synced, by the daemon's own count. */
 async function writtenBack(): Promise<number> {
-  return metric("cairn_written_back_blocks_total");
+  return metric(daemon, "cairn_written_back_blocks_total");
 }
 
 /** Stores chains no faster than they are written back, so that eviction finds a copy below each. */
@@ -127,7 +100,7 @@ async function checkAll(alive: CairnClient, window: Window) {
 
 async function connect(): Promise<{ alive: CairnClient; window: Window }> {
   client = await clientOf(daemon.socket);
-  await eventually(async () => (await metric("cairn_ready").catch(() => 0)) === 1);
+  await eventually(async () => (await metric(daemon, "cairn_ready").catch(() => 0)) === 1);
   return { alive: client, window: await client.createWindow({ blocks: BLOCKS }) };
 }
 
@@ -145,8 +118,8 @@ describe("a node whose DRAM is a fifth of what it holds", () => {
     const all = await checkAll(alive, window);
     expect(all).toMatchObject({ hit: CHAINS * BLOCKS, failed: 0, wrong: 0 });
     expect(all.nvmeBlocks).toBeGreaterThan(CHAINS * BLOCKS * 0.7);
-    expect(await metric("cairn_promoted_blocks_total")).toBeGreaterThan(0);
-    expect(await metric("cairn_evicted_unbacked_blocks_total")).toBe(0);
+    expect(await metric(daemon, "cairn_promoted_blocks_total")).toBeGreaterThan(0);
+    expect(await metric(daemon, "cairn_evicted_unbacked_blocks_total")).toBe(0);
     // What was read last was promoted: it is served from DRAM now.
     const again = await check(alive, window, CHAINS - 1);
     expect(again).toMatchObject({ hit: BLOCKS, nvmeBlocks: 0, wrong: 0 });
@@ -187,7 +160,9 @@ describe("a node whose DRAM is a fifth of what it holds", () => {
     rmSync(join(directory, "index"), { recursive: true, force: true });
     rmSync(join(daemon.directory, "pool"), { recursive: true, force: true });
     const back = await restart();
-    await eventually(async () => (await metric('cairn_tier_visible_blocks{tier="nvme"')) >= synced);
+    await eventually(
+      async () => (await metric(daemon, 'cairn_tier_visible_blocks{tier="nvme"')) >= synced,
+    );
     const all = await checkAll(back.alive, back.window);
     expect(all).toMatchObject({ wrong: 0, failed: 0 });
     expect(all.hit).toBeGreaterThanOrEqual(synced);
@@ -205,7 +180,7 @@ describe("a node whose DRAM is a fifth of what it holds", () => {
     const hurt = await check(back.alive, back.window, 3);
     expect(hurt.wrong).toBe(0);
     expect(hurt.failed).toEqual([{ index: BLOCKS - 1, error: "checksumMismatch" }]);
-    expect(await metric("cairn_corrupt_blocks_total")).toBe(1);
+    expect(await metric(daemon, "cairn_corrupt_blocks_total")).toBe(1);
     expect((await check(back.alive, back.window, 3)).hit).toBe(BLOCKS - 1);
     const all = await checkAll(back.alive, back.window);
     expect(all).toMatchObject({ wrong: 0, failed: 0 });
@@ -219,8 +194,8 @@ describe("a node whose DRAM is a fifth of what it holds", () => {
     rmSync(join(daemon.directory, "pool"), { recursive: true, force: true });
     expect(flip(payloadOf(keyAt(keysOf(5, BLOCKS), BLOCKS - 1)))).toBe(1);
     const back = await restart();
-    await ask("PUT", "/v1/config", { nvme: { scrubBytesPerSecond: 64 * MIB } });
-    await eventually(async () => (await metric("cairn_scrub_failures_total")) === 1);
+    await ask(daemon, "PUT", "/v1/config", { nvme: { scrubBytesPerSecond: 64 * MIB } });
+    await eventually(async () => (await metric(daemon, "cairn_scrub_failures_total")) === 1);
     const found = await check(back.alive, back.window, 5);
     expect(found).toMatchObject({ hit: BLOCKS - 1, failed: [], wrong: 0 });
   });

@@ -1,0 +1,219 @@
+/**
+ * Chunks of the remote tier become blocks in DRAM. To the ledger it is a STORE by the node itself: blocks are
+ * reserved under their parents, filled by IMPORT (which verifies identity and hash), and visible when all shards are.
+ * A few chunks of a chain are under way at once; where one is missing the chain ends, and what was begun below it is
+ * given up by the ledger's own rule.
+ */
+import { ITEM } from "../../addon/binding.ts";
+import {
+  type Chunk,
+  type ChunkSpace,
+  KEY_BYTES,
+  PRIORITY,
+  type RemoteStorage,
+} from "../../tiers/remote/types.ts";
+import { assert } from "../assert.ts";
+import { CairnError } from "../errors.ts";
+import type { Ledger } from "../ledger/ledger.ts";
+import { NO_BLOCK, NO_SLOT, RESERVE, TIER } from "../ledger/types.ts";
+import { LIMITS } from "../limits.ts";
+import type { Links } from "./links.ts";
+import type { ChainKeys, RemoteSource } from "./prefetcher.ts";
+
+export interface RemoteFetcherOptions {
+  readonly ledger: Ledger;
+  readonly storage: RemoteStorage;
+  readonly links: Links;
+  /** Undefined: the namespace is not kept remotely. */
+  readonly spaceOf: (namespace: number) => ChunkSpace | undefined;
+  /** Blocks of other nodes came into this namespace: they must be proven like those of an earlier life. */
+  readonly onImported: (namespace: number) => void;
+  readonly fault: (error: unknown) => void;
+  /** Monotonic milliseconds. */
+  readonly now: () => number;
+}
+
+/** Blocks reserved for one shard of a chunk. */
+interface Part {
+  readonly shard: number;
+  readonly blocks: Uint32Array;
+  readonly slots: Uint32Array;
+  /** First block of the chunk that is wanted. */
+  readonly from: number;
+}
+
+interface Fetch {
+  readonly chain: ChainKeys;
+  readonly space: ChunkSpace;
+  readonly signal: AbortSignal;
+  readonly deadlineAt: number;
+  bytes: number;
+}
+
+/** Keys of blocks [from, from + count) of the chain, padded to KEY_BYTES each. */
+export function paddedKeys(chain: ChainKeys, from: number, count: number): Uint8Array {
+  const keys = new Uint8Array(count * KEY_BYTES);
+  const words = new Uint32Array(keys.buffer);
+  for (let index = 0; index < count; index++) {
+    const at = (from + index) * chain.keyWords;
+    words.set(chain.words.subarray(at, at + chain.keyWords), (index * KEY_BYTES) / 4);
+  }
+  return keys;
+}
+
+/** Chunk number `index` of a chain that names all its keys. */
+export function chunkOf(chain: ChainKeys, space: ChunkSpace, index: number, shard: number): Chunk {
+  const from = index * space.chunkBlocks;
+  assert(from + space.chunkBlocks <= chain.count, "a chunk is whole");
+  const parentKey = from === 0 ? new Uint8Array(KEY_BYTES) : paddedKeys(chain, from - 1, 1);
+  const keys = paddedKeys(chain, from, space.chunkBlocks);
+  return { space, shard, firstDepth: from + 1, keys, parentKey };
+}
+
+export class RemoteFetcher implements RemoteSource {
+  readonly #options: RemoteFetcherOptions;
+
+  constructor(options: RemoteFetcherOptions) {
+    this.#options = options;
+  }
+
+  fetch(
+    chain: ChainKeys,
+    from: number,
+    deadlineMs: number,
+    signal: AbortSignal,
+    done: (blocks: number, bytes: number) => void,
+  ): void {
+    const space = this.#options.spaceOf(chain.namespace);
+    if (space === undefined) {
+      queueMicrotask(() => done(0, 0));
+      return;
+    }
+    const deadlineAt = this.#options.now() + deadlineMs;
+    const fetching: Fetch = { chain, space, signal, deadlineAt, bytes: 0 };
+    this.#run(fetching, from)
+      .catch((error: unknown) => this.#options.fault(error))
+      .finally(() => done(this.#visible(chain, from), fetching.bytes));
+  }
+
+  /** Chunks in order, a few at once. */
+  async #run(fetching: Fetch, from: number): Promise<void> {
+    const { chunkBlocks } = fetching.space;
+    const running: Promise<boolean>[] = [];
+    let index = Math.floor(from / chunkBlocks);
+    let more = true;
+    while (more || running.length > 0) {
+      const named = (index + 1) * chunkBlocks <= fetching.chain.count;
+      more &&= named && !fetching.signal.aborted && this.#left(fetching) > 0;
+      if (more && running.length < LIMITS.remoteChunksInFlight) {
+        const parts = this.#reserve(fetching, index, Math.max(from, index * chunkBlocks));
+        if (parts === undefined) more = false;
+        else running.push(this.#fetchChunk(fetching, index++, parts));
+        continue;
+      }
+      // Also when the chain has ended: nothing may be in flight when the caller is told.
+      const good = await running.shift();
+      if (good === false) more = false;
+    }
+  }
+
+  #left({ deadlineAt }: Fetch): number {
+    return deadlineAt - this.#options.now();
+  }
+
+  /** Takes the chunk's blocks from depth `from` + 1 on in all shards, or none: no room, or no parent. */
+  #reserve(fetching: Fetch, index: number, from: number): readonly Part[] | undefined {
+    const { space } = fetching;
+    const parts: Part[] = [];
+    for (let shard = 0; shard < space.shards; shard++) {
+      const part = this.#reserveShard(fetching, index, from, shard);
+      if (part === undefined || (parts[0] !== undefined && part.from !== parts[0].from)) {
+        if (part !== undefined) parts.push(part);
+        this.#giveUp(parts);
+        return undefined;
+      }
+      parts.push(part);
+    }
+    for (const { blocks, shard } of parts) {
+      for (const block of blocks) this.#options.ledger.fillStart(block, TIER.DRAM, shard);
+    }
+    return parts;
+  }
+
+  #reserveShard(fetching: Fetch, index: number, from: number, shard: number): Part | undefined {
+    const { ledger } = this.#options;
+    const { chain, space } = fetching;
+    const { keyWords, words, namespace } = chain;
+    const count = (index + 1) * space.chunkBlocks - from;
+    const statuses = new Uint8Array(count);
+    const blocks = new Uint32Array(count);
+    const at = from * keyWords;
+    try {
+      ledger.reserve(namespace, from, words, at - keyWords, at, count, shard, statuses, blocks);
+    } catch (error) {
+      if (error instanceof CairnError) return undefined; // ledgerFull, chainMismatch
+      throw error;
+    }
+    // What is here already leads; behind it all must be wanted, for a chain has no gaps.
+    let first = 0;
+    while (first < count && statuses[first] === RESERVE.PRESENT) first++;
+    const wanted = blocks.subarray(first);
+    const whole = first < count && statuses.subarray(first).every((one) => one === RESERVE.WANTED);
+    const slots = wanted.map((block) =>
+      block === NO_BLOCK ? NO_SLOT : ledger.slotOf(block, TIER.DRAM, shard),
+    );
+    const part = { shard, blocks: wanted, slots, from: from + first - index * space.chunkBlocks };
+    if (whole) return part;
+    for (let i = count - 1; i >= first; i--) {
+      if (statuses[i] === RESERVE.WANTED) ledger.fillAbort(blocks[i]!, TIER.DRAM, shard);
+    }
+    return undefined;
+  }
+
+  #giveUp(parts: readonly Part[]): void {
+    const { ledger } = this.#options;
+    for (const { blocks, shard } of parts) {
+      for (const block of blocks.toReversed()) ledger.fillAbort(block, TIER.DRAM, shard);
+    }
+  }
+
+  /** True when all of it came. */
+  async #fetchChunk(fetching: Fetch, index: number, parts: readonly Part[]): Promise<boolean> {
+    const results = await Promise.all(parts.map((part) => this.#fetchPart(fetching, index, part)));
+    return results.every((good) => good);
+  }
+
+  async #fetchPart(fetching: Fetch, index: number, part: Part): Promise<boolean> {
+    const { ledger, storage, links, now, onImported } = this.#options;
+    const { chain, space, signal } = fetching;
+    const { blocks, slots, shard, from } = part;
+    const began = now();
+    const limits = { deadlineMs: Math.max(1, this.#left(fetching)), signal };
+    const chunk = chunkOf(chain, space, index, shard);
+    const items = { slots, blocks };
+    const { statuses, bytes } = await storage.fetch(chunk, from, items, PRIORITY.PREFETCH, limits);
+    onImported(chain.namespace);
+    let good = 0;
+    for (let item = 0; item < blocks.length; item++) {
+      const ok = statuses[item] === ITEM.OK;
+      if (ok) good++;
+      ledger.fillEnd(blocks[item]!, TIER.DRAM, shard, ok);
+    }
+    ledger.flush();
+    fetching.bytes += good * space.payloadBytes;
+    if (good === blocks.length) links.remoteToDram.ended(bytes, began);
+    return good === blocks.length;
+  }
+
+  /** Blocks of the chain from depth `from` + 1 on that are readable now. */
+  #visible(chain: ChainKeys, from: number): number {
+    const { ledger } = this.#options;
+    let depth = from;
+    while (depth < chain.count) {
+      const block = ledger.find(chain.namespace, chain.words, depth * chain.keyWords);
+      if (block === NO_BLOCK || !ledger.isVisible(block)) break;
+      depth++;
+    }
+    return depth - from;
+  }
+}

@@ -1,0 +1,172 @@
+import {
+  closeSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import type { CairnClient, Window } from "../../connectors/node/index.ts";
+import { coldFrame } from "../../src/engine-api/codec.ts";
+import { FLAG, OP } from "../../src/engine-api/protocol.ts";
+import { coldOf, hotFrame, RawClient } from "../engine-api/support.ts";
+import { metric } from "./edge-client.ts";
+import {
+  clientOf,
+  descriptor,
+  eventually,
+  keyAt,
+  keysOf,
+  payloadOf,
+  rowsFrom,
+  TestDaemon,
+} from "./support.ts";
+
+const MIB = 1024 * 1024;
+const ROW_BYTES = 256 * 1024;
+/** Sixteen blocks of 256 KiB make a chunk of 4 MiB; two chunks and a remainder that is not stored. */
+const CHUNK_BLOCKS = 16;
+const BLOCKS = 2 * CHUNK_BLOCKS + 3;
+const namespaces = [descriptor({ rowBytes: ROW_BYTES })];
+const keys = keysOf(1, BLOCKS);
+
+let shared: string;
+const nodes: TestDaemon[] = [];
+const clients: CairnClient[] = [];
+
+beforeEach(() => {
+  shared = mkdtempSync(join(tmpdir(), "cairn-remote-"));
+});
+afterEach(async () => {
+  for (const client of clients.splice(0)) client.close();
+  for (const node of nodes.splice(0)) await node.remove();
+  rmSync(shared, { recursive: true, force: true });
+});
+
+interface Engine {
+  readonly node: TestDaemon;
+  readonly client: CairnClient;
+  readonly window: Window;
+}
+
+/** A node over the shared directory, and an engine on it. */
+async function engineOf(): Promise<Engine> {
+  const node = await new TestDaemon({
+    dram: { capacityBytes: 48 * MIB, slabBytes: 8 * MIB },
+    remote: { enabled: true, kind: "directory", directory: shared, cacheAbsentMs: 50 },
+  }).start();
+  nodes.push(node);
+  await eventually(async () => (await metric(node, "cairn_ready").catch(() => 0)) === 1);
+  const client = await clientOf(node.socket, { namespaces });
+  clients.push(client);
+  return { node, client, window: await client.createWindow({ blocks: BLOCKS }) };
+}
+
+async function store({ client, window }: Engine): Promise<void> {
+  for (let index = 0; index < BLOCKS; index++) {
+    window.row(index).set(payloadOf(keyAt(keys, index), ROW_BYTES));
+  }
+  const rows = rowsFrom(0, BLOCKS);
+  expect((await client.store({ window, startDepth: 0, keys, rows })).landed).toBe(BLOCKS);
+}
+
+async function uploaded(node: TestDaemon, outcome: string): Promise<number> {
+  return metric(node, `cairn_uploaded_chunks_total{outcome="${outcome}"`);
+}
+
+/** Blocks that load with their bytes. */
+async function good({ client, window }: Engine): Promise<number> {
+  const { hit, lease } = await client.lookup(2, keys);
+  window.bytes.fill(0);
+  if (hit === 0) return 0;
+  const part = keys.subarray(0, hit * 32);
+  const rows = rowsFrom(0, hit);
+  const loaded = await client.load({ lease, window, startDepth: 0, keys: part, rows });
+  expect(loaded.failed).toEqual([]);
+  client.endRequest(2);
+  for (let index = 0; index < hit; index++) {
+    const wanted = payloadOf(keyAt(keys, index), ROW_BYTES);
+    expect(Buffer.compare(window.row(index), wanted)).toBe(0);
+  }
+  return hit;
+}
+
+/** Announces the whole chain, asks for it and waits for the completion: blocks that stand in DRAM then. */
+async function prefetch({ node }: Engine): Promise<number> {
+  const raw = new RawClient(node.socket);
+  const declared = [{ ...descriptor({ rowBytes: ROW_BYTES }) }];
+  expect((await raw.hello("engine-a", { namespaces: declared })).error).toBeUndefined();
+  await raw.ask(hotFrame(OP.LOOKUP, FLAG.KEEP_CHAIN, 2, 1, BLOCKS, [0, 0, keys]));
+  const body = { deadlineMs: 20_000 };
+  const reply = await raw.ask(coldFrame(OP.PREFETCH, FLAG.BY_REQUEST, 3, 1, 1, body));
+  expect(coldOf(reply)["verdict"]).toBe("accepted");
+  const completion = await raw.next();
+  raw.close();
+  expect(completion?.header).toMatchObject({ op: OP.PREFETCH, tag: 3 });
+  return completion?.header.count ?? -1;
+}
+
+function objects(directory: string): string[] {
+  return readdirSync(directory, { withFileTypes: true }).flatMap((entry) => {
+    const path = join(directory, entry.name);
+    if (entry.isDirectory()) return objects(path);
+    return entry.name.endsWith(".chunk") ? [path] : [];
+  });
+}
+
+describe("two nodes over one shared directory", () => {
+  it("serve each other's chunks, byte for byte, after PREFETCH", async () => {
+    const first = await engineOf();
+    await store(first);
+    await eventually(async () => (await uploaded(first.node, "stored")) === 2, 30_000);
+    expect(objects(shared)).toHaveLength(2);
+    const second = await engineOf();
+    expect((await second.client.lookup(1, keys)).hit).toBe(0);
+    expect(await prefetch(second)).toBe(2 * CHUNK_BLOCKS);
+    expect(await good(second)).toBe(2 * CHUNK_BLOCKS);
+    expect(await metric(second.node, "cairn_prefetched_blocks_total")).toBe(2 * CHUNK_BLOCKS);
+  });
+
+  it("tell a LOOKUP what the store has, as a hint", async () => {
+    const first = await engineOf();
+    await store(first);
+    await eventually(async () => (await uploaded(first.node, "stored")) === 2, 30_000);
+    const second = await engineOf();
+    const hint = async (): Promise<number> =>
+      (await second.client.lookup(1, keys)).remotePrefixBlocks;
+    await eventually(async () => (await hint()) === 2 * CHUNK_BLOCKS);
+    expect((await second.client.lookup(1, keys)).hit).toBe(0);
+  });
+
+  it("do not store what is there already", async () => {
+    const first = await engineOf();
+    await store(first);
+    await eventually(async () => (await uploaded(first.node, "stored")) === 2, 30_000);
+    const second = await engineOf();
+    await store(second);
+    await eventually(async () => (await uploaded(second.node, "exists")) === 2, 30_000);
+    expect(await uploaded(second.node, "stored")).toBe(0);
+  });
+
+  it("never serve an object with a flipped byte", async () => {
+    const first = await engineOf();
+    await store(first);
+    await eventually(async () => (await uploaded(first.node, "stored")) === 2, 30_000);
+    for (const path of objects(shared)) {
+      const file = openSync(path, "r+");
+      writeSync(file, Buffer.from([0x5a]), 0, 1, Math.floor(statSync(path).size / 2));
+      closeSync(file);
+    }
+    const second = await engineOf();
+    const resident = await prefetch(second);
+    const hit = await good(second);
+    expect(hit).toBe(resident);
+    expect(hit).toBeLessThan(CHUNK_BLOCKS);
+    const corrupt = (): Promise<number> => metric(second.node, "cairn_remote_corrupt_blocks_total");
+    await eventually(async () => (await corrupt()) > 0);
+  });
+});
