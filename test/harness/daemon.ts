@@ -85,6 +85,8 @@ export class TestDaemon {
   readonly directory: string;
   readonly socket: string;
   readonly configPath: string;
+  /** Added to the environment of the next start. */
+  environment: NodeJS.ProcessEnv = {};
   readonly #edgeSocket: string;
   readonly #logPath: string;
   #settings: Settings;
@@ -158,7 +160,7 @@ export class TestDaemon {
     const args = ["--import", "tsx", join(ROOT, "src/cli.ts"), "daemon"];
     const child = spawn(process.execPath, [...args, "--config", this.configPath], {
       cwd: ROOT,
-      env: { ...cleanEnvironment(), CAIRN_TEST_AUDIT: "1" },
+      env: { ...cleanEnvironment(), CAIRN_TEST_AUDIT: "1", ...this.environment },
       stdio: ["ignore", log, log],
     });
     closeSync(log);
