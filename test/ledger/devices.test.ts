@@ -22,12 +22,11 @@ afterEach(() => {
 
 /** The device of each block of a chain on NVMe; "-" where it has no copy there. */
 function devices(s: Small, chain: string): string {
-  return [...chain]
-    .map((_, i) => {
-      const slot = s.ledger.slotOf(s.block(chain.slice(0, i + 1)), NVME, 0);
-      return slot === NO_BLOCK ? "-" : String((slot >>> 18) % s.nvme.devices);
-    })
-    .join("");
+  const places = Array.from({ length: chain.length }, (_, i) => {
+    const slot = s.ledger.slotOf(s.block(chain.slice(0, i + 1)), NVME, 0);
+    return slot === NO_BLOCK ? "-" : String((slot >>> 18) % s.nvme.devices);
+  });
+  return places.join("");
 }
 
 function down(s: Small, chain: string): boolean {
@@ -294,6 +293,68 @@ describe("live adoption", () => {
     expect(s.ledger.lastAccessOf(s.block("c"), NVME)).toBe(now - 2_000);
     for (const chain of ["p", "q"]) down(s, chain);
     expect([s.hit("a"), s.hit("b"), s.hit("c")]).toEqual([1, 0, 1]);
+  });
+});
+
+describe("recovery of two tiers", () => {
+  /** Offers [chain, tier, slot, last access] in this order. */
+  function recover(
+    s: Small,
+    offered: readonly (readonly [string, number, number, number])[],
+  ): boolean[] {
+    for (const [tier, store] of [s.dram, s.nvme].entries()) {
+      store.slabs.set(0, 64);
+      s.ledger.recoverSlab(tier, 0, 64);
+    }
+    const taken = offered.map(([chain, tier, slot, lastAccess]) => {
+      const at = (chain.length - 1) * KEY_WORDS;
+      const depth = chain.length;
+      const block = { namespace: s.namespace, depth, shard: 0, slot, generation: 1, lastAccess };
+      return s.ledger.recover(block, tier, s.words(chain), at, at - KEY_WORDS);
+    });
+    s.ledger.recoverEnd();
+    return taken;
+  }
+
+  test("NVMe first, all depths, then DRAM: a tail in DRAM is visible under a prefix on NVMe", () => {
+    const s = small(1, 1, { lower: new FakeStore(1, 8) });
+    const taken = recover(s, [
+      ["a", NVME, 0, 100],
+      ["ab", NVME, 1, 100],
+      ["abc", NVME, 2, 100],
+      ["ab", DRAM, 0, 300],
+      ["abcd", DRAM, 1, 200],
+      ["xy", DRAM, 2, 200],
+    ]);
+    expect(taken).toEqual([true, true, true, true, true, false]);
+    expect(s.lookup("abcd")).toMatchObject({ depth: 4, dramBlocks: 2, nvmeBlocks: 2 });
+    expect(s.dram.freed).toEqual([2]);
+  });
+
+  test("a block's age is the later of both tiers' times, in both", () => {
+    const s = small(1, 1, { lower: new FakeStore(1, 8) });
+    recover(s, [
+      ["a", NVME, 0, 1_000],
+      ["b", NVME, 1, 2_000],
+      ["a", DRAM, 0, 3_000],
+    ]);
+    const age = (chain: string, tier: number): number => s.ledger.ageOf(s.block(chain), tier);
+    expect(age("a", NVME)).toBe(age("a", DRAM));
+    expect(age("a", NVME)).toBeGreaterThan(age("b", NVME));
+    s.ledger.noteTime(10_000);
+    expect(s.ledger.lastAccessOf(s.block("b"), NVME)).toBe(2_000);
+  });
+
+  test("a tier's cap holds for blocks that are known from the other tier, too", () => {
+    const s = small(1, 1, { lower: new FakeStore(1, 8), store: new FakeStore(1, 8, 1) });
+    const taken = recover(s, [
+      ["a", NVME, 0, 1],
+      ["b", NVME, 1, 1],
+      ["a", DRAM, 0, 1],
+      ["b", DRAM, 1, 1],
+    ]);
+    expect(taken).toEqual([true, true, true, false]);
+    expect(s.hit("b")).toBe(1);
   });
 });
 
