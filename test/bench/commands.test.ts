@@ -218,6 +218,8 @@ describe("cairn replay", () => {
       blockBytes: 4_096,
     });
     expect(parseReplay(["t", "--socket", "/tmp/s"])?.daemon).toBe(true);
+    expect(parseReplay(["t", "--nvme-blocks", "100000"])?.nvmeBlocks).toBe(100_000);
+    expect(() => parseReplay(["t", "--daemon", "--nvme-blocks", "9"])).toThrow("pure ledger");
   });
 
   const bad: readonly string[][] = [
