@@ -379,14 +379,16 @@ export class Device implements CommitDevice {
       this.#factsAtMs = nowMs + FACTS_MS;
       this.#room();
     }
-    if ((this.health !== "ok" || this.#stale || !this.indexOpen) && nowMs >= this.#probeAtMs) {
+    const broken = this.#store?.broken === true;
+    if ((this.health !== "ok" || this.#stale || broken) && nowMs >= this.#probeAtMs) {
       void this.#probe(); // Never rejects.
     }
     if (nowMs >= this.#refreshAtMs) {
       this.#refreshAtMs = nowMs + LIMITS.nvmeRefreshMs;
       this.#refreshSome();
     }
-    if (nowMs >= this.#flushAtMs) {
+    const many = this.marks.dirtyPages > LIMITS.nvmeDirtyPagesPerCycle;
+    if (many || nowMs >= this.#flushAtMs) {
       this.#flushAtMs = nowMs + LIMITS.nvmeIdleCommitMs;
       if (this.committable) this.committer.flush();
     }
@@ -449,6 +451,7 @@ export class Device implements CommitDevice {
       this.#becomeFull();
     } else if (!plan.full && this.full) {
       this.full = false;
+      this.#store?.retry();
       this.note("info", "the file system has room again");
       this.#openOrClose();
     }
@@ -460,12 +463,11 @@ export class Device implements CommitDevice {
   /** Writes, syncs and reads back a small file; opens a broken index again. */
   async #probe(): Promise<void> {
     if (this.#probing || this.#syncing || this.#stalled || this.full) return;
-    if (this.#store !== undefined && !this.#store.settled) return;
     this.#probing = true;
     try {
       await withinTime(checkDevice(this.directory));
       if (this.#stale) this.#reopenDisk();
-      if (!this.indexOpen) await this.#reopenIndex();
+      if (this.#store?.broken === true) this.#store = await IndexStore.replace(this.directory);
       if (this.health === "ok") this.#dirtyAll();
       this.event("probeOk");
     } catch (error) {
@@ -477,12 +479,6 @@ export class Device implements CommitDevice {
       this.#probing = false;
     }
     this.#openOrClose();
-  }
-
-  async #reopenIndex(): Promise<void> {
-    await this.#store?.close();
-    this.#store = undefined;
-    this.#store = await IndexStore.open(this.directory);
   }
 
   /** Reads in flight end as misses. The generations of copies that count are carried over. */
@@ -563,14 +559,14 @@ export class Device implements CommitDevice {
     }
   }
 
-  /** Ends the index and the disk. @returns false when a hanging write keeps the index open */
-  async close(): Promise<boolean> {
-    if (this.closed) return true;
+  /** Ends the index and the disk. */
+  async close(): Promise<void> {
+    if (this.closed) return;
     this.closed = true;
     await this.committer.idle();
-    const ended = (await this.#store?.close()) ?? true;
+    await this.#store?.close();
+    this.#context.tasks.abandon(this);
     this.#context.addon.diskClose(this.disk);
-    return ended;
   }
 }
 

@@ -3,14 +3,17 @@
  * entry. LMDB holds no payload and is never needed for a look-up; it is what makes a restart short.
  *
  * A write ends when LMDB has flushed it to the device (default overlapping sync; noSync would lose acknowledged
- * pages in a power cut). A failed or overdue write leaves an environment whose state nobody knows: the store is then
- * `broken`, refuses all else, and is opened again from what the disk holds.
+ * pages in a power cut). After a failed or overdue write the store is `broken` and takes no more. A commit that found
+ * no room left the environment as it was, and is tried again when there is some (retry()). After any other failure
+ * nobody knows what reached the disk, and lmdb can not close such an environment either: it is left behind, and a
+ * new index is begun in its place (replace()), which the ledger can fill.
  *
  * LMDB maps its file, so a bad file can end the process. A child reads it first (probe.mjs). What a child cannot see
  * (the list of free pages) is met by the first commit; so starts that die between open() and that commit are counted
  * in a file, and after nvmeIndexOpensMax of them the index counts as damaged: a bad index cannot make a crash loop.
  */
 import { readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { RootDatabase } from "lmdb";
 import { assert } from "../../src/assert.ts";
@@ -71,8 +74,8 @@ export class IndexStore {
   #proven = false;
   #writing = false;
   broken = false;
-  /** The last write came to an end, well or not: only then the environment can be closed. */
-  settled = true;
+  /** Some write failed: lmdb would wait for ever for its flush at close(). */
+  #failed = false;
 
   private constructor(directory: string, database: RootDatabase<Buffer, number>) {
     this.#directory = directory;
@@ -89,10 +92,17 @@ export class IndexStore {
       encoding: "binary",
       cache: false,
       compression: false,
+      eventTurnBatching: false,
       pageSize: 4_096,
       maxReaders: 16,
     });
     return new IndexStore(directory, database);
+  }
+
+  /** A new, empty index in the place of one that failed. @throws LMDB's errors and errno names */
+  static async replace(directory: string): Promise<IndexStore> {
+    await rm(join(directory, INDEX_FOLDER), { recursive: true, force: true });
+    return IndexStore.open(directory);
   }
 
   get bytes(): number {
@@ -109,14 +119,11 @@ export class IndexStore {
     assert(database !== undefined && !this.broken, "a closed or broken index takes no pages");
     assert(!this.#writing, "one commit at a time");
     this.#writing = true;
-    this.settled = false;
     try {
-      const put = this.#put(database, pages, meta).finally(() => {
-        this.settled = true;
-      });
-      await withinTime(put);
+      await withinTime(this.#put(database, pages, meta));
     } catch (error) {
       this.broken = true;
+      this.#failed = true;
       throw await describe(error);
     } finally {
       this.#writing = false;
@@ -127,30 +134,37 @@ export class IndexStore {
     }
   }
 
-  /** All puts of one turn fall into one transaction (lmdb's event-turn batching). */
+  /**
+   * One batch is one transaction. (With lmdb's batching by event turns a failed commit would also reject a promise of
+   * its own that nobody can get hold of, and so end the process.)
+   */
   async #put(
     database: RootDatabase<Buffer, number>,
     pages: readonly PageWrite[],
     meta: object,
   ): Promise<void> {
-    const pending: Promise<unknown>[] = [];
-    for (const { key, bytes } of pages) {
-      pending.push(bytes === undefined ? database.remove(key) : database.put(key, bytes));
-    }
     const text = JSON.stringify({ version: META_VERSION, ...meta });
-    pending.push(database.put(META_KEY, Buffer.from(text)));
-    await Promise.all(pending);
+    const committed = database.batch(() => {
+      for (const { key, bytes } of pages) {
+        const put = bytes === undefined ? database.remove(key) : database.put(key, bytes);
+        put.catch(() => undefined); // The batch says it.
+      }
+      database.put(META_KEY, Buffer.from(text)).catch(() => undefined);
+    });
+    await committed;
     await database.flushed;
   }
 
-  /** Ends the environment; false: a write still hangs at the device, so that it cannot be ended. */
-  async close(): Promise<boolean> {
+  /** There is room again: the next write may go through. */
+  retry(): void {
+    this.broken = false;
+  }
+
+  /** Ends the environment, unless a write of it failed: that one goes with the process. */
+  async close(): Promise<void> {
     const database = this.#database;
-    if (database === undefined) return true;
-    if (!this.settled) return false;
     this.#database = undefined;
-    await database.close();
-    return true;
+    if (database !== undefined && !this.#failed) await database.close();
   }
 }
 

@@ -1,13 +1,16 @@
 import { mkdirSync, readdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { DISK, ITEM } from "../../../addon/binding.ts";
 import { evict } from "../../../src/ledger/evict.ts";
 import { STATE, TIER } from "../../../src/ledger/types.ts";
+import { IndexStore, IndexWriteError } from "../../../tiers/nvme/index-store.ts";
+import { directoryFacts } from "../../../tiers/nvme/plan.ts";
 import { addon, Node, startAddon, until } from "./support.ts";
 
 const FAILED = 2;
 const EIO = 5;
+const ENOSPC = 28;
 const zeroes = (count: number): number[] => Array<number>(count).fill(0);
 
 beforeAll(startAddon);
@@ -247,6 +250,57 @@ describe("a device that fails", () => {
     next.remove();
   });
 
+  it("in an index commit: its copies do not count, and a new index is filled from the ledger", async () => {
+    const node = await (await new Node().open()).ready();
+    await node.demote(await node.store(1, 100));
+    const device = node.tier.devices[0]!;
+    const write = vi.spyOn(IndexStore.prototype, "write");
+    write.mockImplementationOnce(function (this: IndexStore) {
+      this.broken = true;
+      return Promise.reject(new IndexWriteError("input/output error", EIO));
+    });
+    expect(await node.demote(await node.store(2, 50))).toBe(0);
+    write.mockRestore();
+    expect(device.health).toBe("readOnly");
+    expect(device.counters.commitFailures).toBe(1);
+    await until(() => device.health === "ok" && node.tier.mayWrite(0));
+    expect(await node.demote(await node.store(3, 50))).toBe(50);
+    await until(() => device.marks.dirtyPages === 0);
+    node.ledger.audit();
+    await node.close();
+    const next = await new Node(node.root).open();
+    expect(next.report.recovered).toBe(150);
+    expect(await next.read(1, 100)).toEqual(zeroes(100));
+    await next.close();
+    next.remove();
+  });
+
+  it("for want of room: it grows no more, takes no copies, is read, and goes on when there is room", async () => {
+    const node = new Node();
+    let held: number | undefined;
+    const face = Object.assign(Object.create(addon) as typeof addon, {
+      diskPrepare: (disk: number, segment: number, task: number) => {
+        if (segment === 1 && held === undefined) held = task;
+        else addon.diskPrepare(disk, segment, task);
+      },
+    });
+    await node.open([node.entry()], face);
+    await until(() => held !== undefined);
+    const device = node.tier.devices[0]!;
+    expect(await node.demote(await node.store(1, 20))).toBe(20);
+    node.tier.onProgress(held!, 0, 1, FAILED, ENOSPC);
+    await until(() => device.full);
+    expect(device.health).toBe("ok");
+    expect(device.counters.fullEvents).toBe(1);
+    expect(node.tier.mayWrite(0)).toBe(false);
+    expect(await node.read(1, 20)).toEqual(zeroes(20));
+    await until(() => !device.full && node.tier.mayWrite(0));
+    await node.ready(4);
+    expect(await node.demote(await node.store(2, 20))).toBe(20);
+    await node.close();
+    node.remove();
+  });
+
   it("in many reads: it is fenced, its blocks are lost at once, and they come back with it", async () => {
     const node = await (await new Node().open()).ready();
     await node.demote(await node.store(1, 100));
@@ -291,6 +345,40 @@ describe("a device that fails", () => {
     await until(() => device.health === "ok");
     await node.close();
     node.remove();
+  });
+});
+
+describe("what operators see of a device", () => {
+  it("counts its bytes and its copies, within the budget it was given, before and after a clean stop", async () => {
+    const entry = {
+      ...new Node().entry(),
+      writeBudgetBytesPerDay: 10 ** 12,
+      ratedWriteBytes: 10 ** 15,
+    };
+    const first = new Node();
+    const options = { ...entry, path: first.directory() };
+    await first.open([options]);
+    await first.ready(4);
+    const disk = first.tier.diskOf(0);
+    const before = first.tier.writeAllowanceBytes(disk);
+    await first.demote(await first.store(1, 100));
+    const [seen] = first.tier.snapshot();
+    expect(seen).toMatchObject({ health: "ok", segments: 4, segmentsTarget: 4, full: false });
+    expect(seen!.bytesWritten).toBeGreaterThan(100 * 16_384);
+    expect(seen!.indexBytes).toBeGreaterThan(0);
+    const facts = directoryFacts(first.directory());
+    expect(facts.segmentFileBytes + facts.otherBytes).toBeLessThanOrEqual(
+      entry.capacityBytes as number,
+    );
+    expect(first.tier.writeAllowanceBytes(disk)).toBeLessThan(before);
+    expect(seen!.endurance.lifeDays).toBeGreaterThan(0);
+    const { writtenBytes } = seen!.endurance;
+    await first.close(5_000);
+    const second = await new Node(first.root).open([options]);
+    expect(second.report.recovered).toBe(100);
+    expect(second.tier.snapshot()[0]!.endurance.writtenBytes).toBeGreaterThanOrEqual(writtenBytes);
+    await second.close();
+    second.remove();
   });
 });
 
