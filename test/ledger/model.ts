@@ -478,7 +478,9 @@ export class Model {
   }
 
   #opRestart(): void {
-    const whole = this.ledger.holeCount === 0;
+    // What stood on a lost device comes back, too, and there may be no record for all.
+    const whole =
+      this.ledger.holeCount === 0 && this.stores.every((store) => store.unknown.size === 0);
     const before = whole ? [...this.#visible].filter(([, bits]) => bits !== 0) : [];
     const lost = this.#random() % 4 === 0 ? 0 : -1;
     const stores = this.stores;
