@@ -216,7 +216,8 @@ SegmentFiles::SegmentFiles(std::shared_ptr<DiskDirectory> directory,
 }
 
 Descriptor SegmentFiles::openSegment(const std::string& path, int flags) const {
-  flags |= O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | (direct_ ? O_DIRECT : 0);
+  // Without O_NONBLOCK: io_uring would answer EAGAIN where a file system cannot begin an operation at once.
+  flags |= O_RDWR | O_NOFOLLOW | O_CLOEXEC | (direct_ ? O_DIRECT : 0);
   const int fd = ::open(path.c_str(), flags | O_NOATIME, 0600);
   return Descriptor(fd < 0 && errno == EPERM ? ::open(path.c_str(), flags, 0600) : fd);
 }

@@ -1,6 +1,7 @@
 #include <cstring>
 #include <vector>
 
+#include "../disk_file.h"
 #include "../disk_slot.h"
 #include "check.h"
 #include "fixture.h"
@@ -126,4 +127,7 @@ TEST("a DRAM slot that is not the block, or whose payload changed, is not writte
 TEST("slots are whole sectors, and a segment holds what fits behind its header") {
   EXPECT(diskSlotBytes(1) == 4096 && diskSlotBytes(3904) == 4096 && diskSlotBytes(3905) == 8192);
   EXPECT(diskSlotBytes(2u << 20) == (2u << 20) + 4096);
+  EXPECT(slotsPerSegment(kSegmentBytesMin, 3904) == 255 && slotsPerSegment(kSegmentBytesMin, 3905) == 127);
+  EXPECT(slotsPerSegment(1u << 20, (1u << 20) - 4096 - 192) == 1 && slotsPerSegment(1u << 20, 1u << 20) == 0);
+  EXPECT(slotsPerSegment(1ull << 40, 64) == kSlotsPerSlabMax && slotsPerSegment(1u << 30, 0) == 0);
 }
