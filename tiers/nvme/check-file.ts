@@ -26,7 +26,7 @@ export async function checkDevice(directory: string): Promise<void> {
   await rm(path, { force: true });
 }
 
-/** O_DIRECT needs aligned memory, and a WebAssembly memory begins at a page. Without O_DIRECT the page cache answers. */
+/** O_DIRECT needs aligned memory: a WebAssembly memory begins at a page. Without O_DIRECT the page cache answers. */
 async function readDirect(path: string): Promise<Buffer> {
   try {
     return await readSector(path, constants.O_RDONLY | constants.O_DIRECT);

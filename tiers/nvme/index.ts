@@ -3,10 +3,10 @@
  * segment file of one of them; numbers are given out in the order in which segments become usable and are never used
  * again. What lies in a directory, what counts when, and what each fault does: README.md.
  *
- * Order of a start (the composition root drives it):
- *   startProbe() for each directory, early → new NvmeTier (locks, attaches) → readIndexes() → namespace tables are
- *   united → ledger made with ledgerOptions() → attach() → bindNamespace() for each → recoverNvme() (recover.ts),
- *   then the DRAM headers, recoverEnd → engines are served → begin() → tick() every few tens of milliseconds.
+ * Order of a start (src/daemon/nvme.ts drives it): startProbe() for each directory, early → new NvmeTier (locks,
+ * attaches) → readIndexes() → ledger made with ledgerOptions() → attach() → namespace tables united, bindNamespace()
+ * for each → recoverNvme(), then the DRAM headers, recoverEnd() → engines are served → begin() → tick() every few
+ * tens of milliseconds.
  */
 import { join } from "node:path";
 import {
@@ -245,6 +245,8 @@ export class NvmeTier implements DiskTier {
         probes.find(({ directory }) => directory === device.directory) ??
         startProbe(device.directory),
     );
+    // A directory may have been left out since its probe was started.
+    for (const probe of probes) if (!all.includes(probe)) probe.stop();
     await Promise.all(all.map((probe, index) => this.#readIndex(this.devices[index]!, probe)));
     return all;
   }
@@ -334,9 +336,9 @@ export class NvmeTier implements DiskTier {
   }
 
   /**
-   * A directory is added: opened, its free segments are of use at once. Returned are the namespaces it knows; the
-   * caller makes those known that it does not (bindNamespace(), and the pool's table) and then calls adoptDirectory().
-   * @throws CairnError
+   * A directory is added: opened, its free segments are of use at once, and what lies in it is adopted from its
+   * headers in the background. Returned are the namespaces it knows: the caller makes those known that are new
+   * (bindNamespace(), and the pool's table) before it yields to the event loop again. @throws CairnError
    */
   async addDirectory(options: NvmeDirectoryOptions): Promise<readonly NamespaceRow[]> {
     const device = this.#open(options);
@@ -349,15 +351,8 @@ export class NvmeTier implements DiskTier {
     const probe = startProbe(device.directory);
     await this.#readIndex(device, probe);
     probe.stop();
-    device.rebuildNeeded = false;
+    device.rebuildNeeded = device.segments.count > 0;
     return device.rows.list;
-  }
-
-  /** What lies in an added directory is adopted from its headers, in the background. */
-  adoptDirectory(path: string): void {
-    const device = this.devices.find(({ directory, closed }) => directory === path && !closed);
-    if (device === undefined) throw new CairnError("notFound", `${path} is no open directory`);
-    device.rebuildNeeded = true;
   }
 
   /**

@@ -113,8 +113,8 @@ function damaged(why) {
 }
 
 /**
- * LMDB maps the file by what its meta pages say. At least one of them must be a meta page, and the file must be as long as the
- * shorter of them asks for.
+ * LMDB maps the file by what its meta pages say. At least one of them must be a meta page, and the file must be as
+ * long as the shorter of them asks for.
  */
 function checkFile(path) {
   const descriptor = openSync(path, "r");

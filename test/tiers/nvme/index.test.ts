@@ -347,7 +347,7 @@ describe("the store of an index", () => {
   }, 120_000);
 });
 
-/** Runs writer-child.ts until it has acknowledged `lines` commits, then kills it; slot → generation of what it said. */
+/** Runs writer-child.ts until it has acknowledged `lines` pages, then kills it; slot → generation, as it said. */
 async function killedWriter(directory: string, lines: number): Promise<Map<number, number>> {
   const script = new URL("writer-child.ts", import.meta.url).pathname;
   const child: ChildProcess = spawn(process.execPath, ["--import", "tsx", script, directory], {

@@ -391,7 +391,6 @@ describe("directories that come and go", () => {
     const path = old.directory();
     const rows = await node.tier.addDirectory({ ...node.entry(), path });
     expect(rows).toHaveLength(1);
-    node.tier.adoptDirectory(path);
     await until(() => node.tier.devices[1]!.counters.headersRebuilt === 100);
     expect(await node.read(1, 100)).toEqual(zeroes(100));
     node.ledger.audit();
