@@ -29,17 +29,12 @@ import { MAGIC, PROTOCOL_VERSION } from "./engine-api/protocol.ts";
 import { EngineServer } from "./engine-api/server.ts";
 import type { Tenant } from "./engine-api/sessions.ts";
 import { CairnError } from "./errors.ts";
+import { explainKey, type ExplainSources } from "./explain.ts";
 import { Ledger } from "./ledger/ledger.ts";
 import * as R from "./ledger/table.ts";
 import { TIER } from "./ledger/types.ts";
 import { LIMITS } from "./limits.ts";
-import {
-  dramSnapshot,
-  explainKey,
-  type LowerReadings,
-  nodeSnapshot,
-  publishGauges,
-} from "./node-snapshot.ts";
+import { dramSnapshot, type LowerReadings, nodeSnapshot, publishGauges } from "./node-snapshot.ts";
 import { Feed, METRIC } from "./observe/feed.ts";
 import { LruPolicy } from "./policy/lru.ts";
 import { tenantStats } from "./tenant-stats.ts";
@@ -361,6 +356,7 @@ class NodeDaemon implements Daemon {
     const gauges = (): void => {
       publishGauges(this.feed, ledger, dram, addon, this.#lower());
       nvme?.publish(this.feed, ledger);
+      server.context.links.publish(this.feed);
       const delay = this.#loopDelay.max / 1e9;
       if (Number.isFinite(delay)) this.feed.observe(METRIC.eventLoopSeconds, delay);
       this.#loopDelay.reset();
@@ -381,7 +377,7 @@ class NodeDaemon implements Daemon {
     }, GAUGES_MS);
   }
 
-  async #startEdge({ ledger, server }: DaemonParts): Promise<string | undefined> {
+  async #startEdge({ ledger }: DaemonParts): Promise<string | undefined> {
     try {
       this.#edge = await startEdge({
         config: this.config.edge,
@@ -400,7 +396,7 @@ class NodeDaemon implements Daemon {
           config: () => this.config,
           configPut: (document) =>
             this.reload(() => overlayConfig(this.config, document, "PUT /v1/config")),
-          explain: (key) => explainKey(ledger, server.context.namespaces.list, key),
+          explain: (key) => explainKey(this.#explainSources(), key),
         },
         onFailure: (error) => this.#fault(error),
       });
@@ -416,6 +412,15 @@ class NodeDaemon implements Daemon {
   snapshot(): NodeSnapshot {
     assert(this.parts !== undefined, "the daemon runs");
     return nodeSnapshot(this.parts.server, this.parts.ledger, this.parts.dram, this.#lower());
+  }
+
+  #explainSources(): ExplainSources {
+    assert(this.parts !== undefined, "the daemon runs");
+    const { ledger, nvme, server } = this.parts;
+    const { list } = server.context.namespaces;
+    const below = nvme?.explainSource();
+    const remote = this.#remote?.explainSource();
+    return { ledger, namespaces: list, nvme: below, remote, nowMs: Date.now() };
   }
 
   /** What the lower tiers and the links say of themselves now. */

@@ -3,18 +3,12 @@
  * for. Reads the ledger's own counts; nothing here walks blocks on the hot path.
  */
 import type { Addon } from "../addon/binding.ts";
-import type {
-  BlockExplanation,
-  LinkSnapshot,
-  NodeSnapshot,
-  TierSnapshot,
-} from "./edge/contract.ts";
+import type { LinkSnapshot, NodeSnapshot, TierSnapshot } from "./edge/contract.ts";
 import { proofNeeded } from "./engine-api/op-lookup.ts";
 import type { EngineServer } from "./engine-api/server.ts";
 import type { Namespace } from "./engine-api/namespaces.ts";
 import type { Ledger } from "./ledger/ledger.ts";
-import { FLAG_HOLE, LIVE, RECORD_WORDS } from "./ledger/table.ts";
-import { type Block, NO_BLOCK, STATE, TIER, TIER_NAMES } from "./ledger/types.ts";
+import { STATE, TIER, TIER_NAMES } from "./ledger/types.ts";
 import { type Feed, METRIC } from "./observe/feed.ts";
 import {
   type DeviceReading,
@@ -22,8 +16,6 @@ import {
   publishRemote,
   type RemoteReading,
 } from "./observe/lower.ts";
-
-const STATE_NAMES = Object.entries(STATE).map(([name]) => name.toLowerCase());
 
 interface Capacity {
   readonly capacityBytes: number;
@@ -173,67 +165,6 @@ export function nodeSnapshot(
       };
     }),
   };
-}
-
-/** Everything the ledger knows of the blocks with this full key, over all namespaces. */
-export function explainKey(
-  ledger: Ledger,
-  namespaces: readonly Namespace[],
-  key: Uint8Array,
-): BlockExplanation[] {
-  const out: BlockExplanation[] = [];
-  const words = new Uint32Array(8);
-  new Uint8Array(words.buffer).set(key.subarray(0, 32));
-  for (const namespace of namespaces) {
-    if (namespace.keyBytes !== key.byteLength) continue;
-    const block = ledger.find(namespace.index, words, 0);
-    if (block !== NO_BLOCK) out.push(explainBlock(ledger, namespace, block));
-  }
-  return out;
-}
-
-function explainBlock(ledger: Ledger, namespace: Namespace, block: Block): BlockExplanation {
-  const { core } = ledger;
-  const parent = core.parentOf(block);
-  const hole = core.hasFlag(block, FLAG_HOLE);
-  const copies = TIER_NAMES.flatMap((tier, index) =>
-    core.stateOf(block, index) === STATE.ABSENT
-      ? []
-      : [
-          {
-            tier,
-            state: STATE_NAMES[core.stateOf(block, index)] ?? "unknown",
-            pins: core.pinsOf(block, index),
-            children: core.records[block * RECORD_WORDS + LIVE] ?? 0,
-          },
-        ],
-  );
-  return {
-    namespace: namespace.index,
-    key: keyHex(ledger, block, namespace),
-    parentKey: parent === NO_BLOCK ? null : keyHex(ledger, parent, namespace),
-    depth: core.depthOf(block),
-    flags: [...(hole ? ["hole"] : []), ...(core.isVisible(block) ? ["visible"] : [])],
-    copies,
-    leases: core.leasesOf(block),
-    children: core.records[block * RECORD_WORDS + LIVE] ?? 0,
-    verdict: verdictOf(core.isVisible(block), hole, copies.length),
-  };
-}
-
-function verdictOf(visible: boolean, hole: boolean, copies: number): string {
-  if (visible) return "Readable: all shards are complete and the parent is readable.";
-  if (hole) return "Not readable: its last copy was lost while it had children.";
-  if (copies === 0) return "Not readable: no copy; the record stands for its children.";
-  return "Not readable: a shard is missing, or the parent is not readable.";
-}
-
-function keyHex(ledger: Ledger, block: Block, namespace: Namespace): string {
-  const { records } = ledger.core;
-  const from = records.byteOffset + block * RECORD_WORDS * 4;
-  return Buffer.from(records.buffer)
-    .subarray(from, from + namespace.keyBytes)
-    .toString("hex");
 }
 
 function publishTier(feed: Feed, ledger: Ledger, index: number, snapshot: TierSnapshot): void {

@@ -62,6 +62,16 @@ Libraries are called through ffi-napi in a child process where that package buil
     run: async (words) => (await import("./doctor.ts")).doctorCommand(words),
   },
   {
+    name: "explain",
+    summary: "why a block is where it is, and why it is not elsewhere",
+    usage: `usage: cairn explain KEY [options]
+
+KEY is one whole block key in hex, as events and locate answers show it. Tier by tier it says why the block
+is there, why it was not stored or written back, and what keeps it. Exit code 1 when the key is not known.
+${EDGE_NOTE}`,
+    run: async (words) => (await import("./explain.ts")).explainCommand(words),
+  },
+  {
     name: "config",
     summary: "check, show or document the configuration",
     usage: `usage: cairn config check|show|reference [options]

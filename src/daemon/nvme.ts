@@ -17,6 +17,7 @@ import { parseDescriptor } from "../engine-api/descriptor.ts";
 import type { Namespace, Namespaces } from "../engine-api/namespaces.ts";
 import type { EngineServer } from "../engine-api/server.ts";
 import { CairnError } from "../errors.ts";
+import type { ExplainSources } from "../explain.ts";
 import type { Ledger } from "../ledger/ledger.ts";
 import type { SlotTable } from "../ledger/slots.ts";
 import { type SlabTierOptions, TIER } from "../ledger/types.ts";
@@ -287,6 +288,12 @@ export class NvmeParts {
 
   async close(refreshMs: number): Promise<void> {
     await this.tier.close(refreshMs);
+  }
+
+  explainSource(): NonNullable<ExplainSources["nvme"]> {
+    const { refusals, tier } = this;
+    const { writeThrough } = this.#config;
+    return { refusals, writeThrough, directoryOf: (slot) => tier.deviceOfSlot(slot).directory };
   }
 
   readings(ledger: Ledger): readonly DeviceReading[] {

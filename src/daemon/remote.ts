@@ -13,6 +13,7 @@ import type { RemoteConfig } from "../config/schema.ts";
 import type { Namespaces } from "../engine-api/namespaces.ts";
 import type { EngineServer } from "../engine-api/server.ts";
 import { CairnError } from "../errors.ts";
+import type { ExplainSources } from "../explain.ts";
 import { LIMITS } from "../limits.ts";
 import type { RemoteReading } from "../observe/lower.ts";
 import { RemoteFetcher } from "../transfer/remote-fetcher.ts";
@@ -103,6 +104,11 @@ export class RemoteParts {
 
   tick(): void {
     this.uploader.step();
+  }
+
+  explainSource(): NonNullable<ExplainSources["remote"]> {
+    const { description } = this.tier;
+    return { description, chunkBlocksOf: (index) => this.#spaceOf(index)?.chunkBlocks ?? 1 };
   }
 
   reading(): RemoteReading {

@@ -109,6 +109,13 @@ export interface BlockExplanation {
   readonly children: number;
   /** One sentence: why it is, or is not, readable. */
   readonly verdict: string;
+  /** Tier by tier, in words: why it is there, or why it is not. */
+  readonly places: readonly BlockPlace[];
+}
+
+export interface BlockPlace {
+  readonly tier: string;
+  readonly why: string;
 }
 
 export interface ConfigApplied {

@@ -70,15 +70,7 @@ export function lookup(context: EngineContext, frame: InboundFrame): void {
     depth = 0;
   } else {
     bits |= writeHit(context, namespace, found, depth, prefillTokensPerSecond);
-    if (context.remotePrefix !== undefined && hit < keys.count) {
-      const { buffer, byteOffset } = keys.words;
-      const bytes = new Uint8Array(
-        buffer,
-        byteOffset + keysAt * 4,
-        keys.count * namespace.keyBytes,
-      );
-      out.setUint32(BODY + 8, context.remotePrefix(namespace.index, bytes, hit), true);
-    }
+    if (hit < keys.count) writeRemotePrefix(context, namespace, hit);
   }
   out.setUint32(BODY + 12, settings.heartbeatMs * settings.heartbeatMisses, true);
   out.setUint32(BODY + 24, bits, true);
@@ -181,6 +173,15 @@ function writeProof(
     view.setUint32(BODY + 32 + word * 4, keys.words[at + word]!, true);
   }
   asking.ask(context.out.bytes.subarray(BODY + 32, BODY + 32 + namespace.keyBytes));
+}
+
+/** What the remote tier has of the whole chain: a hint. */
+function writeRemotePrefix(context: EngineContext, namespace: Namespace, hit: number): void {
+  if (context.remotePrefix === undefined) return;
+  const { buffer, byteOffset } = keys.words;
+  const bytes = new Uint8Array(buffer, byteOffset + keys.at * 4, keys.count * namespace.keyBytes);
+  const blocks = context.remotePrefix(namespace.index, bytes, hit);
+  context.out.view.setUint32(BODY + 8, blocks, true);
 }
 
 /** Bits of the reply that say why not all of it is worth loading. */

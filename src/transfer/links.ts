@@ -5,6 +5,7 @@
  * within some dozen batches), and answers without allocating, because LOOKUP asks it for every hit.
  */
 import { assert } from "../assert.ts";
+import { type Feed, METRIC } from "../observe/feed.ts";
 
 /** What an estimate starts from until the link has carried something. */
 export interface LinkPrior {
@@ -179,6 +180,15 @@ const PRIORS = {
   remote: { latencyMicroseconds: 20_000, bytesPerMicrosecond: 200 },
 } as const satisfies Record<string, LinkPrior>;
 
+/** In the order of observe/metrics.ts's LINK_LABELS: one figure for all disks, the slowest read. */
+export const LINK = {
+  DRAM_TO_WINDOW: 0,
+  NVME_TO_WINDOW: 1,
+  DRAM_TO_NVME: 2,
+  REMOTE_TO_DRAM: 3,
+  DRAM_TO_REMOTE: 4,
+} as const;
+
 /** All links of the node. Disks are those of the addon, numbered from 0 or 1 and few. */
 export class Links {
   readonly dramToWindow: Link;
@@ -223,6 +233,24 @@ export class Links {
   /** What a chain on NVMe is reckoned with: the slowest device, for LOOKUP does not know which one it is. */
   get nvmeToWindow(): Link {
     return this.#slowest;
+  }
+
+  /** Estimates for the metrics, by LINK; writes are those of the disk that is written slowest. */
+  publish(feed: Feed): void {
+    let write: Link | undefined;
+    for (const link of this.#writes) {
+      if (link === undefined || link.batches === 0) continue;
+      const slower =
+        write === undefined ||
+        link.microsecondsFor(COMPARED_BYTES) > write.microsecondsFor(COMPARED_BYTES);
+      if (slower) write = link;
+    }
+    const links = [this.dramToWindow, this.#slowest, write, this.remoteToDram, this.dramToRemote];
+    for (const [index, link] of links.entries()) {
+      if (link === undefined || link.batches === 0) continue;
+      feed.setAt(METRIC.linkBytesPerSecond, index, link.bytesPerMicrosecond * 1e6);
+      feed.setAt(METRIC.linkLatencySeconds, index, link.latencyMicroseconds / 1e6);
+    }
   }
 
   readings(): LinkReading[] {

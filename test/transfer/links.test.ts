@@ -1,5 +1,7 @@
 import { describe, expect, it } from "vitest";
-import { Link, Links } from "../../src/transfer/links.ts";
+import { Feed, FeedReader } from "../../src/observe/feed.ts";
+import { LINK_LABELS } from "../../src/observe/metrics.ts";
+import { LINK, Link, Links } from "../../src/transfer/links.ts";
 
 const PRIOR = { latencyMicroseconds: 200, bytesPerMicrosecond: 1_000 };
 const MIB = 1024 * 1024;
@@ -106,5 +108,23 @@ describe("the links of a node", () => {
     expect(names).toContain("nvme1_to_window");
     expect(names).toContain("dram_to_nvme0");
     expect(new Set(names).size).toBe(names.length);
+  });
+
+  it("publish one estimate for each kind of way, under its label", () => {
+    const clock = new Clock();
+    const links = new Links(clock.now);
+    const feed = new Feed();
+    const reader = new FeedReader(feed.buffer);
+    for (let index = 0; index < 50; index++) {
+      const began = clock.ms;
+      clock.pass(MIB / 500);
+      links.write(1).ended(MIB, began);
+    }
+    links.publish(feed);
+    expect(Object.keys(LINK)).toHaveLength(LINK_LABELS.length);
+    expect(reader.value("linkBytesPerSecond", "dram_to_nvme")).toBeGreaterThan(400e6);
+    expect(reader.value("linkBytesPerSecond", "dram_to_nvme")).toBeLessThan(600e6);
+    // What was never used has no figure.
+    expect(reader.value("linkBytesPerSecond", "remote_to_dram")).toBe(0);
   });
 });

@@ -1,0 +1,88 @@
+import { describe, expect, it } from "vitest";
+import { explainKey, type ExplainSources } from "../src/explain.ts";
+import { TIER } from "../src/ledger/types.ts";
+import { REFUSAL, Refusals } from "../src/transfer/refusals.ts";
+import { keyAt, keysOf } from "./e2e/support.ts";
+import { FakeServer } from "./engine-api/fake-server.ts";
+
+const keys = keysOf(1, 3);
+const last = keyAt(keys, 2);
+
+function sourcesOf(fake: FakeServer, refusals: Refusals): ExplainSources {
+  return {
+    ledger: fake.ledger,
+    namespaces: fake.server.context.namespaces.list,
+    nvme: { refusals, writeThrough: false, directoryOf: (slot) => `/disk/${slot}` },
+    remote: undefined,
+    nowMs: 61_000,
+  };
+}
+
+/** Why, by tier. */
+function places(sources: ExplainSources, key: Uint8Array): Record<string, string> {
+  const [block] = explainKey(sources, key);
+  return Object.fromEntries((block?.places ?? []).map(({ tier, why }) => [tier, why]));
+}
+
+describe("an explanation", () => {
+  it("follows a block from DRAM to NVMe, tier by tier", () => {
+    const fake = new FakeServer(64, 64);
+    const sources = sourcesOf(fake, new Refusals(() => 1_000));
+    expect(explainKey(sources, last)).toEqual([]);
+    fake.store(keys);
+    expect(places(sources, last)).toMatchObject({
+      dram: expect.stringMatching(/readable; it may leave/),
+      nvme: expect.stringMatching(/not written yet: write-back/),
+      remote: "this node has no remote tier",
+    });
+    expect(places(sources, keyAt(keys, 0))["dram"]).toMatch(/it stays: children stand on it/);
+    fake.demote(keys, true);
+    expect(places(sources, last)).toMatchObject({
+      dram: expect.stringMatching(/a load or PREFETCH promotes it/),
+      nvme: expect.stringMatching(/^synced and indexed in \/disk\//),
+    });
+    fake.lease(keys);
+    expect(places(sources, last)["nvme"]).toMatch(/it stays: 1 leases hold it/);
+  });
+
+  it("names the reason and the time of the last refusal, also when the block is gone", () => {
+    const fake = new FakeServer(64, 64);
+    const refusals = new Refusals(() => 1_000);
+    const sources = sourcesOf(fake, refusals);
+    fake.store(keys);
+    const words = new Uint32Array(last.slice().buffer);
+    for (const reason of Object.values(REFUSAL)) {
+      refusals.add(0, words, 0, 8, reason);
+      expect(places(sources, last)["nvme"]).toMatch(/^not written 60 s ago: (?!unknown)/);
+    }
+    const [block = 0] = fake.blocksOf(last);
+    fake.ledger.corrupt(block, TIER.DRAM);
+    const [gone] = explainKey(sources, last);
+    expect(gone?.verdict).toMatch(/its last copy left/);
+    expect(gone?.copies).toEqual([]);
+  });
+
+  it("forgets the oldest refusals, and never names another block's", () => {
+    const refusals = new Refusals(() => 1_000);
+    const words = new Uint32Array(8);
+    for (let index = 0; index < 10_000; index++) {
+      words[0] = index;
+      refusals.add(0, words, 0, 8, REFUSAL.NO_ROOM);
+    }
+    expect(refusals.find(0, words, 0, 8)?.reason).toBe(REFUSAL.NO_ROOM);
+    expect(refusals.find(1, words, 0, 8)).toBeUndefined();
+    words[0] = 3;
+    expect(refusals.find(0, words, 0, 8)).toBeUndefined();
+  });
+
+  it("says what chunk a block belongs to in the remote tier", () => {
+    const fake = new FakeServer(64, 64);
+    fake.store(keys);
+    const remote = { description: "directory /mnt/kv", chunkBlocksOf: () => 2 };
+    const sources = { ...sourcesOf(fake, new Refusals(() => 1)), nvme: undefined, remote };
+    expect(places(sources, last)).toMatchObject({
+      nvme: "this node has no NVMe tier",
+      remote: expect.stringMatching(/^directory \/mnt\/kv: .*depths 3 to 4/),
+    });
+  });
+});
