@@ -1,7 +1,7 @@
 /**
  * remote-get and remote-put: how near the remote tier comes to what node:http alone does with the same S3 server.
  *
- * Chunks of four 2 MiB blocks, four requests at a time. A pass moves every chunk once through the tier: identity,
+ * Chunks of four 2 MiB blocks; four sockets, so four requests at the server at a time. A pass moves every chunk once through the tier: identity,
  * checksums, staging, deadlines and all. Before each pass the reference (bench/raw-http.ts) moves objects of the same
  * length over the same number of sockets. The figure is the median over pairs of our speed by the reference's. The
  * server is real where one is installed: `--server versitygw|minio|fake`; on one machine it shares the processors
@@ -31,8 +31,11 @@ const MIB = 2 ** 20;
 const BLOCK_BYTES = 2 * MIB;
 const CHUNK_BLOCKS = 4;
 const CHUNKS_DEFAULT = 24;
+/** Requests at the server, of either side: sockets. */
 const CONCURRENCY = 4;
-const STAGING_BYTES = 128 * MIB;
+/** Chunks under way in the tier, so that a socket does not wait while a chunk is exported or imported. */
+const LANES = 2 * CONCURRENCY;
+const STAGING_BYTES = 160 * MIB;
 const RATIO_MIN = 0.9;
 
 interface Pass {
@@ -101,10 +104,7 @@ class Duel {
     this.#server = server;
     this.#chunks = chunks;
     const shape = { blockBytes: BLOCK_BYTES, chunkBlocks: CHUNK_BLOCKS, chunks };
-    this.rig = new RemoteRig(
-      { ...shape, concurrency: CONCURRENCY, stagingBytes: STAGING_BYTES },
-      store,
-    );
+    this.rig = new RemoteRig({ ...shape, concurrency: LANES, stagingBytes: STAGING_BYTES }, store);
     this.#raw = new RawHttp(server, CONCURRENCY);
     this.#bodies = Array.from({ length: CONCURRENCY }, () =>
       new Uint8Array(this.rig.objectBytes).fill(0x5a),
@@ -116,23 +116,25 @@ class Duel {
   }
 
   ourPut(): Promise<Pass> {
-    return this.#each((index) => this.rig.upload(index));
+    return this.#each(LANES, (index) => this.rig.upload(index));
   }
 
   ourGet(): Promise<Pass> {
-    return this.#each(async (index) => {
+    return this.#each(LANES, async (index) => {
       this.failed += await this.rig.fetch(index);
     });
   }
 
   rawPut(): Promise<Pass> {
     this.#pass += 1;
-    return this.#each((index, lane) => this.#raw.put(this.#rawPath(index), this.#body(lane)));
+    return this.#each(CONCURRENCY, (index, lane) =>
+      this.#raw.put(this.#rawPath(index), this.#body(lane)),
+    );
   }
 
   /** The very objects that the tier stored. */
   rawGet(): Promise<Pass> {
-    return this.#each(async (index, lane) => {
+    return this.#each(CONCURRENCY, async (index, lane) => {
       const received = await this.#raw.get(this.#ourPath(index), this.#body(lane));
       if (received !== this.rig.objectBytes) this.failed += 1;
     });
@@ -151,8 +153,8 @@ class Duel {
     await this.rig.close();
   }
 
-  #each(move: (index: number, lane: number) => Promise<void>): Promise<Pass> {
-    return timed(this.passBytes, () => pipelined(this.#chunks, CONCURRENCY, move));
+  #each(lanes: number, move: (index: number, lane: number) => Promise<void>): Promise<Pass> {
+    return timed(this.passBytes, () => pipelined(this.#chunks, lanes, move));
   }
 
   #body(lane: number): Uint8Array {

@@ -115,3 +115,29 @@ export class Existence {
     return present && !this.isQuarantined(name);
   }
 }
+
+/** Weight of the newest upload. */
+const SHARE_WEIGHT = 0.1;
+/** Below this share of uploads whose object was there already, asking first costs more than it saves. */
+const SHARE_MIN = 0.05;
+/** One in so many is asked for all the same. */
+const SAMPLE = 16;
+
+/**
+ * Whether an upload should ask for its object first. Where nodes store the same chains, a question saves a body; where
+ * they do not, it only delays every upload by a round trip. Both show in how often the object was there.
+ */
+export class AskFirst {
+  #share = 0;
+  #uploads = 0;
+
+  worthwhile(): boolean {
+    this.#uploads += 1;
+    return this.#share >= SHARE_MIN || this.#uploads % SAMPLE === 0;
+  }
+
+  /** What an upload found, by question or by its PUT. */
+  learn(present: boolean): void {
+    this.#share += SHARE_WEIGHT * ((present ? 1 : 0) - this.#share);
+  }
+}

@@ -21,7 +21,7 @@ import {
   encodeHeader,
   lastKeyOf,
 } from "./chunk.ts";
-import { Existence } from "./existence.ts";
+import { AskFirst, Existence } from "./existence.ts";
 import { collectGarbage, type GarbageReport } from "./garbage.ts";
 import { GuardedStore } from "./guarded-store.ts";
 import { healthOf, Pace } from "./health.ts";
@@ -98,6 +98,7 @@ export class RemoteTier implements RemoteStorage {
   readonly #staging: StagingPool;
   readonly #existence: Existence;
   readonly #prefix: RemotePrefix;
+  readonly #askFirst = new AskFirst();
   readonly #overheadBytes: number;
   readonly #sealerName: string;
   readonly #now: () => number;
@@ -256,8 +257,7 @@ export class RemoteTier implements RemoteStorage {
     const name = chunkName(chunk.space, chunk.shard, lastKeyOf(chunk), this.#sealerName);
     const clock = new Clock(limits, this.#now);
     if (this.#existence.isQuarantined(name)) return { outcome: "failed", fault: "quarantined" };
-    const before = await this.#existence.resolve(name);
-    if (before === true) return { outcome: "present", bytes: 0 };
+    if (await this.#isStored(name)) return { outcome: "present", bytes: 0 };
     const layout = chunkLayout(chunk.space, this.#overheadBytes);
     const wait = { ...limits, deadlineMs: clock.leftMs(limits.deadlineMs) };
     const lease = await this.#staging.acquire(layout.objectBytes, PRIORITY.UPLOAD, wait);
@@ -274,6 +274,7 @@ export class RemoteTier implements RemoteStorage {
         return { outcome: "failed", fault: put.fault };
       }
       this.#existence.learn(name, true);
+      this.#askFirst.learn(put.value === "present");
       if (put.value === "present") return { outcome: "present", bytes: 0 };
       this.#putPace.add(layout.objectBytes, this.#now() - began);
       this.#counts.sentBytes += layout.objectBytes;
@@ -281,6 +282,15 @@ export class RemoteTier implements RemoteStorage {
     } finally {
       releaseAfter(lease.value, released);
     }
+  }
+
+  /** Known to be there, or found there where asking pays. False: the PUT will tell. */
+  async #isStored(name: string): Promise<boolean> {
+    const known = this.#existence.known(name);
+    if (known !== undefined || !this.#askFirst.worthwhile()) return known === true;
+    const found = (await this.#existence.resolve(name)) === true;
+    if (found) this.#askFirst.learn(true);
+    return found;
   }
 
   /** Lays the whole object down in the staging range. */

@@ -2,7 +2,7 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { LIMITS } from "../../../src/limits.ts";
-import { Existence } from "../../../tiers/remote/existence.ts";
+import { AskFirst, Existence } from "../../../tiers/remote/existence.ts";
 import { healthOf, Pace } from "../../../tiers/remote/health.ts";
 import { searchPrefix } from "../../../tiers/remote/prefix.ts";
 import { type StagingLease, StagingPool } from "../../../tiers/remote/staging.ts";
@@ -191,6 +191,20 @@ describe("the existence cache", () => {
     for (let at = 0; at < 9_999; at += 1) cache.quarantine(`${at}`);
     expect(cache.entries).toBeLessThanOrEqual(100);
     expect(cache.quarantined).toBeLessThanOrEqual(LIMITS.quarantinedObjectsMax);
+  });
+});
+
+describe("an upload asks first whether its object is there", () => {
+  const asked = (one: AskFirst, uploads: number): number =>
+    Array.from({ length: uploads }, () => one.worthwhile()).filter(Boolean).length;
+
+  test("now and then where it never is, always where it often is, and changes its mind", () => {
+    const one = new AskFirst();
+    expect(asked(one, 160)).toBe(10);
+    one.learn(true);
+    expect(asked(one, 160)).toBe(160);
+    for (let upload = 0; upload < 40; upload += 1) one.learn(false);
+    expect(asked(one, 160)).toBe(10);
   });
 });
 
