@@ -82,6 +82,25 @@ export function replayDaemonProblems(result: Fields): string[] {
   return problems;
 }
 
+/** DRAM of 5,000 and NVMe of 100,000 blocks: least total hit rate and most NVMe writes per reference, by trace (its requests). */
+export const TIERS: Readonly<Record<number, { readonly hit: number; readonly writes: number }>> = {
+  12_031: { hit: 0.379, writes: 0.61 },
+  44_483: { hit: 0.961, writes: 0.04 },
+};
+
+export function replayTiersProblems(result: Fields): string[] {
+  const bar = TIERS[Number(result["requests"])];
+  if (bar === undefined) return [`requests ${String(result["requests"])}`];
+  const problems: string[] = [];
+  if (!(Number(result["hitRate"]) >= bar.hit))
+    problems.push(`hitRate ${String(result["hitRate"])}`);
+  const writes = result["nvmeWritesPerReference"];
+  if (!(Number(writes) <= bar.writes && Number(writes) > 0)) {
+    problems.push(`nvmeWritesPerReference ${String(writes)}`);
+  }
+  return problems;
+}
+
 export function demoProblems(result: Fields): string[] {
   const is = (field: string): number => Number(result[field] ?? Number.NaN);
   const rules: readonly (readonly [string, boolean])[] = [
@@ -98,6 +117,7 @@ export function demoProblems(result: Fields): string[] {
 const PROBLEMS: Readonly<Record<string, (result: Fields) => string[]>> = {
   replay: replayProblems,
   "replay-daemon": replayDaemonProblems,
+  "replay-tiers": replayTiersProblems,
   demo: demoProblems,
 };
 

@@ -60,6 +60,15 @@ describe("the check run counts", () => {
     expect(ci.replayProblems({})).toHaveLength(3);
   });
 
+  it("a replay over two tiers that reaches the trace's hit rate within its NVMe writes", () => {
+    const tiers = { requests: 44_483, hitRate: 0.9627, nvmeWritesPerReference: 0.037 };
+    expect(ci.replayTiersProblems(tiers)).toEqual([]);
+    expect(ci.replayTiersProblems({ ...tiers, hitRate: 0.96 })).toHaveLength(1);
+    expect(ci.replayTiersProblems({ ...tiers, nvmeWritesPerReference: 0.041 })).toHaveLength(1);
+    expect(ci.replayTiersProblems({ ...tiers, nvmeWritesPerReference: 0 })).toHaveLength(1);
+    expect(ci.replayTiersProblems({ ...tiers, requests: 44_482 })).toHaveLength(1);
+  });
+
   it("a replay through the daemon with no wrong block and the hits of the pure one", () => {
     expect(ci.count("replay-daemon", 0, json(daemon), undefined)).toEqual([1, 0]);
     expect(ci.replayDaemonProblems({ ...daemon, wrongBlocks: 1 })).toHaveLength(1);
