@@ -375,7 +375,9 @@ export class Device implements CommitDevice {
     if (this.closed) return;
     this.#watch();
     this.#openOrClose();
-    if (nowMs >= this.#factsAtMs) {
+    // A device that hangs may hang whoever asks for its files.
+    const answers = !this.#stalled && this.health !== "fenced";
+    if (answers && nowMs >= this.#factsAtMs) {
       this.#factsAtMs = nowMs + FACTS_MS;
       this.#room();
     }

@@ -308,7 +308,8 @@ export class NvmeTier implements DiskTier {
     for (const device of this.devices) {
       if (device.closed) continue;
       device.tick(nowMs);
-      if (device.rebuildNeeded && device.health === "ok") this.#rebuild(device);
+      const due = device.rebuildNeeded && !device.rebuilding && device.health === "ok";
+      if (due) this.#rebuild(device);
       if (!device.rebuilding) device.grow();
       device.retireStep();
     }
@@ -348,8 +349,11 @@ export class NvmeTier implements DiskTier {
     this.#slabsReady = this.#slabs;
     this.ledger.growTier(TIER.NVME, this.#slabsReady);
     device.heldSlabs = holdSlabs(this.ledger, device);
+    device.rebuilding = true; // Not before its index is open.
     const probe = startProbe(device.directory);
-    await this.#readIndex(device, probe);
+    await this.#readIndex(device, probe).finally(() => {
+      device.rebuilding = false;
+    });
     probe.stop();
     device.rebuildNeeded = device.segments.count > 0;
     return device.rows.list;

@@ -41,14 +41,17 @@ export async function rebuildDevice(
 
 /**
  * Slabs that serve a class in their file give out no slots until their headers are in. A slab of a lost device may
- * still have readers: it is waited for.
+ * still have readers: it is waited for. One that serves already (an earlier rebuild ended early) is left as it is.
  */
 async function holdSlabs(device: Device, ledger: Ledger): Promise<number[]> {
   const slabs: number[] = [];
   const left = new Map([...device.segments.list].map((segment) => [segment.slab, segment]));
+  const { slots } = ledger.core.tier(TIER.NVME);
   for (;;) {
     for (const [slab, { payloadBytes }] of left) {
-      if (!ledger.adoptBegin(TIER.NVME, slab, payloadBytes)) continue;
+      const serves = !slots.isLost(slab) && slots.slabClass(slab) >= 0;
+      if (serves) left.delete(slab);
+      if (serves || !ledger.adoptBegin(TIER.NVME, slab, payloadBytes)) continue;
       left.delete(slab);
       if (payloadBytes > 0) slabs.push(slab);
     }

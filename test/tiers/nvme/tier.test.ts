@@ -321,6 +321,22 @@ describe("a device that fails", () => {
     node.remove();
   });
 
+  it("again while it is being rebuilt: what came back is lost again, and all comes back at last", async () => {
+    const node = await (await new Node().open()).ready();
+    await node.demote(await node.store(1, 100));
+    const device = node.tier.devices[0]!;
+    node.dropDram();
+    device.event("hang");
+    await until(() => device.rebuilding);
+    device.event("hang");
+    expect(node.chain(1, 100)).toHaveLength(0);
+    await until(() => device.health === "ok" && !device.rebuilding && !device.rebuildNeeded);
+    expect(await node.read(1, 100)).toEqual(zeroes(100));
+    node.ledger.audit();
+    await node.close();
+    node.remove();
+  });
+
   it("that stalls is slow, takes no writes, and is good again when it answers", async () => {
     const node = new Node();
     let oldestMicroseconds = 0;
