@@ -39,6 +39,7 @@ const REFUSAL_WORDS = [
   "it was written, but sync or index commit failed",
   "its copy in DRAM proved wrong",
   "the daemon stopped",
+  "it was evicted from DRAM before its turn came",
 ] as const;
 
 const STATE_WORDS: Readonly<Record<State, string>> = {

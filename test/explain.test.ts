@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { explainKey, type ExplainSources } from "../src/explain.ts";
 import { TIER } from "../src/ledger/types.ts";
+import { Dropped } from "../src/transfer/dropped.ts";
 import { REFUSAL, Refusals } from "../src/transfer/refusals.ts";
 import { keyAt, keysOf } from "./e2e/support.ts";
 import { FakeServer } from "./engine-api/fake-server.ts";
@@ -60,6 +61,26 @@ describe("an explanation", () => {
     const [gone] = explainKey(sources, last);
     expect(gone?.verdict).toMatch(/its last copy left/);
     expect(gone?.copies).toEqual([]);
+  });
+
+  it("remembers what left DRAM before it could be copied down, and only that", () => {
+    const fake = new FakeServer(6, 64);
+    const refusals = new Refusals(() => 1_000);
+    const sources = sourcesOf(fake, refusals);
+    const dropped = new Dropped(fake.ledger, refusals);
+    const backed = keysOf(2, 3);
+    fake.store(backed);
+    fake.demote(backed, false);
+    fake.store(keys);
+    dropped.step();
+    // Three leave with a copy below, then three without one.
+    fake.store(keysOf(3, 3));
+    dropped.step();
+    expect(places(sources, keyAt(backed, 2))["nvme"]).toMatch(/^synced and indexed/);
+    fake.store(keysOf(4, 3));
+    dropped.step();
+    expect(places(sources, last)["nvme"]).toMatch(/evicted from DRAM before its turn came/);
+    expect(explainKey(sources, keyAt(keysOf(3, 3), 2))).toHaveLength(1);
   });
 
   it("forgets the oldest refusals, and never names another block's", () => {

@@ -25,6 +25,7 @@ import { LIMITS } from "../limits.ts";
 import type { DeviceReading } from "../observe/lower.ts";
 import { type Feed, METRIC } from "../observe/feed.ts";
 import { DISK_PRIORITY } from "../transfer/copies.ts";
+import { Dropped } from "../transfer/dropped.ts";
 import { Mover } from "../transfer/mover.ts";
 import { chainKeysOf } from "../transfer/prefetcher.ts";
 import { Refusals } from "../transfer/refusals.ts";
@@ -63,6 +64,7 @@ export class NvmeParts {
   #mover: Mover | undefined;
   #scrubber: Scrubber | undefined;
   #writeThrough: WriteThrough | undefined;
+  #dropped: Dropped | undefined;
 
   /**
    * Opens the directories. A device that cannot be used is left out, and said so; what another daemon holds, is not
@@ -147,6 +149,22 @@ export class NvmeParts {
         this.#openRow(namespaces, row, hex);
       }
     }
+    this.#expectProofs(namespaces);
+  }
+
+  /**
+   * Blocks that are adopted from headers while engines are served are those of an earlier life: their namespaces
+   * must be proven, whether a block of theirs has come back yet or not.
+   */
+  #expectProofs(namespaces: Namespaces): void {
+    const digests = new Set<string>();
+    for (const device of this.tier.devices) {
+      if (!device.rebuildNeeded) continue;
+      for (const { digest } of device.rows.list) digests.add(Buffer.from(digest).toString("hex"));
+    }
+    for (const namespace of namespaces.list) {
+      if (digests.has(namespace.digestHex)) namespace.recovered = true;
+    }
   }
 
   #openRow(namespaces: Namespaces, row: NamespaceRow, hex: string): void {
@@ -174,6 +192,7 @@ export class NvmeParts {
     this.#server = server;
     const now = (): number => performance.now();
     this.#writeThrough = new WriteThrough(ledger);
+    this.#dropped = new Dropped(ledger, this.refusals);
     const shared = { ledger, tier: this.tier, copies, feed, arena, now };
     this.#mover = new Mover({
       ...shared,
@@ -238,6 +257,7 @@ export class NvmeParts {
     this.tier.tick();
     ledger.evictToWatermark(TIER.NVME);
     this.#mover?.step();
+    this.#dropped?.step();
     this.#scrubber?.step();
   }
 
@@ -255,6 +275,8 @@ export class NvmeParts {
     Object.assign(this.#ledger.core.tier(TIER.NVME).options, { highWatermark, lowWatermark });
     for (const options of directoriesOf(config)) {
       if (!before.has(options.path)) void this.#add(options, namespaces);
+      const device = this.tier.devices.find(({ directory }) => directory === options.path);
+      if (device !== undefined) device.endurance.budgetBytesPerDay = options.writeBudgetBytesPerDay;
     }
     for (const path of before) if (!after.has(path)) void this.#drain(path);
   }

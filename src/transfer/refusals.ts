@@ -20,6 +20,8 @@ export const REFUSAL = {
   SOURCE_CORRUPT: 5,
   /** The daemon stopped. */
   STOPPED: 6,
+  /** It left DRAM before its turn came; the ledger counts these. */
+  EVICTED: 7,
 } as const;
 export type Refusal = (typeof REFUSAL)[keyof typeof REFUSAL];
 

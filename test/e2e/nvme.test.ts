@@ -31,6 +31,7 @@ afterEach(async () => {
   client = undefined;
   await daemon.remove();
   rmSync(directory, { recursive: true, force: true });
+  rmSync(`${directory}-second`, { recursive: true, force: true });
 });
 
 function daemonOf(over: Record<string, unknown> = {}): TestDaemon {
@@ -245,6 +246,40 @@ describe("a node whose disk is smaller than what it is given", () => {
     expect(all.hit).toBeLessThan(CHAINS * BLOCKS);
     expect(await store(alive, window, 999)).toBe(BLOCKS);
     expect((await check(alive, window, 999)).hit).toBe(BLOCKS);
+  });
+});
+
+describe("a running node", () => {
+  it("copies blocks down as soon as they are stored, once it is told to", async () => {
+    daemon = await daemonOf().start();
+    const { alive, window } = await connect();
+    expect(await store(alive, window, 1)).toBe(BLOCKS);
+    await ask(daemon, "PUT", "/v1/config", { nvme: { writeThrough: true } });
+    await eventually(async () => (await writtenBack()) === BLOCKS);
+    const key = Buffer.from(keyAt(keysOf(1, BLOCKS), 0)).toString("hex");
+    const text = await ask(daemon, "GET", `/v1/blocks/explain/${key}`);
+    expect(text).toContain("synced and indexed");
+  });
+
+  it("takes a second directory in, and gives the first one back", async () => {
+    daemon = await daemonOf().start();
+    const { alive, window } = await connect();
+    await fill(alive, window);
+    const second = `${directory}-second`;
+    const first = { path: directory, capacityBytes: 128 * MIB };
+    const added = { path: second, capacityBytes: 128 * MIB };
+    await ask(daemon, "PUT", "/v1/config", { nvme: { directories: [first, added] } });
+    await eventually(async () => (await ask(daemon, "GET", "/metrics")).includes('device="1"'));
+    const all = await checkAll(alive, window);
+    expect(all).toMatchObject({ hit: CHAINS * BLOCKS, wrong: 0, failed: 0 });
+    // The first one is given back: what lies there alone leaves, and its segments with it.
+    await ask(daemon, "PUT", "/v1/config", { nvme: { directories: [added] } });
+    const segments = (): number =>
+      readdirSync(directory).filter((name) => name.startsWith("segment-")).length;
+    await eventually(() => segments() === 0, 30_000);
+    expect(await checkAll(alive, window)).toMatchObject({ wrong: 0, failed: 0 });
+    expect(await store(alive, window, 500)).toBe(BLOCKS);
+    expect(await check(alive, window, 500)).toMatchObject({ hit: BLOCKS, wrong: 0 });
   });
 });
 
