@@ -53,6 +53,8 @@ describe("cairn bench", () => {
       "nvme-read",
       "nvme-write",
       "restart-nvme",
+      "remote-get",
+      "remote-put",
     ]);
     for (const name of [...names, "all", "rivals"]) expect(benchUsage()).toContain(`  ${name}`);
   });
