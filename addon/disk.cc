@@ -86,7 +86,7 @@ Disk::Disk(const DiskOptions& options, EventHub& hub) : operations_(options.oper
   files_ = std::make_shared<SegmentFiles>(directory_, operations_, direct_);
   events_ = std::make_shared<DiskEvents>(hub);
   queue_ = DiskQueue::start({options.mode, options.queueDepth, options.writeDepth, options.stagingBytes,
-                             operations_, openProbe(directory_, direct_)},
+                             operations_, openProbe(directory_, direct_), options.writeWaitMicroseconds},
                             events_);
   preparer_ = std::make_unique<DiskWorker>(queue_->cpuMicroseconds());
   syncer_ = std::make_unique<DiskWorker>(queue_->cpuMicroseconds());

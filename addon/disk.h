@@ -57,6 +57,8 @@ struct DiskOptions {
   uint32_t writeDepth;
   size_t stagingBytes;
   std::shared_ptr<const FileOperations> operations = FileOperations::system();
+  /// Writes that waited this long go before reads, once.
+  int64_t writeWaitMicroseconds = 500'000;
 };
 
 class Disk {

@@ -249,7 +249,7 @@ void DiskQueue::expire(int64_t now) {
 
 int64_t DiskQueue::waitMicroseconds(int64_t now) const {
   int64_t wait = nextDeadline_ == INT64_MAX ? INT64_MAX : std::max<int64_t>(0, nextDeadline_ - now);
-  const int64_t turn = writesWaitSince_ + kWriteWaitMicroseconds;
+  const int64_t turn = writesWaitSince_ + options_.writeWaitMicroseconds;
   if (writesWaitSince_ != 0 && turn > now) wait = std::min(wait, turn - now);
   return wait == INT64_MAX ? -1 : wait;
 }

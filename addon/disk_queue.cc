@@ -258,7 +258,7 @@ void DiskQueue::pump() {
   const bool writesWait = !writes_.empty() && writesAtDevice_ < options_.writeDepth;
   if (!writesWait) writesWaitSince_ = 0;
   if (writesWait && writesWaitSince_ == 0) writesWaitSince_ = now;
-  if (writesWait && now - writesWaitSince_ >= kWriteWaitMicroseconds) {
+  if (writesWait && now - writesWaitSince_ >= options_.writeWaitMicroseconds) {
     startWrites();
     // Reads stand back until a piece of staging is free for the write that waited.
     if (writesWaitSince_ != 0 && !writes_.empty() && headersAtDevice_.empty()) return;

@@ -1,8 +1,8 @@
 // The queues of one disk: one coordinating thread that owns every decision, and a backend that owns the waiting.
 //
 // Order: READ by priority, then WRITE, then VERIFY, then header scans. One batch of writes is at the device at a
-// time, with at most writeDepth operations, and no write begins while a read waits; writes that waited for
-// kWriteWaitMicroseconds go first once, so that reads never starve them.
+// time, with at most writeDepth operations (the next begins when all of it has begun), and no write begins while a
+// read waits; writes that waited for writeWaitMicroseconds go first once, so that reads never starve them.
 //
 // The coordinating thread resubmits before it hashes: completions are collected, the device gets its next
 // operations, then the bytes of one operation are verified and copied.
@@ -42,6 +42,8 @@ struct DiskQueueOptions {
   std::shared_ptr<const FileOperations> operations;
   /// The real read that io_uring must pass.
   std::shared_ptr<SegmentFile> probe;
+  /// Writes that waited this long go before reads, once.
+  int64_t writeWaitMicroseconds = 500'000;
 };
 
 struct DiskCounterSet {
@@ -95,8 +97,6 @@ class DiskQueue : public std::enable_shared_from_this<DiskQueue> {
   bool busy() const { return counters_.readsQueued + counters_.writesQueued + counters_.inFlight > 0; }
 
  private:
-  /// Writes that waited this long go before reads, once.
-  static constexpr int64_t kWriteWaitMicroseconds = 500'000;
   enum class Purpose : uint8_t { kItem, kSegmentHeader, kScan };
   struct Operation {
     DiskOperation io{};

@@ -32,7 +32,7 @@ struct PipeBench {
     slab->generations = std::make_unique<std::atomic<uint32_t>[]>(slab->slots);
     Descriptor probe(::open(directory->identityPath().c_str(), O_RDONLY));
     queue = DiskQueue::start({DiskMode::kUring, 4, 2, 1u << 20, FileOperations::system(),
-                              std::make_shared<SegmentFile>(directory, 0, std::move(probe))},
+                              std::make_shared<SegmentFile>(directory, 0, std::move(probe)), 500'000},
                              events);
   }
   ~PipeBench() { queue->close(); }

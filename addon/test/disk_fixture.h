@@ -115,7 +115,7 @@ struct DiskBench {
   explicit DiskBench(DiskMode mode = DiskMode::kThreads, uint32_t payloadBytes = kDiskPayload,
                      uint32_t queueDepth = 4)
       : payload(payloadBytes), region(Region::create(1 << 20).first) {
-    options = {dir.file("disk"), kSegment, mode, true, queueDepth, 2, 1u << 20, faults->operations};
+    options = {dir.file("disk"), kSegment, mode, true, queueDepth, 2, 1u << 20, faults->operations, 500'000};
     EXPECT(mkdir(options.directory.c_str(), 0700) == 0);
     arena = Arena::open({dir.file("pool"), 1u << 20, 2, -1, false});
     uint8_t digest[kDigestBytes];
