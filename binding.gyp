@@ -33,7 +33,8 @@
         "addon/socket.cc",
         "addon/table.cc",
         "addon/toucher.cc",
-        "addon/transport.cc"
+        "addon/transport.cc",
+        "addon/transport_turn.cc"
       ],
       "include_dirs": [
         "<!(node -p \"require('path').join(require('path').dirname(require.resolve('xxhash-addon/package.json')), 'xxHash')\")"

@@ -17,8 +17,13 @@ uint64_t monotonicMicroseconds() {
 
 }  // namespace
 
+void EventHub::expect() {
+  Bell quiet = Bell::kQuiet;  // a bell that has rung stays so: answered() must say it
+  bell_.compare_exchange_strong(quiet, Bell::kExpected, std::memory_order_seq_cst);
+}
+
 void EventHub::ring() {
-  if (!rung_.exchange(true, std::memory_order_seq_cst)) doorbell_();
+  if (bell_.exchange(Bell::kRung, std::memory_order_seq_cst) == Bell::kQuiet) doorbell_();
 }
 
 void EventHub::push(Event&& event) {

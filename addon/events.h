@@ -1,5 +1,6 @@
 // The one queue between native threads and JS. Any thread pushes; JS drains by poll() at most once per
-// event-loop turn. The doorbell is coalesced: it rings once until JS has come for the events.
+// event-loop turn. The doorbell is coalesced: it rings once until JS has come for the events, and not at all
+// while JS is on its way by itself (it serves the sockets and looks here next).
 #pragma once
 
 #include <atomic>
@@ -41,8 +42,10 @@ class EventHub {
   void push(Event&& event);
   /// Rings without an event: the transport waits for room that only the next poll() gives back.
   void nudge() { ring(); }
-  /// JS thread, when it answers the doorbell: the next push rings again.
-  void answered() { rung_.store(false, std::memory_order_seq_cst); }
+  /// JS thread, before it serves the sockets: what is pushed until answered() needs no doorbell.
+  void expect();
+  /// JS thread, when it comes: the next push rings again. False: nothing was pushed since it last came.
+  bool answered() { return bell_.exchange(Bell::kQuiet, std::memory_order_seq_cst) == Bell::kRung; }
   /// Events not yet polled; a bound for producers that can wait.
   size_t pending() const { return pending_.load(std::memory_order_relaxed); }
 
@@ -51,10 +54,12 @@ class EventHub {
   size_t poll(uint32_t* words, size_t eventsMax, uint8_t* statuses, size_t statusBytes, InboxRing& ring);
 
  private:
+  enum class Bell : uint32_t { kQuiet, kExpected, kRung };
+
   void ring();
 
   std::function<void()> doorbell_;
-  std::atomic<bool> rung_{false};
+  std::atomic<Bell> bell_{Bell::kQuiet};
   std::atomic<size_t> pending_{0};
   std::mutex mutex_;
   std::deque<Event> queue_;   // guarded by mutex_

@@ -252,7 +252,7 @@ TransportOptions transportOptions(const Call& call, napi_value object) {
 }
 
 void makeDoorbell(Instance& instance, napi_value onReady) {
-  instance.doorbell = Doorbell::make(instance.env, onReady, [&instance] { instance.hub->answered(); });
+  instance.doorbell = Doorbell::make(instance.env, onReady, [&instance] { return instance.hub->answered(); });
   // After the doorbell: hooks run in reverse order, and the threads that ring it must end before it does.
   check(napi_add_env_cleanup_hook(instance.env, cleanUp, &instance), "clean-up hook");
 }
@@ -292,6 +292,10 @@ napi_value start(Call& call) {
   makeDoorbell(instance, onReady);
   try {
     instance.transport = std::make_unique<Transport>(transport, *instance.ring, *instance.hub);
+    instance.doorbell->watch(instance.transport->pollDescriptor(), [&instance] {
+      instance.hub->expect();
+      instance.transport->serve();
+    });
     instance.engine = std::make_unique<CopyEngine>(copyThreads, *instance.hub);
     instance.toucher = std::make_unique<RegionToucher>(*instance.hub);
   } catch (...) {

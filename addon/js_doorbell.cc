@@ -13,47 +13,63 @@ namespace cairn::js {
 struct Doorbell::Handle {
   napi_env env;
   Doorbell* owner = nullptr;
-  std::function<void()> answered;
+  std::function<bool()> answered;
+  std::function<void()> serve;
   napi_ref onReady = nullptr;
   napi_async_context context = nullptr;
   napi_async_cleanup_hook_handle hook = nullptr;
   uv_poll_t poll;
+  uv_poll_t sockets;
+  bool watching = false;
+  int open = 1;  // handles that libuv still holds
   int readEnd = -1;
   int writeEnd = -1;
   bool closing = false;
   bool tearingDown = false;
 
+  void callReady();
   static void onPoll(uv_poll_t* poll, int status, int events);
+  static void onSockets(uv_poll_t* poll, int status, int events);
   static void onClosed(uv_handle_t* handle);
   static void onTearDown(napi_async_cleanup_hook_handle hook, void* data);
 };
 
 /// Runs on the JS loop. An exception of onReady becomes an uncaught one, as from any event.
+void Doorbell::Handle::callReady() {
+  napi_handle_scope scope;
+  if (napi_open_handle_scope(env, &scope) != napi_ok) return;
+  napi_value target;
+  napi_value receiver;
+  if (napi_get_reference_value(env, onReady, &target) == napi_ok && target != nullptr &&
+      napi_get_global(env, &receiver) == napi_ok) {
+    napi_make_callback(env, context, receiver, target, 0, nullptr, nullptr);
+    bool pending = false;
+    napi_is_exception_pending(env, &pending);
+    napi_value error;
+    if (pending && napi_get_and_clear_last_exception(env, &error) == napi_ok) napi_fatal_exception(env, error);
+  }
+  napi_close_handle_scope(env, scope);
+}
+
 void Doorbell::Handle::onPoll(uv_poll_t* poll, int, int) {
   auto* handle = static_cast<Handle*>(poll->data);
   char rung[8];
   static_cast<void>(!read(handle->readEnd, rung, sizeof rung));
+  // Nothing is due when the sockets were served since it rang: that answered it.
+  if (!handle->closing && handle->answered()) handle->callReady();
+}
+
+void Doorbell::Handle::onSockets(uv_poll_t* poll, int, int) {
+  auto* handle = static_cast<Handle*>(poll->data);
   if (handle->closing) return;
-  handle->answered();
-  napi_handle_scope scope;
-  if (napi_open_handle_scope(handle->env, &scope) != napi_ok) return;
-  napi_value target;
-  napi_value receiver;
-  if (napi_get_reference_value(handle->env, handle->onReady, &target) == napi_ok && target != nullptr &&
-      napi_get_global(handle->env, &receiver) == napi_ok) {
-    napi_make_callback(handle->env, handle->context, receiver, target, 0, nullptr, nullptr);
-    bool pending = false;
-    napi_is_exception_pending(handle->env, &pending);
-    napi_value error;
-    if (pending && napi_get_and_clear_last_exception(handle->env, &error) == napi_ok) {
-      napi_fatal_exception(handle->env, error);
-    }
-  }
-  napi_close_handle_scope(handle->env, scope);
+  handle->serve();
+  if (handle->answered()) handle->callReady();
 }
 
 void Doorbell::Handle::onClosed(uv_handle_t* closed) {
-  std::unique_ptr<Handle> handle(static_cast<Handle*>(closed->data));
+  auto* one = static_cast<Handle*>(closed->data);
+  if (--one->open > 0) return;
+  std::unique_ptr<Handle> handle(one);
   ::close(handle->readEnd);
   ::close(handle->writeEnd);
   if (!handle->tearingDown) {
@@ -73,7 +89,7 @@ void Doorbell::Handle::onTearDown(napi_async_cleanup_hook_handle, void* data) {
   if (handle->owner != nullptr) handle->owner->close();
 }
 
-Doorbell* Doorbell::make(napi_env env, napi_value onReady, std::function<void()> answered) {
+Doorbell* Doorbell::make(napi_env env, napi_value onReady, std::function<bool()> answered) {
   uv_loop_s* loop = nullptr;
   check(napi_get_uv_event_loop(env, &loop), "event loop");
   int ends[2];
@@ -101,6 +117,18 @@ Doorbell* Doorbell::make(napi_env env, napi_value onReady, std::function<void()>
   return raw->owner;
 }
 
+void Doorbell::watch(int descriptor, std::function<void()> serve) {
+  Handle* handle = handle_;
+  CAIRN_ASSERT(!handle->watching && !handle->closing, "sockets are watched once");
+  const int result = uv_poll_init(handle->poll.loop, &handle->sockets, descriptor);
+  if (result != 0) fail(uv_err_name(result), "cannot poll the sockets");
+  handle->serve = std::move(serve);
+  handle->watching = true;
+  handle->open++;
+  handle->sockets.data = handle;
+  uv_poll_start(&handle->sockets, UV_READABLE, Handle::onSockets);
+}
+
 void Doorbell::ring() {
   const char one = 1;
   // A full pipe has rung already.
@@ -114,6 +142,10 @@ void Doorbell::close() {
   handle->owner = nullptr;
   uv_poll_stop(&handle->poll);
   uv_close(reinterpret_cast<uv_handle_t*>(&handle->poll), Handle::onClosed);
+  if (handle->watching) {
+    uv_poll_stop(&handle->sockets);
+    uv_close(reinterpret_cast<uv_handle_t*>(&handle->sockets), Handle::onClosed);
+  }
   delete this;
 }
 

@@ -13,14 +13,10 @@
 namespace cairn {
 namespace {
 
-constexpr uint64_t kWakeTag = 0;
-constexpr uint64_t kListenerTag = 1ull << 32;
 constexpr size_t kScratchBytes = 256 * 1024;
-constexpr int kTickMs = 100;
-constexpr int kEpollEvents = 64;
 constexpr int kBacklog = 1024;
-constexpr int kAcceptsPerTurn = 64;
-constexpr size_t kPendingEventsMax = 1u << 16;
+/// A turn is short, because the other leader may wait for it.
+constexpr int kAcceptsPerTurn = 16;
 constexpr size_t kKeepPartialBytes = 64 * 1024;
 /// Frames of one connection that may wait for JS: a client that floods delays the others by that many at most.
 constexpr size_t kFramesPerPoll = 64;
@@ -96,7 +92,7 @@ bool Transport::send(uint32_t id, const uint8_t* bytes, size_t count, int descri
     size_t sent = 0;
     if (connection->outbound.empty()) {
       const ssize_t result = sendWithDescriptor(connection->socket.get(), bytes, count, descriptor);
-      if (result < 0 && result != -EAGAIN) return false;  // the transport thread sees the error, too
+      if (result < 0 && result != -EAGAIN) return false;  // a turn sees the error, too
       sent = result > 0 ? static_cast<size_t>(result) : 0;
     }
     counters_.framesSent.fetch_add(1, std::memory_order_relaxed);
@@ -141,7 +137,11 @@ void Transport::wake() {
 
 void Transport::stop() {
   if (!thread_.joinable()) return;
-  stopping_.store(true);
+  {
+    const std::lock_guard lock(pauseMutex_);
+    stopping_.store(true);
+  }
+  pause_.notify_one();
   wake();
   thread_.join();
   std::lock_guard lock(mapMutex_);
@@ -159,33 +159,7 @@ void Transport::stop() {
   stalledList_.clear();
 }
 
-// ---- transport thread ---------------------------------------------------------------------------------
-
-void Transport::run() {
-  epoll_event events[kEpollEvents];
-  while (!stopping_.load()) {
-    const int count = epoll_wait(epoll_.get(), events, kEpollEvents, timed_ ? kTickMs : -1);
-    CAIRN_ASSERT(count >= 0 || errno == EINTR, "epoll_wait works");
-    for (int i = 0; i < count; i++) {
-      const uint64_t tag = events[i].data.u64;
-      if (tag == kWakeTag) {
-        uint64_t drained;
-        static_cast<void>(!read(wake_.get(), &drained, sizeof drained));
-        runCommands();
-        resumeStalled();
-      } else if ((tag & kListenerTag) != 0) {
-        accept(static_cast<uint32_t>(tag));
-      } else {
-        const Shared connection = find(static_cast<uint32_t>(tag));
-        if (connection == nullptr) continue;
-        if ((events[i].events & EPOLLOUT) != 0) writable(connection);
-        const bool hungUp = (events[i].events & (EPOLLHUP | EPOLLERR)) != 0;
-        if (hungUp || (events[i].events & EPOLLIN) != 0) readable(connection, hungUp);
-      }
-    }
-    if (timed_) checkTimes();
-  }
-}
+// ---- the turn, on either thread -----------------------------------------------------------------------
 
 void Transport::runCommands() {
   std::vector<Command> commands;
@@ -212,16 +186,13 @@ void Transport::runCommands() {
 void Transport::accept(uint32_t listener) {
   int listenSocket;
   {
-    // Only this thread closes listening sockets, so the number stays good outside the lock.
+    // Listening sockets are closed in a turn only, so the number stays good outside the lock.
     std::lock_guard lock(mapMutex_);
     const auto found = listeners_.find(listener);
     if (found == listeners_.end()) return;
     listenSocket = found->second.socket.get();
   }
-  if (hub_.pending() > kPendingEventsMax) {
-    usleep(1000);  // JS is far behind: let clients wait in the backlog
-    return;
-  }
+  if (hub_.pending() > kPendingEventsMax) return;  // JS is far behind: clients wait in the backlog
   for (int i = 0; i < kAcceptsPerTurn; i++) {
     Descriptor socket(accept4(listenSocket, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!socket) {
@@ -260,7 +231,7 @@ void Transport::open(Descriptor socket, uint32_t listener) {
     connections_.emplace(connection->id, connection);
   }
   counters_.connections.fetch_add(1, std::memory_order_relaxed);
-  timed_ = true;
+  timed_.store(true, std::memory_order_relaxed);
   Event event{};
   event.type = kAccept;
   event.id = connection->id;
@@ -291,8 +262,8 @@ void Transport::applyInterest(Connection& connection) {
 }
 
 void Transport::readable(const Shared& connection, bool hungUp) {
-  // No lock: socket, reading and closing are written by this thread alone (the lock is for the JS thread, which reads
-  // them in send()). Taking it here would wait for a send() that the woken client has just preempted.
+  // Not the connection's lock: socket, reading and closing are written in turns alone (the lock is for send(), which
+  // reads them outside). Taking it here could wait for a send() that the woken client has just preempted.
   if (!connection->socket) return;
   const int fd = connection->socket.get();
   if (!connection->reading) {
@@ -354,7 +325,7 @@ void Transport::consume(const Shared& connection, const uint8_t* bytes, size_t c
     connection->frameSinceMs = 0;
   } else if (used > 0 || connection->frameSinceMs == 0) {
     connection->frameSinceMs = steadyMilliseconds();
-    timed_ = true;
+    timed_.store(true, std::memory_order_relaxed);
   }
   if (parsed == Parsed::kBad) beginClose(connection, reason, true);
   if (parsed == Parsed::kStalled) stall(connection);
@@ -507,7 +478,7 @@ void Transport::beginClose(const Shared& connection, CloseReason reason, bool fa
     if (!now) applyInterest(*connection);
   }
   connection->closeByMs = steadyMilliseconds() + options_.frameTimeoutMs;
-  timed_ = true;
+  timed_.store(true, std::memory_order_relaxed);
   if (now) closeNow(connection, reason);
 }
 
@@ -536,15 +507,17 @@ void Transport::closeNow(const Shared& connection, CloseReason reason) {
 }
 
 void Transport::checkTimes() {
+  if (!timed_.load(std::memory_order_relaxed)) return;
+  const std::lock_guard turn(turn_);
   const int64_t now = steadyMilliseconds();
-  if (now - checkedMs_ < kTickMs / 2) return;
+  if (now - checkedMs_ < options_.tickMs / 2) return;
   checkedMs_ = now;
   std::vector<Shared> all;
   {
     std::lock_guard lock(mapMutex_);
     for (const auto& [id, connection] : connections_) all.push_back(connection);
   }
-  timed_ = false;
+  bool timed = false;
   for (const Shared& connection : all) {
     const bool greeted = connection->established.load(std::memory_order_relaxed);
     const bool inFrame = connection->frameSinceMs != 0;
@@ -555,8 +528,9 @@ void Transport::checkTimes() {
     } else if (connection->closeByMs == 0 && inFrame && now - connection->frameSinceMs >= options_.frameTimeoutMs) {
       beginClose(connection, CloseReason::kFrameTimeout, true);
     }
-    timed_ = timed_ || !greeted || inFrame || connection->closeByMs != 0;
+    timed = timed || !greeted || inFrame || connection->closeByMs != 0;
   }
+  timed_.store(timed, std::memory_order_relaxed);
 }
 
 }  // namespace cairn

@@ -1,17 +1,28 @@
-// The engine API's sockets: one epoll thread accepts, frames, bounds and closes; JS only ever sees whole,
-// size-checked frames in the inbox ring and never waits for a client.
+// The engine API's sockets: one epoll set accepts, frames, bounds and closes; JS only ever sees whole, size-checked
+// frames in the inbox ring and never waits for a client.
 //
-// Who may touch what: a Connection's reading side belongs to the transport thread; its writing side (outbound
-// queue, epoll interest, the descriptor's life) is guarded by its mutex, because send() writes on the JS
-// thread when it can. Lock order: connections_ map, then one connection, then the event hub.
+// Two leaders, one turn. An idle JS thread serves the sockets itself: its loop polls the epoll descriptor, and serve()
+// takes one turn, so a look-up is answered by the thread that it woke. The transport thread follows: it does not wait
+// on the sockets, so no frame wakes two threads, but looks at every tick. When sockets are ready and JS served none
+// between two looks, JS is busy, and the transport thread leads until JS serves again: framing, limits, back-pressure
+// and the end of connections never wait for JS longer than two ticks. Time limits are always checked by it.
+//
+// Who may touch what: `turn_` is held for one turn, by either thread; no turn blocks on a client, so waiting for it is
+// short. A Connection's reading side and whatever is marked "the turn" below belong to its holder, which is also why a
+// connection's frames keep their order over a change of leaders. A Connection's writing side (outbound queue, epoll
+// interest, the descriptor's life) is written under its mutex, because send() writes on the JS thread outside of any
+// turn. Lock order: turn, connections_ map, one connection, event hub. JS calls nothing of ours inside its own turn.
 //
 // Bounds: connections, body bytes (checked before anything is allocated), time to HELLO, time to finish a
 // frame, bytes waiting to be written. When the inbox is full the connection is taken out of epoll until
 // JS has polled: that is the back-pressure, in the client's own socket buffer.
 #pragma once
 
+#include <sys/epoll.h>
+
 #include <array>
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -50,6 +61,9 @@ struct TransportOptions {
   uint32_t helloTimeoutMs;
   uint32_t magic;
   uint32_t version;
+  /// Between two looks of the transport thread: at time limits, and whether JS has left sockets waiting. Not shorter
+  /// in a daemon: each look wakes an idle core, and the scheduler then draws the woken JS thread there (tens of µs).
+  uint32_t tickMs = 100;
   /// Whole frames that say why, sent before the transport closes for that reason; empty: closed without a word.
   std::array<std::vector<uint8_t>, kCloseReasons> farewells{};
   /// The same for a connection beyond connectionsMax.
@@ -81,6 +95,10 @@ class Transport {
   void close(uint32_t connection, CloseReason reason);
   /// After poll(): stalled connections are read again.
   void resume();
+  /// Readable while a turn has something to do: what the JS loop polls. Open until destruction.
+  int pollDescriptor() const { return epoll_.get(); }
+  /// When that descriptor is readable: one turn, which never blocks on a client.
+  void serve();
   void stop();
   const TransportCounters& counters() const { return counters_; }
 
@@ -92,7 +110,7 @@ class Transport {
   };
   struct Connection {
     uint32_t id;
-    // Transport thread.
+    // The turn.
     std::vector<uint8_t> partial;
     std::vector<int> descriptors;
     int64_t acceptedMs;
@@ -100,7 +118,7 @@ class Transport {
     int64_t closeByMs = 0;     // 0: not closing
     bool stalled = false;
     std::atomic<bool> established{false};
-    // Guarded by mutex.
+    // Written under mutex; socket, reading, closing and reason in a turn only, so a turn reads them without it.
     std::mutex mutex;
     Descriptor socket;
     bool reading = true;
@@ -121,10 +139,28 @@ class Transport {
     uint32_t id;
     CloseReason reason;
   };
+  /// epoll tags: a connection's is its id.
+  static constexpr uint64_t kWakeTag = 0;
+  static constexpr uint64_t kListenerTag = 1ull << 32;
+  /// A turn is short, because the other leader may wait for it.
+  static constexpr int kEventsPerTurn = 16;
+  static constexpr size_t kPendingEventsMax = 1u << 16;
+
   using Shared = std::shared_ptr<Connection>;
   enum class Parsed { kWhole, kMore, kStalled, kBad };
 
+  // Transport thread.
   void run();
+  /// True: sockets are ready and JS has not served any since `seen`, the number of its turns at the last look.
+  bool jsIsAway(uint64_t& seen);
+  /// Serves until JS does.
+  void lead(uint64_t seen);
+  /// Ended early by stop().
+  void pause(int milliseconds);
+  bool ready() const;
+  int wait(epoll_event* events, int timeoutMs) const;
+  // The turn. Events may be stale: what they announced may have been handled by the other leader since.
+  void handle(const epoll_event* events, int count);
   void runCommands();
   void accept(uint32_t listener);
   void refuseOne(int listenSocket);
@@ -157,17 +193,21 @@ class Transport {
   Descriptor wake_;
   Descriptor spare_;  // closed for a moment when descriptors run out, so that accept can refuse
   std::mutex mapMutex_;
-  std::unordered_map<uint32_t, Shared> connections_;     // guarded by mapMutex_; changed by the transport thread
+  std::unordered_map<uint32_t, Shared> connections_;     // guarded by mapMutex_; changed in a turn
   std::unordered_map<uint32_t, Listener> listeners_;     // guarded by mapMutex_
   std::vector<Command> commands_;                        // guarded by mapMutex_
-  std::vector<Shared> stalledList_;                      // transport thread
-  const size_t receiveBytes_;                            // taken from a socket at once
-  std::vector<uint8_t> scratch_;                         // transport thread
+  std::mutex turn_;
+  std::vector<Shared> stalledList_;      // the turn
+  const size_t receiveBytes_;            // taken from a socket at once
+  std::vector<uint8_t> scratch_;         // the turn
+  uint32_t nextConnection_ = 1;          // the turn
+  int64_t checkedMs_ = 0;                // the turn
+  std::atomic<bool> timed_{false};       // some connection has a time limit running; written in a turn
   std::atomic<bool> stalled_{false};
   std::atomic<bool> stopping_{false};
-  uint32_t nextConnection_ = 1;
-  bool timed_ = false;  // some connection has a time limit running
-  int64_t checkedMs_ = 0;
+  std::atomic<uint64_t> jsTurns_{0};     // how often JS came for the sockets
+  std::mutex pauseMutex_;
+  std::condition_variable pause_;        // with pauseMutex_ and stopping_
   std::thread thread_;
 };
 

@@ -13,6 +13,7 @@
 #include "../transport.h"
 #include "check.h"
 #include "fixture.h"
+#include "loop_pump.h"
 
 using namespace cairn;
 using namespace cairn::test;
@@ -30,6 +31,7 @@ TransportOptions options() {
   result.helloTimeoutMs = 1000;
   result.magic = kClientMagic;
   result.version = 1;
+  result.tickMs = 20;
   return result;
 }
 
@@ -45,9 +47,14 @@ std::vector<uint8_t> frame(uint32_t bodyBytes, uint32_t tag, uint16_t flags = 0)
   return bytes;
 }
 
-bool frameIsWhole(const uint8_t* bytes, size_t length) {
+uint32_t tagOf(const uint8_t* frame) {
   uint32_t tag;
-  memcpy(&tag, bytes + 12, 4);
+  memcpy(&tag, frame + 12, 4);
+  return tag;
+}
+
+bool frameIsWhole(const uint8_t* bytes, size_t length) {
+  const uint32_t tag = tagOf(bytes);
   const std::vector<uint8_t> expected = frame(static_cast<uint32_t>(length - kFrameHeaderBytes), tag);
   return memcmp(bytes + 8, expected.data() + 8, length - 8) == 0;
 }
@@ -78,21 +85,36 @@ struct Peer {
   Descriptor socket;
 };
 
+/// Who serves the sockets: the transport thread because JS never does, JS, or both in turns.
+enum class Leader { kNative, kJs, kBoth };
+
+/// Of kBoth: pumps in which JS serves, then pumps in which it only answers the doorbell.
+constexpr uint32_t kServedPumps = 10;
+constexpr uint32_t kAwayPumps = 30;
+
 struct Server {
-  explicit Server(const TransportOptions& with = options(), size_t inboxBytes = 1 << 20)
+  explicit Server(Leader leader, const TransportOptions& with = options(), size_t inboxBytes = 1 << 20)
       : pump(inboxBytes), transport(with, pump.ring, pump.hub), path(dir.file("engine.sock")) {
     pump.afterPoll = [this] { transport.resume(); };
+    if (leader != Leader::kNative) {
+      pump.sockets = transport.pollDescriptor();
+      pump.serve = [this] { transport.serve(); };
+    }
+    if (leader == Leader::kBoth) {
+      pump.away = [pumps = 0u]() mutable { return pumps++ % (kServedPumps + kAwayPumps) >= kServedPumps; };
+    }
     transport.listen(path, 0660, 3);
   }
 
-  std::function<void(const EventPump::Words&)> collect() {
-    return [this](const EventPump::Words& event) {
+  std::function<void(const LoopPump::Words&)> collect() {
+    return [this](const LoopPump::Words& event) {
       EXPECT(closes.count(event.id) == 0);
       if (event.type == kAccept) accepts.push_back(event);
       if (event.type == kClose) closes[event.id] = event.a;
       if (event.type != kFrame) return;
       frames[event.id]++;
       EXPECT(frameIsWhole(pump.inbox.data() + event.offset, event.length));
+      tags[event.id].push_back(tagOf(pump.inbox.data() + event.offset));
       EXPECT(event.offset % 8 == 0);
       if (event.a != UINT32_MAX) descriptors.push_back(static_cast<int>(event.a));
     };
@@ -101,14 +123,21 @@ struct Server {
   bool accepted(size_t count) {
     return until([&] { return accepts.size() == count; });
   }
+  /// The same, and all of them have said HELLO: none of their time limits runs.
+  bool greeted(size_t count) {
+    if (!accepted(count)) return false;
+    for (const LoopPump::Words& accept : accepts) transport.established(accept.id);
+    return true;
+  }
 
   TemporaryDirectory dir;
-  EventPump pump;
+  LoopPump pump;
   Transport transport;
   std::string path;
-  std::vector<EventPump::Words> accepts;
+  std::vector<LoopPump::Words> accepts;
   std::map<uint32_t, uint32_t> closes;
   std::map<uint32_t, uint32_t> frames;
+  std::map<uint32_t, std::vector<uint32_t>> tags;
   std::vector<int> descriptors;
 };
 
@@ -118,10 +147,28 @@ size_t openDescriptors() {
   return count;
 }
 
+bool inOrder(const std::vector<uint32_t>& tags) {
+  for (size_t at = 0; at < tags.size(); at++) {
+    if (tags[at] != at) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
-TEST("a connection is announced with its peer's credentials and its listener") {
-  Server server;
+/// A case that holds whoever serves the sockets.
+#define TEST_LED_BY_EACH(name) \
+  static void CAIRN_JOIN(testBody, __LINE__)(Leader leader); \
+  static const ::cairn::test::Register CAIRN_JOIN(testNative, __LINE__)( \
+      name " [native leads]", [] { CAIRN_JOIN(testBody, __LINE__)(Leader::kNative); }); \
+  static const ::cairn::test::Register CAIRN_JOIN(testJs, __LINE__)( \
+      name " [JS leads]", [] { CAIRN_JOIN(testBody, __LINE__)(Leader::kJs); }); \
+  static const ::cairn::test::Register CAIRN_JOIN(testBoth, __LINE__)( \
+      name " [both in turns]", [] { CAIRN_JOIN(testBody, __LINE__)(Leader::kBoth); }); \
+  static void CAIRN_JOIN(testBody, __LINE__)(Leader leader)
+
+TEST_LED_BY_EACH("a connection is announced with its peer's credentials and its listener") {
+  Server server(leader);
   struct stat status;
   EXPECT(stat(server.path.c_str(), &status) == 0 && (status.st_mode & 0777) == 0660);
   const Peer peer(server.path);
@@ -138,8 +185,8 @@ TEST("a connection is announced with its peer's credentials and its listener") {
   EXPECT(server.until([&] { return server.accepts.back().d == 5; }));
 }
 
-TEST("a dead socket file is replaced, another kind of file is not") {
-  Server server;
+TEST_LED_BY_EACH("a dead socket file is replaced, another kind of file is not") {
+  Server server(leader);
   const std::string dead = server.dir.file("dead");
   listenUnix(dead, 0600, 1).reset();
   server.transport.listen(dead, 0600, 9);
@@ -151,8 +198,8 @@ TEST("a dead socket file is replaced, another kind of file is not") {
   EXPECT(access(plain.c_str(), F_OK) == 0);
 }
 
-TEST("frames cut anywhere and interleaved over connections arrive whole and in order") {
-  Server server;
+TEST_LED_BY_EACH("frames cut anywhere and interleaved over connections arrive whole and in order") {
+  Server server(leader);
   std::vector<uint8_t> stream;
   for (uint32_t tag = 0; tag < 40; tag++) {
     const std::vector<uint8_t> one = frame(tag * 37 % 500, tag);
@@ -160,6 +207,7 @@ TEST("frames cut anywhere and interleaved over connections arrive whole and in o
   }
   std::vector<Peer> peers;
   for (int i = 0; i < 3; i++) peers.emplace_back(server.path);
+  REQUIRE(server.greeted(3));
   std::vector<std::thread> writers;
   for (const Peer& peer : peers) {
     const size_t step = 1 + writers.size() * 53;
@@ -174,11 +222,12 @@ TEST("frames cut anywhere and interleaved over connections arrive whole and in o
   }));
   for (std::thread& writer : writers) writer.join();
   EXPECT(server.frames.size() == 3 && server.closes.empty());
+  for (const auto& [id, tags] : server.tags) EXPECT(inOrder(tags));
   EXPECT(server.transport.counters().framesReceived == 120);
 }
 
-TEST("bad magic, another version and an oversized body close the connection with their reasons") {
-  Server server;
+TEST_LED_BY_EACH("bad magic, another version and an oversized body close the connection with their reasons") {
+  Server server(leader);
   const auto reasonFor = [&](const std::vector<uint8_t>& bytes) -> uint32_t {
     const Peer peer(server.path);
     server.accepted(server.accepts.size() + 1);
@@ -202,8 +251,8 @@ TEST("bad magic, another version and an oversized body close the connection with
   EXPECT(server.frames.empty());
 }
 
-TEST("a frame begun and not finished times out, a whole one does not, nor HELLO once established") {
-  Server server;
+TEST_LED_BY_EACH("a frame begun and not finished times out, a whole one does not, nor HELLO once established") {
+  Server server(leader);
   const Peer slow(server.path);
   const Peer good(server.path);
   REQUIRE(server.accepted(2));
@@ -227,10 +276,10 @@ TEST("a frame begun and not finished times out, a whole one does not, nor HELLO 
   EXPECT(server.closes.size() == 2);
 }
 
-TEST("a descriptor reaches the frame that announces it; extra and stray ones are closed") {
+TEST_LED_BY_EACH("a descriptor reaches the frame that announces it; extra and stray ones are closed") {
   const size_t before = openDescriptors();
   {
-    Server server;
+    Server server(leader);
     const Peer peer(server.path);
     REQUIRE(server.accepted(1));
     const Descriptor file = makeSealedMemfd("test", 4096);
@@ -243,7 +292,7 @@ TEST("a descriptor reaches the frame that announces it; extra and stray ones are
     EXPECT(sendWithDescriptor(peer.socket.get(), without.data(), without.size(), file.get()) > 0);
     peer.write(with);
     const uint32_t id = server.accepts[0].id;
-    server.pump.until([&] { return server.frames[id] == 4; }, [&](const EventPump::Words& event) {
+    server.pump.until([&] { return server.frames[id] == 4; }, [&](const LoopPump::Words& event) {
       if (event.type != kFrame) return;
       server.frames[id]++;
       if (event.a != UINT32_MAX) server.descriptors.push_back(static_cast<int>(event.a));
@@ -258,8 +307,8 @@ TEST("a descriptor reaches the frame that announces it; extra and stray ones are
   EXPECT(openDescriptors() == before);
 }
 
-TEST("a full inbox stops reading and loses nothing") {
-  Server server(options(), 256 * 1024);
+TEST_LED_BY_EACH("a full inbox stops reading and loses nothing") {
+  Server server(leader, options(), 256 * 1024);
   const Peer peer(server.path);
   REQUIRE(server.accepted(1));
   const uint32_t id = server.accepts[0].id;
@@ -273,11 +322,11 @@ TEST("a full inbox stops reading and loses nothing") {
   EXPECT(server.transport.counters().inboxFullStalls > 0);
   EXPECT(server.until([&] { return server.frames[id] == kFrames; }));
   writer.join();
-  EXPECT(server.closes.empty());
+  EXPECT(server.closes.empty() && inOrder(server.tags[id]));
 }
 
-TEST("connections beyond the limit are closed and counted; room is given again") {
-  Server server;
+TEST_LED_BY_EACH("connections beyond the limit are closed and counted; room is given again") {
+  Server server(leader);
   std::vector<Peer> peers;
   for (int i = 0; i < 12; i++) peers.emplace_back(server.path);
   EXPECT(server.accepted(8));
@@ -290,8 +339,8 @@ TEST("connections beyond the limit are closed and counted; room is given again")
   EXPECT(server.accepted(9));
 }
 
-TEST("replies queue when the client reads slowly, keep their order, and are flushed before a close") {
-  Server server;
+TEST_LED_BY_EACH("replies queue when the client reads slowly, keep their order, and are flushed before a close") {
+  Server server(leader);
   const Peer peer(server.path);
   REQUIRE(server.accepted(1));
   const uint32_t id = server.accepts[0].id;
@@ -309,8 +358,8 @@ TEST("replies queue when the client reads slowly, keep their order, and are flus
   EXPECT(!server.transport.send(id, expected.data(), 100, -1));
 }
 
-TEST("a client that never reads is cut off at the outbound limit") {
-  Server server;
+TEST_LED_BY_EACH("a client that never reads is cut off at the outbound limit") {
+  Server server(leader);
   const Peer peer(server.path);
   REQUIRE(server.accepted(1));
   const uint32_t id = server.accepts[0].id;
@@ -321,8 +370,8 @@ TEST("a client that never reads is cut off at the outbound limit") {
   EXPECT(server.closes[id] == static_cast<uint32_t>(CloseReason::kSlowReader));
 }
 
-TEST("a descriptor queued behind slow replies still arrives, though the caller closed its own") {
-  Server server;
+TEST_LED_BY_EACH("a descriptor queued behind slow replies still arrives, though the caller closed its own") {
+  Server server(leader);
   ClientSocket client(server.path);
   REQUIRE(server.accepted(1));
   const uint32_t id = server.accepts[0].id;
@@ -355,10 +404,11 @@ TEST("a descriptor queued behind slow replies still arrives, though the caller c
   if (fd >= 0) close(fd);
 }
 
-TEST("sends from the JS side and reads on the transport thread run together under load") {
-  Server server;
+TEST_LED_BY_EACH("sends from the JS side and reads of either leader run together under load") {
+  Server server(leader);
   std::vector<Peer> peers;
   for (int i = 0; i < 4; i++) peers.emplace_back(server.path);
+  REQUIRE(server.greeted(4));
   constexpr int kCalls = 300;
   std::vector<std::thread> clients;
   std::atomic<int> answered{0};
@@ -372,7 +422,7 @@ TEST("sends from the JS side and reads on the transport thread run together unde
     });
   }
   const auto collect = server.collect();
-  EXPECT(server.pump.until([&] { return answered == 4 * kCalls; }, [&](const EventPump::Words& event) {
+  EXPECT(server.pump.until([&] { return answered == 4 * kCalls; }, [&](const LoopPump::Words& event) {
     collect(event);
     if (event.type != kFrame) return;
     EXPECT(server.transport.send(event.id, server.pump.inbox.data() + event.offset, event.length, -1));
@@ -381,10 +431,10 @@ TEST("sends from the JS side and reads on the transport thread run together unde
   EXPECT(answered == 4 * kCalls);
 }
 
-TEST("stopping with clients connected and frames queued ends at once and leaves no socket file") {
+TEST_LED_BY_EACH("stopping with clients connected and frames queued ends at once and leaves no socket file") {
   const size_t before = openDescriptors();
   {
-    Server server;
+    Server server(leader);
     std::vector<Peer> peers;
     for (int i = 0; i < 4; i++) {
       peers.emplace_back(server.path);
@@ -399,8 +449,8 @@ TEST("stopping with clients connected and frames queued ends at once and leaves 
   EXPECT(openDescriptors() == before);
 }
 
-TEST("10,000 connections that come and go leave the listener serving") {
-  Server server;
+TEST_LED_BY_EACH("10,000 connections that come and go leave the listener serving") {
+  Server server(leader);
   size_t closed = 0;
   std::thread crowd([&] {
     for (int i = 0; i < 10'000; i++) {
@@ -412,7 +462,7 @@ TEST("10,000 connections that come and go leave the listener serving") {
     }
   });
   size_t frames = 0;
-  const auto collect = [&](const EventPump::Words& event) {
+  const auto collect = [&](const LoopPump::Words& event) {
     closed += event.type == kClose;
     frames += event.type == kFrame;
   };
@@ -423,13 +473,93 @@ TEST("10,000 connections that come and go leave the listener serving") {
   });
   while (!done) server.pump.pump(collect);
   waiter.join();
-  server.pump.until([&] { return server.transport.counters().connections == 0; }, collect);
+  const auto& connections = server.transport.counters().connections;
+  server.pump.until([&] { return connections == 0 && server.pump.hub.pending() == 0; }, collect);
   // What is left in the backlog may hold all places for a moment: then a newcomer is refused and comes again.
   bool arrived = false;
   for (int turn = 0; turn < 100 && !arrived; turn++) {
     const Peer last(server.path);
     last.write(frame(5, 5));
-    for (int wait = 0; wait < 3 && !arrived && server.pump.pump(collect); wait++) arrived = frames > 0;
+    for (int wait = 0; wait < 20 && !arrived && server.pump.pump(collect); wait++) arrived = frames > 0;
   }
   EXPECT(arrived && closed > 0);
+}
+
+TEST("frames keep their order while the leaders change in the middle of them") {
+  Server server(Leader::kBoth);
+  constexpr uint32_t kFrames = 4000;
+  std::vector<Peer> peers;
+  for (int i = 0; i < 3; i++) peers.emplace_back(server.path);
+  REQUIRE(server.greeted(3));
+  std::vector<std::thread> writers;
+  for (const Peer& peer : peers) {
+    writers.emplace_back([&peer, odd = writers.size()] {
+      for (uint32_t tag = 0; tag < kFrames; tag++) {
+        const std::vector<uint8_t> one = frame(tag * 29 % 700, tag);
+        const size_t cut = (tag + odd) % 3 == 0 ? one.size() / 2 : one.size();
+        peer.write(one, 0, cut);
+        peer.write(one, cut, one.size());
+      }
+    });
+  }
+  EXPECT(server.until([&] { return server.transport.counters().framesReceived == 3 * kFrames; }));
+  for (std::thread& writer : writers) writer.join();
+  peers.clear();
+  EXPECT(server.until([&] { return server.closes.size() == 3; }));
+  EXPECT(server.tags.size() == 3);
+  for (const auto& [id, tags] : server.tags) EXPECT(tags.size() == kFrames && inOrder(tags));
+}
+
+TEST("while JS is busy frames are read, limits kept and ends seen; it finds them all when it comes back") {
+  Server server(Leader::kJs);
+  const Peer slow(server.path);
+  auto gone = std::make_unique<Peer>(server.path);
+  REQUIRE(server.accepted(2));
+  const uint32_t slowId = server.accepts[0].id;
+  const uint32_t goneId = server.accepts[1].id;
+  // From here on nobody pumps.
+  const Peer late(server.path);
+  slow.write(frame(1000, 0), 0, 500);
+  for (uint32_t tag = 0; tag < 5; tag++) gone->write(frame(100, tag));
+  gone.reset();
+  const TransportCounters& counters = server.transport.counters();
+  const int64_t giveUpMs = steadyMilliseconds() + 5'000;
+  // Three were there in the end: `gone` leaves, `slow` exceeds its time, `late` waits for its HELLO.
+  while ((counters.framesReceived < 5 || counters.connections != 1) && steadyMilliseconds() < giveUpMs) usleep(1000);
+  EXPECT(counters.framesReceived == 5 && counters.connections == 1);
+  EXPECT(server.until([&] { return server.closes.size() == 2 && server.accepts.size() == 3; }));
+  EXPECT(server.closes[goneId] == static_cast<uint32_t>(CloseReason::kPeer));
+  EXPECT(server.closes[slowId] == static_cast<uint32_t>(CloseReason::kFrameTimeout));
+  EXPECT(server.tags[goneId].size() == 5 && inOrder(server.tags[goneId]));
+  // JS is back: it serves again.
+  late.write(frame(10, 0));
+  EXPECT(server.until([&] { return server.frames[server.accepts[2].id] == 1; }));
+}
+
+TEST("what JS pushes in its own turn rings no doorbell, and nothing that was pushed is missed") {
+  int rung = 0;
+  EventHub hub([&] { rung++; });
+  const auto push = [&] {
+    Event event{};
+    event.type = kClose;
+    hub.push(std::move(event));
+  };
+  EXPECT(!hub.answered());
+  hub.expect();
+  EXPECT(!hub.answered() && rung == 0);
+  hub.expect();
+  push();
+  push();
+  EXPECT(hub.answered() && !hub.answered() && rung == 0);
+  push();
+  push();
+  EXPECT(rung == 1);
+  // Rung before the turn: the turn answers it.
+  hub.expect();
+  EXPECT(hub.answered() && !hub.answered());
+  hub.expect();
+  hub.nudge();
+  EXPECT(hub.answered() && rung == 1);
+  hub.nudge();
+  EXPECT(rung == 2);
 }
