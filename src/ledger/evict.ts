@@ -120,6 +120,13 @@ export function roomForBlocks(core: Core, tier: Tier, added: number): boolean {
   return true;
 }
 
+function givesOut({ slots }: Tier): boolean {
+  for (let device = 0; device < slots.devices; device += 1) {
+    if (!slots.isDeviceClosed(device)) return true;
+  }
+  return false;
+}
+
 /** A slot of the class for `owner`, on its home device if there is room, evicting on demand; NO_SLOT = full. */
 export function takeSlot(
   core: Core,
@@ -129,6 +136,8 @@ export function takeSlot(
   home: number,
 ): number {
   let slot = tier.slots.allocate(classIndex, owner, home);
+  // Where no device gives out slots, evicting frees none: it would only empty the tier.
+  if (slot === NO_SLOT && !givesOut(tier)) return NO_SLOT;
   while (slot === NO_SLOT) {
     const freed =
       evictOldest(core, tier, classIndex, home) ||

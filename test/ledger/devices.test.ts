@@ -112,6 +112,16 @@ describe("a closed device", () => {
     s.ledger.closeDevice(NVME, 1);
     expect(down(s, "a")).toBe(false);
   });
+
+  test("a tier of one device that is closed keeps all it holds, however much is offered", () => {
+    const s = small(4, 1);
+    down(s, "abcdefgh");
+    expect(devices(s, "abcdefgh")).toBe("00000000");
+    s.ledger.closeDevice(NVME, 0);
+    for (const chain of ["q", "r", "s"]) expect(down(s, chain)).toBe(false);
+    expect(devices(s, "abcdefgh")).toBe("00000000");
+    expect(s.ledger.evictToWatermark(NVME)).toBe(0);
+  });
 });
 
 describe("a lost device", () => {
