@@ -25,6 +25,8 @@ import { eventually } from "./eventually.ts";
 
 const MIB = 2 ** 20;
 export const ROW_BYTES = 4_096;
+/** Only a disk that hangs makes a test wait this long. */
+const DURABLE_MS = 60_000;
 /** Header and payload, in whole sectors. */
 export const SLOT_BYTES = 8_192;
 
@@ -148,7 +150,13 @@ export class DiskNode {
   /** Stores chains and waits until as many more blocks are on the disk, synced and indexed. */
   async storeDurably(chains: readonly Uint8Array[][]): Promise<void> {
     const blocks = chains.reduce((sum, keys) => sum + keys.length, 0);
-    await this.daemon.counts("writtenBackBlocks", undefined, () => this.store(chains), blocks);
+    const before = await this.daemon.metric("writtenBackBlocks");
+    await this.store(chains);
+    await eventually(
+      `${blocks} blocks are durable`,
+      async () => (await this.daemon.metric("writtenBackBlocks")) >= before + blocks,
+      DURABLE_MS,
+    );
   }
 
   /** Looks up and loads chains whole, comparing every byte. */
@@ -190,7 +198,6 @@ export class DiskNode {
     await eventually(
       `${blocks} blocks are visible on the disk`,
       async () => (await this.daemon.metric("tierVisibleBlocks", "nvme")) >= blocks,
-      60_000,
     );
   }
 
