@@ -177,6 +177,11 @@ export class DiskNode {
   /** kill -9; what was only in DRAM is gone with the pool, so that reads come from the disk. */
   async killWithoutPool(): Promise<void> {
     await this.daemon.stop("SIGKILL");
+    this.forgetPool();
+  }
+
+  /** The daemon is down: the next start finds no DRAM pool. */
+  forgetPool(): void {
     rmSync(join(this.daemon.directory, "pool"), { recursive: true, force: true });
   }
 

@@ -1,0 +1,99 @@
+/**
+ * Power cuts, full and read-only file systems, on small ext4 file systems of the test's own. Where mounting is not
+ * permitted the reason is printed; with CI_FULL=1 that is a failure.
+ */
+import { unlinkSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { chainsOf, type DiskNode, withDiskNode } from "../harness/disk-node.ts";
+import { eventually } from "../harness/eventually.ts";
+import { mountRefusal, SmallFileSystem } from "../harness/mounts.ts";
+import { scaled } from "../harness/scale.ts";
+
+const MIB = 2 ** 20;
+const BLOCKS = 8;
+const chains = chainsOf("mount", 20, BLOCKS);
+const ALL = chains.length * BLOCKS;
+const FIVE = 5 * BLOCKS;
+
+const refusal = mountRefusal();
+const required = process.env["CI_FULL"] === "1";
+if (refusal !== undefined) console.warn(`no power cuts and full disks: ${refusal}`);
+
+async function onFileSystem(
+  sizeBytes: number,
+  use: (node: DiskNode, files: SmallFileSystem) => Promise<void>,
+): Promise<void> {
+  const files = new SmallFileSystem(sizeBytes);
+  try {
+    const disk = join(files.mountPoint, "disk");
+    await withDiskNode({ disk, capacityBytes: 32 * MIB }, (node) => use(node, files));
+  } finally {
+    files.remove();
+  }
+}
+
+function suite(): void {
+  it("a power cut while blocks are stored: all that was synced is back, nothing torn is served", async () => {
+    await onFileSystem(128 * MIB, async (node, files) => {
+      await node.daemon.launch();
+      await node.storeDurably(chains);
+      for (let round = 0; round < scaled(2, 20); round++) {
+        const more = chainsOf(`round-${round}`, 10, BLOCKS);
+        await node.store(more.slice(0, 5));
+        const unsynced = node.store(more.slice(5)).catch(() => undefined);
+        files.cutPower();
+        await unsynced;
+        await node.killWithoutPool();
+        await files.unmount();
+        files.mount();
+        await node.daemon.launch();
+        expect(await node.read(chains)).toEqual({ hit: ALL, landed: ALL, wrong: 0, names: [] });
+        const read = await node.read(more);
+        expect(read).toMatchObject({ landed: read.hit, wrong: 0, names: [] });
+      }
+    });
+  }, 300_000);
+
+  it("a file system that fills up: stores and reads go on, the tier says full and takes blocks again", async () => {
+    await onFileSystem(96 * MIB, async (node, files) => {
+      await node.daemon.launch();
+      await node.storeDurably(chains);
+      const filler = files.fill("filler");
+      await node.daemon.settles("nvmeFull", 1);
+      const more = chainsOf("more", 5, BLOCKS);
+      await node.store(more);
+      expect(await node.read([...chains, ...more])).toMatchObject({
+        landed: ALL + FIVE,
+        wrong: 0,
+        names: [],
+      });
+      expect(await node.event("full_events")).toBeGreaterThan(0);
+      unlinkSync(filler);
+      await node.daemon.settles("nvmeFull", 0);
+      await node.storeDurably(chainsOf("after", 5, BLOCKS));
+    });
+  });
+
+  it("a file system that turns read-only: reads and stores go on, no copy counts", async () => {
+    await onFileSystem(96 * MIB, async (node, files) => {
+      await node.daemon.launch();
+      await node.storeDurably(chains);
+      await node.restartWithoutPool();
+      files.turnReadOnly();
+      const more = chainsOf("more", 5, BLOCKS);
+      await node.store(more);
+      await eventually("the disk is no longer written", async () => {
+        return (await node.daemon.metric("nvmeHealth")) > 0;
+      });
+      expect(await node.read(more)).toMatchObject({ landed: FIVE, wrong: 0 });
+      const read = await node.read(chains);
+      expect(read).toMatchObject({ landed: read.hit, wrong: 0 });
+      expect(read.hit).toBe(ALL);
+      expect(node.daemon.running).toBe(true);
+    });
+  });
+}
+
+if (refusal === undefined || required) describe("a disk on a file system of its own", suite);
+else it("is not mounted here, for a reason", () => expect(refusal).not.toBe(""));
