@@ -131,6 +131,8 @@ export const LIMITS = {
   writeBackItemsMax: 512,
   /** Bytes written that wait for sync and index. More: write-back waits. */
   writeBackCommittingBytesMax: 256 * MIB,
+  /** Share of DRAM's slots that may be on their way down; they cannot leave meanwhile. */
+  writeBackPinnedShare: 0.125,
   /** A device that took no writes is asked again after. */
   writeBackPauseMs: 250,
   /** A write batch that takes longer has failed. */

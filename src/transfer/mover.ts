@@ -108,16 +108,24 @@ export class Mover implements CopyOwner {
     const { candidates, feed } = this.#options;
     while (!this.#stopped && !this.#idle && this.#room()) {
       const filling = Math.ceil(LIMITS.writeBackBatchBytes / this.#blockBytes);
-      const max = Math.min(LIMITS.writeBackItemsMax, Math.max(CANDIDATES_MIN, filling));
+      const most = Math.min(LIMITS.writeBackItemsMax, this.#blocksMax - this.#blocks);
+      const max = Math.min(most, Math.max(CANDIDATES_MIN, filling));
       const count = candidates(this.#candidates, max);
       this.#idle = count === 0 || !this.#begin(count);
     }
     feed.set(METRIC.writeBackBytesInFlight, this.#writingBytes + this.#committingBytes);
   }
 
+  /** A block on its way down cannot leave DRAM: a small pool must keep room for STOREs. */
+  get #blocksMax(): number {
+    const { slots } = this.#options.ledger.core.tier(TIER.DRAM);
+    return Math.max(CANDIDATES_MIN, Math.floor(slots.slotsTotal * LIMITS.writeBackPinnedShare));
+  }
+
   /** Bytes for one more batch, at some device that is not paused. */
   #room(): boolean {
     if (this.#committingBytes >= LIMITS.writeBackCommittingBytesMax) return false;
+    if (this.#blocks >= this.#blocksMax) return false;
     if (this.#options.copies.full(LIMITS.writeBackItemsMax)) return false;
     if (this.#devices.size === 0) return true;
     const now = this.#options.now();

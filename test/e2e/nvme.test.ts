@@ -9,7 +9,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import type { CairnClient, Window } from "../../connectors/node/index.ts";
 import { ask, metric } from "./edge-client.ts";
 import { clientOf, eventually, keyAt, keysOf, payloadOf, rowsFrom, TestDaemon } from "./support.ts";
@@ -101,7 +101,7 @@ async function checkAll(alive: CairnClient, window: Window) {
 
 async function connect(): Promise<{ alive: CairnClient; window: Window }> {
   client = await clientOf(daemon.socket);
-  await eventually(async () => (await metric(daemon, "cairn_ready").catch(() => 0)) === 1);
+  await eventually(async () => (await metric(daemon, "cairn_ready").catch(() => 0)) === 1, 60_000);
   return { alive: client, window: await client.createWindow({ blocks: BLOCKS }) };
 }
 
@@ -110,6 +110,9 @@ async function restart(): Promise<{ alive: CairnClient; window: Window }> {
   await daemon.start();
   return connect();
 }
+
+// A machine that does other things, too, starts daemons slowly.
+vi.setConfig({ testTimeout: 180_000 });
 
 describe("a node whose DRAM is a fifth of what it holds", () => {
   it("serves every block from NVMe with its bytes, and promotes what it reads", async () => {

@@ -9,7 +9,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import type { CairnClient, Window } from "../../connectors/node/index.ts";
 import { coldFrame } from "../../src/engine-api/codec.ts";
 import { FLAG, OP } from "../../src/engine-api/protocol.ts";
@@ -60,7 +60,7 @@ async function engineOf(): Promise<Engine> {
     remote: { enabled: true, kind: "directory", directory: shared, cacheAbsentMs: 50 },
   }).start();
   nodes.push(node);
-  await eventually(async () => (await metric(node, "cairn_ready").catch(() => 0)) === 1);
+  await eventually(async () => (await metric(node, "cairn_ready").catch(() => 0)) === 1, 60_000);
   const client = await clientOf(node.socket, { namespaces });
   clients.push(client);
   return { node, client, window: await client.createWindow({ blocks: BLOCKS }) };
@@ -117,6 +117,9 @@ function objects(directory: string): string[] {
     return entry.name.endsWith(".chunk") ? [path] : [];
   });
 }
+
+// A machine that does other things, too, starts daemons slowly.
+vi.setConfig({ testTimeout: 180_000 });
 
 describe("two nodes over one shared directory", () => {
   it("serve each other's chunks, byte for byte, after PREFETCH", async () => {
