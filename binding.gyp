@@ -29,6 +29,7 @@
         "addon/region.cc",
         "addon/ring.cc",
         "addon/scan.cc",
+        "addon/seal.cc",
         "addon/slot.cc",
         "addon/socket.cc",
         "addon/table.cc",

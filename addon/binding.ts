@@ -92,6 +92,13 @@ export const DISK_ITEM_WORDS = 5;
 export const NO_DRAM_SLOT = 0xffff_ffff;
 /** Bytes in front of the payload in a disk slot: the slot header, the namespace digest, the directory's id. */
 export const DISK_HEADER_BYTES = 192;
+/** Offset of the u32 format version in these bytes; a sealed block has SEALED_FLAG in it (addon/seal.h). */
+export const DISK_VERSION_OFFSET = 160;
+export const SEALED_FLAG = 0x8000_0000;
+/** Offset and length of the data key's id in a sealed block's header. */
+export const SEAL_KEY_ID_OFFSET = 144;
+export const SEAL_KEY_ID_BYTES = 16;
+export const SEAL_KEY_BYTES = 32;
 /** Disk slots and segment headers are multiples of this (O_DIRECT). */
 export const DISK_SECTOR_BYTES = 4_096;
 
@@ -123,7 +130,7 @@ export interface ArenaOptions {
 
 /**
  * Thrown errors of the addon carry `code`: LOCKED, UNSAFE, FORMAT, CLOSED, ARGUMENT, BUSY (copies, a scan or
- * pre-touch still use it), NOT_SEALED, TOO_SMALL, or an errno name such as ENOSPC.
+ * pre-touch still use it), NOT_SEALED, TOO_SMALL, NO_CIPHER, or an errno name such as ENOSPC.
  */
 export type AddonErrorCode = string;
 
@@ -222,6 +229,14 @@ export interface CopyBatch {
   readonly payloadBytes: number;
   /** Milliseconds from now; 0 = none. Items not begun by then end DEADLINE. */
   readonly deadlineMs: number;
+  /**
+   * EXPORT seals its blocks by AES-256-GCM under this data key (32 bytes, copied, wiped when the batch ends); IMPORT
+   * takes only blocks sealed by it (not sealed or another keyId: IDENTITY, another tag: CORRUPT). Throws NO_CIPHER
+   * where sealing() is false.
+   */
+  readonly key?: Uint8Array | undefined;
+  /** With a key: its id, SEAL_KEY_ID_BYTES, which stands in each block's header. */
+  readonly keyId?: Uint8Array | undefined;
 }
 
 export interface DiskOptions {
@@ -370,6 +385,8 @@ export interface Addon {
   copySubmit(batch: CopyBatch, items: Uint32Array, count: number): void;
   /** Items not begun end CANCELLED; the batch still ends in one COPIED event. */
   copyCancel(batch: number): void;
+  /** Whether this process can seal: AES-256-GCM of the OpenSSL that the node binary exports. */
+  sealing(): boolean;
 
   /** Opens one device's directory. Throws LOCKED, UNSAFE, FORMAT or an errno name. */
   diskOpen(options: DiskOptions): DiskInfo;

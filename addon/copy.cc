@@ -73,14 +73,18 @@ ItemStatus verifyItem(const CopyItem& item, uint32_t shard, uint32_t bytes) {
 constexpr uint8_t kNoDirectory[kDirectoryIdBytes] = {};
 constexpr uint32_t kObjectGeneration = 1;
 
-ItemStatus exportItem(const CopyItem& item, const Digest& digest, uint32_t shard, uint32_t bytes) {
+ItemStatus exportItem(const CopyItem& item, const Digest& digest, const SealKey* key, uint32_t shard, uint32_t bytes) {
   if (!slotHolds(*item.header, item, item.generation, shard, bytes)) return kItemIdentity;
-  const DiskSlotName name{item, digest.data(), kNoDirectory, shard, bytes, kObjectGeneration};
+  const uint8_t* directory = key == nullptr ? kNoDirectory : key->id;
+  const DiskSlotName name{item, digest.data(), directory, shard, bytes, kObjectGeneration};
+  if (key != nullptr) return sealSlot(item.other, *item.header, item.payload, name, *key);
   return encodeSlot(item.other, *item.header, item.payload, name);
 }
 
-ItemStatus importItem(CopyItem& item, const Digest& digest, uint32_t shard, uint32_t bytes) {
-  const DiskSlotName name{item, digest.data(), kNoDirectory, shard, bytes, 0};
+ItemStatus importItem(CopyItem& item, const Digest& digest, const SealKey* key, uint32_t shard, uint32_t bytes) {
+  const uint8_t* directory = key == nullptr ? kNoDirectory : key->id;
+  const DiskSlotName name{item, digest.data(), directory, shard, bytes, 0};
+  if (key != nullptr) return openSlot(*item.header, item.payload, item.other, name, *key);
   DiskHeader header;
   const ItemStatus identity = readDiskHeader(item.other, name, header);
   if (identity != kItemOk) return identity;
@@ -115,7 +119,7 @@ CopyEngine::CopyEngine(uint32_t threads, EventHub& hub) : hub_(hub) {
 
 void CopyEngine::submit(const CopyBatchOptions& options, std::shared_ptr<Arena> arena,
                         std::shared_ptr<Region> region, std::vector<CopyItem> items,
-                        std::vector<Digest> digests) {
+                        std::vector<Digest> digests, std::unique_ptr<SealKey> key) {
   const bool move = options.kind == CopyKind::kMove;
   auto batch = std::make_shared<Batch>();
   batch->options = options;
@@ -123,6 +127,7 @@ void CopyEngine::submit(const CopyBatchOptions& options, std::shared_ptr<Arena> 
   batch->region = std::move(region);
   batch->items = std::move(items);
   batch->digests = std::move(digests);
+  batch->key = std::move(key);
   const size_t count = batch->items.size();
   CAIRN_ASSERT(count > 0, "a batch has items");
   batch->statuses.assign(count, kItemOk);
@@ -254,7 +259,8 @@ ItemStatus CopyEngine::runRegionItem(Batch& batch, CopyItem& item) {
   CAIRN_ASSERT(item.digest < batch.digests.size(), "an item of an object has its namespace's digest");
   const Digest& digest = batch.digests[item.digest];
   const bool out = batch.options.kind == CopyKind::kExport;
-  return out ? exportItem(item, digest, shard, bytes) : importItem(item, digest, shard, bytes);
+  const SealKey* key = batch.key.get();
+  return out ? exportItem(item, digest, key, shard, bytes) : importItem(item, digest, key, shard, bytes);
 }
 
 void CopyEngine::finish(const Chunk& chunk) {

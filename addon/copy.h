@@ -23,6 +23,7 @@
 #include "disk_slot.h"
 #include "events.h"
 #include "region.h"
+#include "seal.h"
 
 namespace cairn {
 
@@ -66,10 +67,10 @@ class CopyEngine {
   CopyEngine(uint32_t threads, EventHub& hub);
   ~CopyEngine() { stop(); }
 
-  /// Takes the items over. region is empty for MOVE and VERIFY; digests serve EXPORT and IMPORT. Throws ARGUMENT when
-  /// the id is in use.
+  /// Takes the items over. region is empty for MOVE and VERIFY; digests serve EXPORT and IMPORT, which seal and open
+  /// where there is a key. Throws ARGUMENT when the id is in use.
   void submit(const CopyBatchOptions& options, std::shared_ptr<Arena> arena, std::shared_ptr<Region> region,
-              std::vector<CopyItem> items, std::vector<Digest> digests = {});
+              std::vector<CopyItem> items, std::vector<Digest> digests = {}, std::unique_ptr<SealKey> key = nullptr);
   /// Items not begun end CANCELLED. An unknown (ended) batch is no error.
   void cancel(uint32_t id);
   /// Running items end, everything else is dropped without an event. Idempotent.
@@ -85,6 +86,7 @@ class CopyEngine {
     std::shared_ptr<Region> region;
     std::vector<CopyItem> items;
     std::vector<Digest> digests;
+    std::unique_ptr<SealKey> key;
     std::vector<uint8_t> statuses;
     int64_t submittedMicroseconds;
     int64_t deadlineMicroseconds;        // 0 = none

@@ -4,18 +4,11 @@
 
 namespace cairn {
 
-ItemStatus encodeSlot(uint8_t* into, const SlotHeader& source, const uint8_t* payload, const DiskSlotName& name) {
+DiskHeader diskHeaderOf(const SlotHeader& source, const DiskSlotName& name) {
   CAIRN_ASSERT(name.generation != 0, "a slot is written with a generation");
   CAIRN_ASSERT(name.payloadBytes != 0, "a block has a payload");
-  if (!slotHolds(source, name.block, 0, name.shard, name.payloadBytes)) return kItemIdentity;
-  const uint32_t generation = source.generation;
   DiskHeader header{};
   memcpy(&header.slot, &source, sizeof header.slot);
-  const Hash128 hash = copyAndHash(into + kDiskHeaderBytes, payload, name.payloadBytes);
-  if (hash != header.slot.payloadHash) return kItemCorrupt;
-  std::atomic_thread_fence(std::memory_order_acquire);
-  // The ledger pins the slot while it is copied; a slot that changed anyway is not the block asked for.
-  if (slotState(source) != kSlotValid || source.generation != generation) return kItemIdentity;
   header.slot.state = kSlotValid;
   header.slot.namespaceIndex = 0;
   header.slot.generation = name.generation;
@@ -23,14 +16,26 @@ ItemStatus encodeSlot(uint8_t* into, const SlotHeader& source, const uint8_t* pa
   memcpy(header.digest, name.digest, kDigestBytes);
   memcpy(header.directoryId, name.directoryId, kDirectoryIdBytes);
   header.version = kDiskSlotVersion;
+  return header;
+}
+
+ItemStatus encodeSlot(uint8_t* into, const SlotHeader& source, const uint8_t* payload, const DiskSlotName& name) {
+  if (!slotHolds(source, name.block, 0, name.shard, name.payloadBytes)) return kItemIdentity;
+  const uint32_t generation = source.generation;
+  const DiskHeader header = diskHeaderOf(source, name);
+  const Hash128 hash = copyAndHash(into + kDiskHeaderBytes, payload, name.payloadBytes);
+  if (hash != header.slot.payloadHash) return kItemCorrupt;
+  std::atomic_thread_fence(std::memory_order_acquire);
+  // The ledger pins the slot while it is copied; a slot that changed anyway is not the block asked for.
+  if (slotState(source) != kSlotValid || source.generation != generation) return kItemIdentity;
   memcpy(into, &header, sizeof header);
   return kItemOk;
 }
 
-ItemStatus readDiskHeader(const uint8_t* from, const DiskSlotName& name, DiskHeader& header) {
+ItemStatus readDiskHeader(const uint8_t* from, const DiskSlotName& name, DiskHeader& header, uint32_t version) {
   memcpy(&header, from, sizeof header);
   const SlotHeader& slot = header.slot;
-  if (header.version != kDiskSlotVersion) return kItemIdentity;
+  if (header.version != version) return kItemIdentity;
   if (memcmp(header.directoryId, name.directoryId, kDirectoryIdBytes) != 0) return kItemIdentity;
   if (memcmp(header.digest, name.digest, kDigestBytes) != 0) return kItemIdentity;
   if (slot.depth != name.block.depth || slot.shard != name.shard) return kItemIdentity;

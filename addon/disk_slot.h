@@ -2,8 +2,8 @@
 //
 //   0    slot header (header.h); namespaceIndex is 0, for indexes differ from daemon to daemon
 //   128  namespace digest, which also seeds the header hash
-//   144  directory id of the disk; zero in remote objects
-//   160  version of this layout, then zeroes
+//   144  directory id of the disk; zero in remote objects, the key's id in sealed ones
+//   160  version of this layout, then zeroes; sealed blocks: seal.h
 //   192  payload; on disk zeroes follow up to 4 KiB
 //
 // A slot on disk takes a multiple of 4 KiB and is written and read by one operation. The format of segments
@@ -59,12 +59,16 @@ struct DiskSlotName {
   uint32_t generation;
 };
 
+/// The header of this DRAM slot's block outside DRAM.
+DiskHeader diskHeaderOf(const SlotHeader& source, const DiskSlotName& name);
+
 /// A DRAM slot → header and payload at `into` (192 + payloadBytes). The slot's identity is checked first, its
 /// payload hash on the way. `into` is undefined unless OK.
 ItemStatus encodeSlot(uint8_t* into, const SlotHeader& source, const uint8_t* payload, const DiskSlotName& name);
 
 /// Copies the header at `from` out and verifies it: OK or IDENTITY. The payload is not looked at.
-ItemStatus readDiskHeader(const uint8_t* from, const DiskSlotName& name, DiskHeader& header);
+ItemStatus readDiskHeader(const uint8_t* from, const DiskSlotName& name, DiskHeader& header,
+                          uint32_t version = kDiskSlotVersion);
 
 /// The payload behind a verified header → `into`, hashed on the way: OK or CORRUPT.
 ItemStatus copyPayload(uint8_t* into, const uint8_t* from, const DiskHeader& header);

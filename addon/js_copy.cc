@@ -86,6 +86,23 @@ void resolveItem(const Ledger& ledger, const Arena& arena, const Region* region,
   resolveName(ledger, arena, words[3], item);
 }
 
+/// The data key of a batch that is sealed or opened, nullptr when it names none.
+std::unique_ptr<SealKey> sealKey(const Call& call, napi_value object) {
+  napi_valuetype type = napi_undefined;
+  napi_value given = call.field(object, "key");
+  check(napi_typeof(call.env, given, &type), "typeof");
+  if (type == napi_undefined) return nullptr;
+  const Call::Bytes bytes = call.toBytes(given, "key");
+  const Call::Bytes id = call.toBytes(call.field(object, "keyId"), "keyId");
+  if (bytes.length != kSealKeyBytes) fail("ARGUMENT", "key must have 32 bytes");
+  if (id.length != kSealKeyIdBytes) fail("ARGUMENT", "keyId must have 16 bytes");
+  if (!sealingAvailable()) fail("NO_CIPHER", "this node binary exports no AES-256-GCM");
+  auto key = std::make_unique<SealKey>();
+  memcpy(key->bytes, bytes.data, kSealKeyBytes);
+  memcpy(key->id, id.data, kSealKeyIdBytes);
+  return key;
+}
+
 CopyBatchOptions batchOptions(const Call& call, napi_value object) {
   CopyBatchOptions options{};
   const uint32_t kind = call.fieldUint32(object, "kind");
@@ -125,10 +142,16 @@ napi_value copySubmit(Call& call) {
     resolveItem(instance.ledger, *arena, region.get(), options, words.data + i * kItemWords, items[i]);
   }
   std::vector<Digest> digests;
-  if (isObject(options.kind)) digests = resolveDigests(*arena, items);
-  instance.engine->submit(options, arena, std::move(region), std::move(items), std::move(digests));
+  std::unique_ptr<SealKey> key;
+  if (isObject(options.kind)) {
+    digests = resolveDigests(*arena, items);
+    key = sealKey(call, object);
+  }
+  instance.engine->submit(options, arena, std::move(region), std::move(items), std::move(digests), std::move(key));
   return call.nothing();
 }
+
+napi_value sealing(Call& call) { return call.boolean(sealingAvailable(), nullptr); }
 
 napi_value copyCancel(Call& call) {
   call.instance().needRunning();
@@ -166,6 +189,7 @@ void addCopyMethods(napi_env env, napi_value exports) {
   addMethod(env, exports, "attachLedger", entry<attachLedger>);
   addMethod(env, exports, "copySubmit", entry<copySubmit>);
   addMethod(env, exports, "copyCancel", entry<copyCancel>);
+  addMethod(env, exports, "sealing", entry<sealing>);
 }
 
 }  // namespace cairn::js
