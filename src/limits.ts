@@ -186,6 +186,11 @@ export const LIMITS = {
   quarantinedObjectsMax: 4_096,
   /** Body of a store's error answer that is read. */
   storeErrorCharactersMax: 65_536,
+  /** Data keys of all tenants, and the text (file, or a command's output) that holds them. */
+  sealKeysMax: 4_096,
+  sealKeyTextBytesMax: MIB,
+  /** A command that prints data keys ends within. */
+  sealKeyCommandMs: 10_000,
   /** Staging memory: what Node can map as one buffer. */
   stagingBytesMax: 4 * 1024 * MIB,
 } as const;

@@ -86,6 +86,11 @@ export function nvmeDirectories({ directories }: NvmeConfig): readonly NvmeDirec
   }));
 }
 
+/** Whether chunks of the remote tier are sealed. */
+export function remoteSealed({ remote, tenants }: Config): boolean {
+  return remote.sealing === "on" || (remote.sealing === "auto" && tenants.length > 0);
+}
+
 const DERIVED_BLOCKS_MIN = 131_072;
 const DERIVED_BLOCKS_MAX = 16_777_216;
 /** Rows on disk are hundreds of KiB; 64 KiB leaves room for small ones at a fiftieth of the memory. */

@@ -1,5 +1,5 @@
 /** Proofs of the lower tiers' sections (proofs.ts): what a disk and a store of objects need to work at all. */
-import { nvmeDirectories } from "./defaults.ts";
+import { nvmeDirectories, remoteSealed } from "./defaults.ts";
 import type { Config } from "./schema.ts";
 
 /** Slab index of a slot number has 14 bits (addon/binding.ts). */
@@ -106,7 +106,24 @@ function endpointProof({ remote }: Config): string | undefined {
   );
 }
 
+function sealingProof(config: Config): string | undefined {
+  const { enabled, keyFile, keyCommand } = config.remote;
+  if (keyFile !== undefined && keyCommand !== undefined)
+    return "remote.keyFile and remote.keyCommand are both set; keys come from one of them";
+  return when(
+    enabled && remoteSealed(config) && keyFile === undefined && keyCommand === undefined,
+    "chunks are sealed (with tenants by default), which needs remote.keyFile or remote.keyCommand",
+  );
+}
+
+function absoluteProof(path: string | undefined): string | undefined {
+  return when(path !== undefined && !path.startsWith("/"), `${path} is not an absolute path`);
+}
+
 export const REMOTE_PROOFS: readonly Proof[] = [
+  { path: "remote.sealing", check: sealingProof },
+  { path: "remote.keyFile", check: ({ remote }) => absoluteProof(remote.keyFile) },
+  { path: "remote.keyCommand", check: ({ remote }) => absoluteProof(remote.keyCommand?.[0]) },
   { path: "remote.directory", check: sharedDirectoryProof },
   {
     path: "remote.s3.bucket",

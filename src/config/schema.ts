@@ -339,6 +339,28 @@ const RemoteSection = section(
       text(undefined, { description: "Absolute path of the shared directory." }),
     ),
     s3: S3Section,
+    sealing: choice(["auto", "on", "off"], "auto", {
+      description:
+        "AES-256-GCM under a data key of the block's tenant. `auto`: on where there are tenants. Without a key a tenant's blocks are neither stored nor found.",
+    }),
+    keyFile: Type.Optional(
+      text(undefined, {
+        description:
+          "File (0600, ours) of data keys, one a line: tenant, label, 32 bytes in base64; a tenant's current key first, older ones still open what they sealed.",
+      }),
+    ),
+    keyCommand: Type.Optional(
+      Type.Array(Type.String({ minLength: 1, maxLength: 4_096 }), {
+        minItems: 1,
+        maxItems: 64,
+        reload: "restart",
+        description:
+          "Program (absolute path) and arguments, run without a shell, that prints such lines: a KMS client, say.",
+      }),
+    ),
+    keyRefreshMs: milliseconds(300_000, 1_000, {
+      description: "Data keys are read again this often, and at every reload.",
+    }),
     chunkBytesMax: bytes(16_777_216, 65_536, {
       description:
         "Largest object. Blocks per object follow from it and the namespace's block, as a power of two.",

@@ -9,6 +9,7 @@ import {
   defaultEngineSocket,
   ledgerBlocks,
   nvmeDirectories,
+  remoteSealed,
 } from "../../src/config/defaults.ts";
 import { FIELDS } from "../../src/config/fields.ts";
 import { parseListen } from "../../src/config/listen.ts";
@@ -301,6 +302,9 @@ describe("proofs between fields", () => {
     "nvme.stagingBytes": { "nvme.stagingBytes": "1052672" },
     "nvme.writeDepth": { "nvme.queueDepth": "4", "nvme.writeDepth": "8" },
     "nvme.lowWatermark": { "nvme.lowWatermark": "0.99", "nvme.highWatermark": "0.9" },
+    "remote.sealing": { "remote.keyFile": "/k", "remote.keyCommand": "[/bin/keys]" },
+    "remote.keyFile": { "remote.keyFile": "keys" },
+    "remote.keyCommand": { "remote.keyCommand": "[keys, --all]" },
     "remote.directory": { "remote.enabled": "true", "remote.kind": "directory" },
     "remote.s3.bucket": { "remote.enabled": "true", "remote.kind": "s3" },
     "remote.s3.endpoint": { "remote.s3.endpoint": "s3.example/path" },
@@ -380,6 +384,22 @@ describe("proofs between fields", () => {
       "remote.directory",
     ]);
     expect(wrong({ "nvme.directories": "[/d]" })).toEqual(["nvme.directories.0"]);
+  });
+
+  test("with tenants the remote tier is sealed, and then needs a source of keys", () => {
+    withFile("");
+    const remote = { "remote.enabled": "true", "remote.directory": "/d" };
+    const tenants = { tenants: "[{name: t, uids: [1]}]", "edge.tokenFile": "/t" };
+    const sealed = (flags: Readonly<Record<string, string>>): boolean =>
+      remoteSealed(load({ flags: { ...remote, ...flags } }).config);
+    expect(sealed({})).toBe(false);
+    expect(sealed({ ...tenants, "remote.keyFile": "/k" })).toBe(true);
+    expect(sealed({ "remote.sealing": "on", "remote.keyCommand": "[/bin/keys, a]" })).toBe(true);
+    expect(sealed({ ...tenants, "remote.sealing": "off" })).toBe(false);
+    for (const flags of [tenants, { "remote.sealing": "on" }]) {
+      const found = problemsOf({ flags: { ...remote, ...flags } });
+      expect(found.map(({ path }) => path)).toEqual(["remote.sealing"]);
+    }
   });
 
   test("a directory's entry is complete where the tier reads it, whatever was left out", () => {
