@@ -13,7 +13,13 @@ import { StagingBatches } from "../src/transfer/staging-copies.ts";
 import { chunkLayout } from "../tiers/remote/chunk.ts";
 import { PRIORITY, RemoteTier } from "../tiers/remote/index.ts";
 import type { ObjectStore } from "../tiers/remote/object-store.ts";
-import { type Chunk, type ChunkSpace, type DramItems, KEY_BYTES } from "../tiers/remote/types.ts";
+import {
+  type Chunk,
+  type ChunkSealer,
+  type ChunkSpace,
+  type DramItems,
+  KEY_BYTES,
+} from "../tiers/remote/types.ts";
 import { XorShift } from "./ledger.ts";
 
 const MIB = 2 ** 20;
@@ -33,6 +39,9 @@ export interface RemoteRigOptions {
   readonly chunks: number;
   readonly concurrency: number;
   readonly stagingBytes: number;
+  /** With one, chunks are sealed by the keys of `tenant`. */
+  readonly sealer?: ChunkSealer | undefined;
+  readonly tenant?: string | undefined;
 }
 
 export class RemoteRig {
@@ -60,7 +69,8 @@ export class RemoteRig {
     const { blockBytes, chunkBlocks, chunks, concurrency, stagingBytes } = options;
     const blocks = chunkBlocks * chunks;
     const namespace = new Uint8Array(16).fill(7);
-    this.space = { namespace, chunkBlocks, payloadBytes: blockBytes, shards: 1 };
+    const { tenant, sealer } = options;
+    this.space = { namespace, chunkBlocks, payloadBytes: blockBytes, shards: 1, tenant };
     this.#start();
     this.#records = new Uint32Array(new SharedArrayBuffer(blocks * RECORD_WORDS * 4));
     this.#slots = new Uint32Array(2 * blocks);
@@ -75,6 +85,7 @@ export class RemoteRig {
       store,
       staging: { bytes: this.staging },
       copies: new StagingBatches(this.#copies, this.#arena, region.region),
+      sealer,
       deleteCorrupt: false,
       // Uploads take half of the transfers.
       transfersMax: 2 * concurrency,

@@ -75,6 +75,8 @@ export interface RemoteReading {
   readonly stagingUsedBytes: number;
   readonly corruptObjects: number;
   readonly misplacedObjects: number;
+  readonly sealKeyMissing: number;
+  readonly unsealedObjects: number;
   readonly getBytesPerSecond: number;
   readonly putBytesPerSecond: number;
   readonly lastFault: string;
@@ -148,6 +150,8 @@ const REMOTE_FIELDS = [
   [METRIC.remoteCorruptBlocks, "corruptBlocks"],
   [METRIC.remoteCorruptObjects, "corruptObjects"],
   [METRIC.remoteMisplacedObjects, "misplacedObjects"],
+  [METRIC.remoteSealKeyMissing, "sealKeyMissing"],
+  [METRIC.remoteUnsealedObjects, "unsealedObjects"],
   [METRIC.remoteExistenceHits, "existenceHits"],
   [METRIC.remoteExistenceMisses, "existenceMisses"],
   [METRIC.remoteCollected, "collected"],

@@ -197,6 +197,14 @@ export const REMOTE_METRICS = {
     "cairn_remote_misplaced_objects_total",
     "Objects that hold another chunk than their name says.",
   ),
+  remoteSealKeyMissing: counter(
+    "cairn_remote_seal_key_missing_total",
+    "Uploads and reads of chunks left out for want of the tenant's data key.",
+  ),
+  remoteUnsealedObjects: counter(
+    "cairn_remote_unsealed_objects_total",
+    "Objects under the name of sealed ones that held open blocks.",
+  ),
   remoteExistenceHits: counter(
     "cairn_remote_existence_hits_total",
     "Questions for existence that the cache answered.",

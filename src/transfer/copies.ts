@@ -45,6 +45,8 @@ const request = {
   shards: 1,
   payloadBytes: 0,
   deadlineMs: 0,
+  key: undefined as Uint8Array | undefined,
+  keyId: undefined as Uint8Array | undefined,
 };
 
 /** The same of the addon's DiskBatch. */
@@ -149,7 +151,7 @@ export class Copies {
     items[at + 4] = last;
   }
 
-  /** Submits what was added; the batch's number, or 0 when nothing was added. */
+  /** Submits what was added; the batch's number, or 0 when nothing was added. seal: of EXPORT and IMPORT. */
   submit(
     arena: number,
     region: number,
@@ -157,6 +159,7 @@ export class Copies {
     shards: number,
     payloadBytes: number,
     deadlineMs: number,
+    seal?: { readonly id: Uint8Array; readonly bytes: Uint8Array },
   ): number {
     const ticket = this.#take(NO_DISK, payloadBytes);
     if (ticket === undefined) return 0;
@@ -168,6 +171,8 @@ export class Copies {
     request.shards = shards;
     request.payloadBytes = payloadBytes;
     request.deadlineMs = deadlineMs;
+    request.key = seal?.bytes;
+    request.keyId = seal?.id;
     this.#addon.copySubmit(request, this.#items, ticket.count);
     return ticket.number;
   }

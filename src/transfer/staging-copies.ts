@@ -38,9 +38,9 @@ export class StagingBatches implements StagingCopies, CopyOwner {
         const at = range.offsetBytes + item * range.strideBytes;
         this.#copies.add(items.slots[item]!, at, items.blocks[item]!, 0, item);
       }
-      const { shard, shards, payloadBytes, deadlineMs } = range;
+      const { shard, shards, payloadBytes, deadlineMs, seal } = range;
       const left = Math.max(1, Math.ceil(deadlineMs));
-      this.#copies.submit(this.#arena, this.#region, shard, shards, payloadBytes, left);
+      this.#copies.submit(this.#arena, this.#region, shard, shards, payloadBytes, left, seal);
     });
   }
 

@@ -79,6 +79,8 @@ export const REMOTE: RemoteReading = {
   corruptBlocks: 5,
   corruptObjects: 15,
   misplacedObjects: 16,
+  sealKeyMissing: 17,
+  unsealedObjects: 18,
   existenceHits: 6,
   existenceMisses: 7,
   collected: 8,

@@ -9,7 +9,13 @@
  * See README.md for the failure model.
  */
 import { setMaxListeners } from "node:events";
-import { ITEM } from "../../addon/binding.ts";
+import {
+  DISK_VERSION_OFFSET,
+  ITEM,
+  SEAL_KEY_ID_BYTES,
+  SEAL_KEY_ID_OFFSET,
+  SEALED_FLAG,
+} from "../../addon/binding.ts";
 import { assert } from "../../src/assert.ts";
 import { LIMITS } from "../../src/limits.ts";
 import {
@@ -39,6 +45,7 @@ import {
   type RemoteSnapshot,
   type RemoteStorage,
   type RemoteTierOptions,
+  type SealKey,
   type StagedRange,
   type UploadResult,
 } from "./types.ts";
@@ -54,6 +61,7 @@ export type {
   RemoteSnapshot,
   RemoteStorage,
   RemoteTierOptions,
+  SealKey,
   StagedRange,
   StagingCopies,
   UploadResult,
@@ -115,6 +123,8 @@ export class RemoteTier implements RemoteStorage {
     corruptBlocks: 0,
     corruptObjects: 0,
     misplacedObjects: 0,
+    sealKeyMissing: 0,
+    unsealedObjects: 0,
     storedChunks: 0,
     presentChunks: 0,
     failedChunks: 0,
@@ -154,7 +164,7 @@ export class RemoteTier implements RemoteStorage {
   }
 
   remotePrefix(space: ChunkSpace, keys: Uint8Array, keyBytes: number, localBlocks: number): number {
-    if (this.health === "down") return 0;
+    if (this.health === "down" || !this.#hasKey(space)) return 0;
     return this.#prefix.blocks(space, keys, keyBytes, localBlocks);
   }
 
@@ -257,6 +267,10 @@ export class RemoteTier implements RemoteStorage {
     const name = chunkName(chunk.space, chunk.shard, lastKeyOf(chunk), this.#sealerName);
     const clock = new Clock(limits, this.#now);
     if (this.#existence.isQuarantined(name)) return { outcome: "failed", fault: "quarantined" };
+    if (!this.#hasKey(chunk.space)) {
+      this.#counts.sealKeyMissing += 1;
+      return { outcome: "failed", fault: "sealing" };
+    }
     if (await this.#isStored(name)) return { outcome: "present", bytes: 0 };
     const layout = chunkLayout(chunk.space, this.#overheadBytes);
     const wait = { ...limits, deadlineMs: clock.leftMs(limits.deadlineMs) };
@@ -308,14 +322,18 @@ export class RemoteTier implements RemoteStorage {
     for (let at = headerBytes; at < layout.objectBytes; at += strideBytes) {
       lease.bytes.fill(0, at + used - PADDING_BYTES_MAX, at + strideBytes);
     }
+    const seal = this.#options.sealer?.sealKey(chunk.space);
+    if (seal === undefined && this.#options.sealer !== undefined) return "sealing";
     const range = this.#range(chunk, lease.offsetBytes + headerBytes, strideBytes, clock);
-    const statuses = await this.#options.copies.exportBlocks(range, items);
+    const statuses = await this.#options.copies.exportBlocks({ ...range, seal }, items);
     assert(statuses.length === items.slots.length, "each item has a status");
-    if (statuses.some((status) => status !== ITEM.OK)) return "source";
+    return statuses.every((status) => status === ITEM.OK) ? undefined : "source";
+  }
+
+  /** Whether chunks of the space can be stored and read: always where nothing is sealed. */
+  #hasKey(space: ChunkSpace): boolean {
     const { sealer } = this.#options;
-    if (sealer === undefined) return undefined;
-    const sealed = await sealer.seal(chunk, lease.bytes.subarray(headerBytes), strideBytes);
-    return sealed ? undefined : "sealing";
+    return sealer === undefined || sealer.sealKey(space) !== undefined;
   }
 
   #range(chunk: Chunk, offsetBytes: number, strideBytes: number, clock: Clock): StagedRange {
@@ -327,6 +345,10 @@ export class RemoteTier implements RemoteStorage {
   async #fetch(fetching: Fetching, priority: Priority): Promise<FetchResult> {
     const { from, items, layout, limits, clock, name } = fetching;
     if (this.#existence.isQuarantined(name)) return this.#nothing(fetching, "quarantined");
+    if (!this.#hasKey(fetching.chunk.space)) {
+      this.#counts.sealKeyMissing += 1;
+      return this.#nothing(fetching, "sealing");
+    }
     if (this.#existence.known(name) === false) return this.#nothing(fetching, "missing");
     const headBytes = from === 0 ? layout.headerBytes : 0;
     const length = headBytes + items.slots.length * layout.strideBytes;
@@ -359,23 +381,20 @@ export class RemoteTier implements RemoteStorage {
     headBytes: number,
     objectBytes: number,
   ): Promise<FetchResult> {
-    const { chunk, from, items, layout, clock, name } = fetching;
+    const { chunk, items, layout, clock, name } = fetching;
     if (objectBytes !== layout.objectBytes || !this.#headerFits(chunk, lease, headBytes)) {
       if (objectBytes !== layout.objectBytes) this.#counts.corruptObjects += 1;
       await this.#quarantine(name);
       return { ...this.#nothing(fetching, "quarantined"), bytes: lease.bytes.length };
     }
-    const { sealer } = this.#options;
-    const blocks = lease.bytes.subarray(headBytes);
-    const opened = await sealer?.open(chunk, from, blocks, layout.strideBytes);
+    const seal = await this.#openKey(fetching, lease.bytes.subarray(headBytes));
+    if (seal === "missing")
+      return { ...this.#nothing(fetching, "sealing"), bytes: lease.bytes.length };
+    if (seal === "unsealed")
+      return { ...this.#nothing(fetching, "quarantined"), bytes: lease.bytes.length };
     const range = this.#range(chunk, lease.offsetBytes + headBytes, layout.strideBytes, clock);
-    // A block that does not open holds no valid header any more: IMPORT refuses it by itself.
-    const imported = await this.#options.copies.importBlocks(range, items);
-    assert(imported.length === items.slots.length, "each item has a status");
-    const statuses = imported.map((status, at) => {
-      const before = opened?.[at] ?? ITEM.OK;
-      return before === ITEM.OK ? status : before;
-    });
+    const statuses = await this.#options.copies.importBlocks({ ...range, seal }, items);
+    assert(statuses.length === items.slots.length, "each item has a status");
     const bad = statuses.filter((one) => one === ITEM.CORRUPT || one === ITEM.IDENTITY).length;
     if (bad > 0) {
       this.#counts.corruptBlocks += bad;
@@ -385,6 +404,31 @@ export class RemoteTier implements RemoteStorage {
     }
     const microseconds = Math.round(clock.elapsedMs() * 1_000);
     return { statuses, fault: undefined, bytes: lease.bytes.length, microseconds };
+  }
+
+  /** The key that the first block names: one key seals all of an object. Undefined where nothing is sealed. */
+  async #openKey(
+    { chunk, name }: Fetching,
+    blocks: Uint8Array,
+  ): Promise<SealKey | "missing" | "unsealed" | undefined> {
+    const { sealer } = this.#options;
+    if (sealer === undefined) return undefined;
+    const version = new DataView(blocks.buffer, blocks.byteOffset).getUint32(
+      DISK_VERSION_OFFSET,
+      true,
+    );
+    if ((version & SEALED_FLAG) === 0) {
+      this.#counts.unsealedObjects += 1;
+      await this.#quarantine(name);
+      return "unsealed";
+    }
+    const id = blocks.slice(SEAL_KEY_ID_OFFSET, SEAL_KEY_ID_OFFSET + SEAL_KEY_ID_BYTES);
+    const key = sealer.openKey(chunk.space, id);
+    if (key !== undefined) return key;
+    this.#counts.sealKeyMissing += 1;
+    // Not asked for again at once; others may well have the key.
+    this.#existence.learn(name, false);
+    return "missing";
   }
 
   #headerFits(chunk: Chunk, lease: StagingLease, headBytes: number): boolean {

@@ -16,6 +16,8 @@ export interface ChunkSpace {
   readonly chunkBlocks: number;
   readonly payloadBytes: number;
   readonly shards: number;
+  /** Whose data key seals its chunks; absent: nobody's. */
+  readonly tenant?: string | undefined;
 }
 
 /** One chunk: blocks of depth firstDepth … firstDepth + chunkBlocks − 1 of one chain and shard. Roots have depth 1. */
@@ -60,6 +62,14 @@ export interface StagedRange {
   readonly shard: number;
   readonly shards: number;
   readonly deadlineMs: number;
+  /** EXPORT seals by it, IMPORT opens. */
+  readonly seal?: SealKey | undefined;
+}
+
+/** A data key (32 bytes) and what stored blocks call it (SEAL_KEY_ID_BYTES). */
+export interface SealKey {
+  readonly id: Uint8Array;
+  readonly bytes: Uint8Array;
 }
 
 /** Memory that both JS and the addon see. Made by the daemon: regionCreate + clientMap; at most 4 GiB. */
@@ -68,22 +78,18 @@ export interface StagingMemory {
 }
 
 /**
- * Encryption of a chunk at rest. Without one, objects hold what EXPORT wrote. A sealer works in place on staged
- * blocks, each `overheadBytes` longer than what EXPORT writes, and is part of the object's name, so that nodes with
- * and without it never read each other's objects.
+ * The keys by which chunks are sealed at rest (addon/seal.h does it). Without a sealer, objects hold what EXPORT
+ * wrote. It is part of an object's name, so that nodes with and without it never read each other's objects.
  */
 export interface ChunkSealer {
   /** Part of object names: `a-z 0-9`. */
   readonly name: string;
-  /** Bytes behind each block for nonce and tag; a multiple of 64. */
+  /** Bytes behind each block that it needs, a multiple of 64; 0: nonce and tag stand in the block's header. */
   readonly overheadBytes: number;
-  /** False: no key; the chunk is not stored. */
-  seal(chunk: Chunk, blocks: Uint8Array, strideBytes: number): Promise<boolean>;
-  /**
-   * One ITEM status per block of [from, from + count). CORRUPT: the tag is wrong, the object goes under quarantine.
-   * IO: no key here; a miss, and the object stays for those who have it.
-   */
-  open(chunk: Chunk, from: number, blocks: Uint8Array, strideBytes: number): Promise<Uint8Array>;
+  /** For new chunks; undefined: no key, chunks are not stored, and fetches are misses. */
+  sealKey(space: ChunkSpace): SealKey | undefined;
+  /** For a stored block that names its key; undefined: not here. A miss, and the object stays for those who have it. */
+  openKey(space: ChunkSpace, id: Uint8Array): SealKey | undefined;
 }
 
 export type UploadResult =
@@ -194,6 +200,10 @@ export interface RemoteSnapshot {
   readonly corruptObjects: number;
   /** Sound objects under another object's name. */
   readonly misplacedObjects: number;
+  /** Uploads not begun and fetches that were misses, for want of the tenant's data key. */
+  readonly sealKeyMissing: number;
+  /** Objects that hold open blocks under the name of sealed ones. */
+  readonly unsealedObjects: number;
   readonly storedChunks: number;
   readonly presentChunks: number;
   readonly failedChunks: number;

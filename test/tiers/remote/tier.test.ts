@@ -4,10 +4,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { DISK_HEADER_BYTES, ITEM } from "../../../addon/binding.ts";
-import { chunkLayout, isChunkName } from "../../../tiers/remote/chunk.ts";
+import { chunkLayout } from "../../../tiers/remote/chunk.ts";
 import { PRIORITY } from "../../../tiers/remote/index.ts";
 import { SharedDirectory } from "../../../tiers/remote/shared-directory.ts";
-import type { ChunkSealer, RemoteTierOptions } from "../../../tiers/remote/types.ts";
+import type { RemoteTierOptions } from "../../../tiers/remote/types.ts";
 import { LIMITS, listed } from "./contract.ts";
 import { chunkOf, keysOf, SPACE, type TestTier, tierOver } from "./fixture.ts";
 
@@ -281,66 +281,6 @@ describe("what is wrong in the store", () => {
     await mkdir(directory);
     await vi.waitUntil(() => a.tier.health === "ok", { timeout: 20_000 });
     expect(await storeChunk(a, 15, 0)).toMatchObject({ outcome: "stored" });
-  });
-});
-
-describe("sealing", () => {
-  /** Not encryption: a mask and a tag, enough to see that the tier calls both ends rightly. */
-  class Mask implements ChunkSealer {
-    readonly name = "mask";
-    readonly overheadBytes = 64;
-    readonly #mask: number;
-
-    constructor(mask: number) {
-      this.#mask = mask;
-    }
-
-    seal(_chunk: unknown, blocks: Uint8Array, strideBytes: number): Promise<boolean> {
-      if (this.#mask === 0) return Promise.resolve(false);
-      for (let at = 0; at < blocks.length; at += strideBytes) {
-        const block = blocks.subarray(at, at + strideBytes);
-        for (const [place, byte] of block.entries()) block[place] = byte ^ this.#mask;
-        block.fill(this.#mask, strideBytes - 64);
-      }
-      return Promise.resolve(true);
-    }
-
-    open(
-      _chunk: unknown,
-      _from: number,
-      blocks: Uint8Array,
-      strideBytes: number,
-    ): Promise<Uint8Array> {
-      const statuses = new Uint8Array(blocks.length / strideBytes);
-      for (const at of statuses.keys()) {
-        const block = blocks.subarray(at * strideBytes, (at + 1) * strideBytes);
-        statuses[at] = block[strideBytes - 1] === this.#mask ? ITEM.OK : ITEM.CORRUPT;
-        for (const [place, byte] of block.entries()) block[place] = byte ^ this.#mask;
-      }
-      return Promise.resolve(statuses);
-    }
-  }
-
-  test("a sealed chunk comes back by its key, and to nobody else", async () => {
-    const sealed = node({ sealer: new Mask(0x5a) });
-    expect(await storeChunk(sealed, 1, 0)).toMatchObject({ outcome: "stored" });
-    const plain = (await readFile(await objectPath())).subarray(4_096);
-    const bare = node();
-    await storeChunk(bare, 2, 0);
-    expect(plain.includes(Buffer.from(chunkOf(1, 0).keys.subarray(0, 32)))).toBe(false);
-    expect((await fetchBlocks(node({ sealer: new Mask(0x5a) }), 1, 0, 1, 3)).whole).toBe(true);
-    const wrong = await fetchBlocks(node({ sealer: new Mask(0x11) }), 1, 0);
-    expect(wrong.result.statuses.includes(ITEM.OK)).toBe(false);
-    expect((await fetchBlocks(node(), 1, 0)).result.fault).toBe("missing");
-    const names = (await listed(new SharedDirectory({ directory }), "")).map((one) => one.name);
-    expect(names.every(isChunkName)).toBe(true);
-  });
-
-  test("without a key nothing is stored", async () => {
-    expect(await storeChunk(node({ sealer: new Mask(0) }), 1, 0)).toEqual({
-      outcome: "failed",
-      fault: "sealing",
-    });
   });
 });
 
