@@ -14,7 +14,7 @@ import { DramTier } from "../tiers/dram/index.ts";
 import { recoverDram } from "../tiers/dram/recover.ts";
 import type { RecoveryReport } from "../tiers/tier.ts";
 import { assert } from "./assert.ts";
-import { ledgerBlocks } from "./config/defaults.ts";
+import { ledgerBlocks, remoteSealed } from "./config/defaults.ts";
 import { NvmeParts, probeIndexes } from "./daemon/nvme.ts";
 import { RemoteParts } from "./daemon/remote.ts";
 import { diffConfig, liveOnly, overlayConfig } from "./config/reload.ts";
@@ -202,7 +202,8 @@ class NodeDaemon implements Daemon {
     const note = (level: Notice["level"], line: string): void => this.#note(level, line);
     const hooks = { note, fault: (error: unknown) => this.#fault(error) };
     try {
-      if (remote.enabled) this.#remote = new RemoteParts(server, remote, nvme !== undefined, hooks);
+      const traits = { hasNvme: nvme !== undefined, sealed: remoteSealed(this.config) };
+      if (remote.enabled) this.#remote = new RemoteParts(server, remote, traits, hooks);
     } catch (error) {
       // The node serves what it has; the store is an operator's to mend.
       this.#note("error", `remote: left out for this start: ${String(error)}`);
@@ -465,6 +466,7 @@ class NodeDaemon implements Daemon {
     const tierOptions = parts.ledger.core.tier(TIER.DRAM).options;
     Object.assign(tierOptions, { highWatermark, lowWatermark });
     parts.nvme?.reload(config.nvme, parts.server.context.namespaces);
+    this.#remote?.reload();
     this.#log.level = config.log.level;
     const applied = live.map(({ path }) => path);
     this.#log.info({ applied }, "configuration reloaded");

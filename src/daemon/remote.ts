@@ -5,6 +5,7 @@
 import type { Addon } from "../../addon/binding.ts";
 import { chunkBlocksOf } from "../../tiers/remote/chunk.ts";
 import { RemoteTier } from "../../tiers/remote/index.ts";
+import { KeyRing } from "../../tiers/remote/keys.ts";
 import type { ObjectStore } from "../../tiers/remote/object-store.ts";
 import { S3Store } from "../../tiers/remote/s3.ts";
 import { SharedDirectory } from "../../tiers/remote/shared-directory.ts";
@@ -19,6 +20,13 @@ import type { RemoteReading } from "../observe/lower.ts";
 import { RemoteFetcher } from "../transfer/remote-fetcher.ts";
 import { StagingBatches } from "../transfer/staging-copies.ts";
 import { Uploader } from "../transfer/uploader.ts";
+
+export interface RemoteTraits {
+  /** Its write-back offers chunks. */
+  readonly hasNvme: boolean;
+  /** Chunks are sealed (config/defaults.ts remoteSealed). */
+  readonly sealed: boolean;
+}
 
 export interface RemoteHooks {
   readonly note: (level: "info" | "warn" | "error", line: string) => void;
@@ -35,20 +43,32 @@ export class RemoteParts {
   readonly #region: number;
   readonly #spaces: (ChunkSpace | undefined)[] = [];
   readonly #namespaces: Namespaces;
+  readonly #keys: KeyRing | undefined;
 
-  /** hasNvme: its write-back offers chunks. @throws CairnError configInvalid, windowMap */
-  constructor(server: EngineServer, config: RemoteConfig, hasNvme: boolean, hooks: RemoteHooks) {
+  /** @throws CairnError configInvalid, windowMap */
+  constructor(
+    server: EngineServer,
+    config: RemoteConfig,
+    { hasNvme, sealed }: RemoteTraits,
+    hooks: RemoteHooks,
+  ) {
     const { context } = server;
     const { addon, ledger, copies, links, feed, namespaces, arena } = context;
     this.#addon = addon;
     this.#namespaces = namespaces;
+    if (sealed && !addon.sealing()) {
+      throw new CairnError("configInvalid", "remote.sealing: this node binary has no AES-256-GCM");
+    }
+    const store = storeOf(config);
     const stagingBytes = Math.min(config.inFlightBytesMax, LIMITS.stagingBytesMax);
     const { region, descriptor } = addon.regionCreate(stagingBytes);
     this.#region = region;
     const bytes = new Uint8Array(addon.clientMap(descriptor, stagingBytes));
     addon.closeDescriptor(descriptor);
+    this.#keys = sealed ? keysOf(config, hooks) : undefined;
     this.tier = new RemoteTier({
-      store: storeOf(config),
+      store,
+      sealer: this.#keys,
       staging: { bytes },
       copies: new StagingBatches(copies, arena, region),
       deleteCorrupt: true,
@@ -97,9 +117,15 @@ export class RemoteParts {
       chunkBlocks: chunkBlocksOf(declared, namespace.rowBytes),
       payloadBytes: namespace.rowBytes,
       shards: namespace.shards,
+      tenant: namespace.tenant,
     };
     this.#spaces[index] = space;
     return space;
+  }
+
+  /** The configuration was read again: so are the data keys. */
+  reload(): void {
+    void this.#keys?.refresh();
   }
 
   tick(): void {
@@ -119,8 +145,19 @@ export class RemoteParts {
   async close(): Promise<void> {
     await this.uploader.stop();
     await this.tier.close();
+    await this.#keys?.close();
     this.#addon.regionUnmap(this.#region);
   }
+}
+
+/** The ring reads its keys at once; until it has, the tier answers with misses. */
+function keysOf({ keyFile, keyCommand, keyRefreshMs }: RemoteConfig, hooks: RemoteHooks): KeyRing {
+  const command = { command: keyCommand ?? [], timeoutMs: LIMITS.sealKeyCommandMs };
+  const source = keyFile === undefined ? command : { file: keyFile };
+  const log = (line: string): void => hooks.note("error", line);
+  const keys = new KeyRing({ source, refreshMs: keyRefreshMs, log });
+  void keys.refresh();
+  return keys;
 }
 
 function garbageOf({ ageMsMax, budgetBytes }: RemoteConfig) {
