@@ -3,8 +3,10 @@ import {
   mkdtempSync,
   openSync,
   readdirSync,
+  readFileSync,
   rmSync,
   statSync,
+  writeFileSync,
   writeSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
@@ -54,10 +56,10 @@ interface Engine {
 }
 
 /** A node over the shared directory, and an engine on it. */
-async function engineOf(): Promise<Engine> {
+async function engineOf(sealing: object = {}): Promise<Engine> {
   const node = await new TestDaemon({
     dram: { capacityBytes: 48 * MIB, slabBytes: 8 * MIB },
-    remote: { enabled: true, kind: "directory", directory: shared, cacheAbsentMs: 50 },
+    remote: { enabled: true, kind: "directory", directory: shared, cacheAbsentMs: 50, ...sealing },
   }).start();
   nodes.push(node);
   await eventually(async () => (await metric(node, "cairn_ready").catch(() => 0)) === 1, 60_000);
@@ -153,6 +155,30 @@ describe("two nodes over one shared directory", () => {
     await store(second);
     await eventually(async () => (await uploaded(second.node, "exists")) === 2, 30_000);
     expect(await uploaded(second.node, "stored")).toBe(0);
+  });
+
+  it("seal by their tenant's key; a node without it has misses until it is given the key", async () => {
+    const files = [join(shared, "first.keys"), join(shared, "second.keys")] as const;
+    const keyLine = (tenant: string): string =>
+      `${tenant} 2026 ${Buffer.alloc(32, 9).toString("base64")}\n`;
+    writeFileSync(files[0], keyLine("default"), { mode: 0o600 });
+    writeFileSync(files[1], keyLine("another"), { mode: 0o600 });
+    const first = await engineOf({ sealing: "on", keyFile: files[0] });
+    await store(first);
+    await eventually(async () => (await uploaded(first.node, "stored")) === 2, 30_000);
+    const row = Buffer.from(payloadOf(keyAt(keys, 0), ROW_BYTES)).subarray(0, 64);
+    const bodies = objects(shared).map((path) => readFileSync(path));
+    expect(bodies.map((body) => body.includes(row))).toEqual([false, false]);
+    const second = await engineOf({ sealing: "on", keyFile: files[1] });
+    const missing = (): Promise<number> =>
+      metric(second.node, "cairn_remote_seal_key_missing_total");
+    expect(await prefetch(second)).toBe(0);
+    await eventually(async () => (await missing()) > 0);
+    expect((await second.client.lookup(1, keys)).hit).toBe(0);
+    writeFileSync(files[1], keyLine("default"));
+    second.node.signal("SIGHUP");
+    await eventually(async () => (await prefetch(second)) === 2 * CHUNK_BLOCKS, 30_000);
+    expect(await good(second)).toBe(2 * CHUNK_BLOCKS);
   });
 
   it("never serve an object with a flipped byte", async () => {
