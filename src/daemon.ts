@@ -114,6 +114,7 @@ class NodeDaemon implements Daemon {
   #resizer: PoolResizer | undefined;
   #remote: RemoteParts | undefined;
   #edge: EdgeHandle | undefined;
+  #toldDevices = "";
   #stopping: Promise<void> | undefined;
   #immediate = false;
 
@@ -355,7 +356,9 @@ class NodeDaemon implements Daemon {
     this.#timers.push(setInterval(tick, TICK_MS));
     this.#loopDelay.enable();
     const gauges = (): void => {
-      publishGauges(this.feed, ledger, dram, addon, this.#lower());
+      const lower = this.#lower();
+      publishGauges(this.feed, ledger, dram, addon, lower);
+      this.#tellDevices(lower);
       nvme?.publish(this.feed, ledger);
       server.context.links.publish(this.feed);
       const delay = this.#loopDelay.max / 1e9;
@@ -422,6 +425,17 @@ class NodeDaemon implements Daemon {
     const below = nvme?.explainSource();
     const remote = this.#remote?.explainSource();
     return { ledger, namespaces: list, nvme: below, remote, nowMs: Date.now() };
+  }
+
+  /** The feed knows devices by number; the edge is told their directories when these change. */
+  #tellDevices({ devices }: LowerReadings): void {
+    if (this.#edge === undefined) return;
+    const directories: string[] = [];
+    for (const { device, directory } of devices) directories[device] = directory;
+    const text = directories.join("\n");
+    if (text === this.#toldDevices) return;
+    this.#toldDevices = text;
+    this.#edge.devices(Array.from(directories, (directory) => directory ?? ""));
   }
 
   /** What the lower tiers and the links say of themselves now. */

@@ -442,6 +442,24 @@ export class CairnClient {
     return (await this.cold(OP.PREFETCH, lease, () => ({ deadlineMs }))) as unknown as Advice;
   }
 
+  /** PREFETCH of a chain that a LOOKUP of this request named, whether or not any of it was found. */
+  async prefetchRequest(requestId: number, keys: Uint8Array, deadlineMs: number): Promise<Advice> {
+    const link = this.#live();
+    const bytes = encodeCold({ keys, deadlineMs });
+    link.out.set(bytes, HEADER_BYTES);
+    const place = { flags: FLAG.BY_REQUEST, handle: this.handle(0) };
+    const reply = await this.#cold(
+      link,
+      OP.PREFETCH,
+      requestId,
+      bytes.byteLength,
+      -1,
+      undefined,
+      place,
+    );
+    return reply as unknown as Advice;
+  }
+
   /** Verdict of an incarnation proof: the stored block equals the computed one, or not. */
   async prove(key: Uint8Array, ok: boolean, namespace = 0): Promise<boolean> {
     const reply = await this.cold(OP.PROVE, 0, () => ({
@@ -523,6 +541,7 @@ export class CairnClient {
     bodyBytes: number,
     descriptor = -1,
     onDescriptor?: (descriptor: number) => void,
+    { flags, handle } = { flags: 0, handle: 0 },
   ): Promise<ColdMap> {
     return new Promise((resolve, reject) => {
       const expectation = {
@@ -534,7 +553,7 @@ export class CairnClient {
         },
         fail: reject,
       };
-      link.send(op, 0, link.tag(), id, 0, 0, bodyBytes, expectation, descriptor);
+      link.send(op, flags, link.tag(), id, 0, handle, bodyBytes, expectation, descriptor);
     });
   }
 

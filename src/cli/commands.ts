@@ -97,12 +97,13 @@ unless --nvme is given; other files there are never touched.
   {
     name: "demo",
     summary: "two llama.cpp engines share one daemon; every probability is compared",
-    usage: `usage: cairn demo [--quick] [--json]
+    usage: `usage: cairn demo [--nvme] [--quick] [--json]
 
 Two processes run the same model and share one daemon over its real socket: at least 20 requests with
 shared prefixes, cold and warm; every restored probability is compared with a recomputed one; a stored
 block is damaged on purpose; the daemon is killed and comes back. Exit code 1 if anything differs.
 
+  --nvme                 the second part: two nodes whose pools are too small, a disk each, one shared directory
   --quick                a smaller model
   --json                 progress on standard error, one object on the last line of standard output`,
     run: async (words) => (await import("./siblings.ts")).demoCommand(words),

@@ -363,7 +363,7 @@ const RemoteSection = section(
     }),
     chunkBytesMax: bytes(16_777_216, 65_536, {
       description:
-        "Largest object. Blocks per object follow from it and the namespace's block, as a power of two.",
+        "Payload of the largest object. Nodes that share a store must agree on it: objects are named by it.",
     }),
     requestTimeoutMs: milliseconds(10_000, 100, {
       description: "A request must end within this time, its body included.",

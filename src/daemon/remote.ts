@@ -43,6 +43,7 @@ export class RemoteParts {
   readonly #region: number;
   readonly #spaces: (ChunkSpace | undefined)[] = [];
   readonly #namespaces: Namespaces;
+  readonly #chunkBytesMax: number;
   readonly #keys: KeyRing | undefined;
 
   /** @throws CairnError configInvalid, windowMap */
@@ -56,6 +57,7 @@ export class RemoteParts {
     const { addon, ledger, copies, links, feed, namespaces, arena } = context;
     this.#addon = addon;
     this.#namespaces = namespaces;
+    this.#chunkBytesMax = config.chunkBytesMax;
     if (sealed && !addon.sealing()) {
       throw new CairnError("configInvalid", "remote.sealing: this node binary has no AES-256-GCM");
     }
@@ -114,7 +116,7 @@ export class RemoteParts {
     const declared = namespace.descriptor.chunkBlocks ?? CHUNK_BLOCKS_DEFAULT;
     const space = {
       namespace: namespace.digest,
-      chunkBlocks: chunkBlocksOf(declared, namespace.rowBytes),
+      chunkBlocks: chunkBlocksOf(declared, namespace.rowBytes, this.#chunkBytesMax),
       payloadBytes: namespace.rowBytes,
       shards: namespace.shards,
       tenant: namespace.tenant,

@@ -7,6 +7,7 @@ import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { describe, expect, test } from "vitest";
 import { PHASES, systemPrompt, userMessage } from "../../connectors/node/demo/conversations.ts";
+import type { LowerResult } from "../../connectors/node/demo/lower-tiers.ts";
 import { flipStoredBit } from "../../connectors/node/demo/corruption.ts";
 import {
   compareFloats,
@@ -49,6 +50,29 @@ describe("the demo", () => {
     expect(result.tokensCached).toBeGreaterThan(result.tokensComputed / 2);
     expect(result.proofsPassed).toBeGreaterThanOrEqual(2);
     expect(result.hitsAfterRestart).toBeGreaterThanOrEqual(3);
+  }, 180_000);
+});
+
+describe("the demo's second part", () => {
+  test("serves hits from NVMe, and from a shared directory at another node, without a differing probability", async () => {
+    const args = ["--import", "tsx", "src/cli.ts", "demo", "--nvme", "--quick", "--json"];
+    const { stdout } = await promisify(execFile)(process.execPath, args, {
+      cwd: ROOT,
+      maxBuffer: 1 << 24,
+    });
+    const result = JSON.parse(stdout.trimEnd().split("\n").at(-1) ?? "") as LowerResult;
+    expect(result).toMatchObject({
+      ok: true,
+      problems: [],
+      probabilitiesDiffering: 0,
+      requests: 24,
+    });
+    expect(result.probabilitiesCompared).toBe(24 * 6 * 512);
+    // Node 1 holds more on its disk than its pool could.
+    expect(result.nvmeBytes).toBeGreaterThan(0);
+    expect(result.tokensCachedFromNvme).toBeGreaterThan(1_000);
+    expect(result.blocksFetched).toBeGreaterThan(0);
+    expect(result.tokensCachedFromShared).toBeGreaterThan(500);
   }, 180_000);
 });
 

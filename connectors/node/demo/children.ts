@@ -59,6 +59,7 @@ export class EngineProcess {
     readonly stateDirectory: string;
     readonly engineId: string;
     readonly socket: string;
+    readonly remoteWaitMs?: number;
   }) {
     const script = fileURLToPath(new URL("./engine-process.ts", import.meta.url));
     const { modelPath, contextTokens, threads, stateDirectory, engineId, socket } = options;
@@ -69,6 +70,7 @@ export class EngineProcess {
       stateDirectory,
       engineId,
       socket,
+      String(options.remoteWaitMs ?? 0),
     ];
     this.#child = spawn(process.execPath, ["--import", "tsx", script, ...values], {
       cwd: ROOT,

@@ -1,8 +1,8 @@
 /**
  * One llama.cpp engine as a process: JSON lines in, JSON lines out, ends with its standard input.
  *
- * Arguments: model path, context tokens, threads, state directory, engine id, and the engine socket of a
- * daemon ("-" for none: a reference engine that has never heard of a cache).
+ * Arguments: model path, context tokens, threads, state directory, engine id, the engine socket of a daemon ("-" for
+ * none: a reference engine that has never heard of a cache), and how long to wait for the remote tier.
  */
 import { createInterface } from "node:readline";
 import type { BlockStore } from "../llama/blockstore.ts";
@@ -90,6 +90,7 @@ async function main(): Promise<void> {
     stateDirectory = "",
     engineId = "",
     socket = "-",
+    remoteWaitMs = "0",
   ] = process.argv.slice(2);
   // An interrupt in the terminal reaches the whole group; the demo ends its engines by closing their input.
   process.on("SIGINT", () => undefined);
@@ -102,7 +103,12 @@ async function main(): Promise<void> {
   const store =
     socket === "-"
       ? undefined
-      : new CairnStore({ socket, engineId, descriptor: engine.descriptor });
+      : new CairnStore({
+          socket,
+          engineId,
+          descriptor: engine.descriptor,
+          remoteWaitMs: Number(remoteWaitMs),
+        });
   const host: Host = { engine, store, requestId: 0 };
   writeLine({ ready: true, blockBytes: engine.rowBytes, vocabulary: engine.runtime.vocabulary });
   for await (const line of createInterface({ input: process.stdin })) {

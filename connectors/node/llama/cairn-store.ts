@@ -4,9 +4,10 @@
  * The client is strict here: a fault rejects, the engine counts it and goes on without the cache. Each look-up
  * connects if need be, so a daemon that comes back is used again by the next request.
  */
+import { setTimeout as sleep } from "node:timers/promises";
 import { assert } from "../../../src/assert.ts";
 import { type NamespaceDescriptor, STORE_STATUS } from "../../../src/engine-api/protocol.ts";
-import { CairnClient, type Window } from "../index.ts";
+import { CairnClient, type LookupAnswer as Found, type Window } from "../index.ts";
 import type { BlockStore, LookupAnswer, StoreAnswer } from "./blockstore.ts";
 
 export interface CairnStoreOptions {
@@ -19,16 +20,22 @@ export interface CairnStoreOptions {
   readonly windowBlocks?: number;
   /** Longest wait for one answer. Default 2,000. */
   readonly timeoutMs?: number;
+  /** Longest wait for blocks that another node stored in the remote tier. Default 0: only what is local counts. */
+  readonly remoteWaitMs?: number;
 }
 
 const WINDOW_BLOCKS = 64;
 const TIMEOUT_MS = 2_000;
+const REMOTE_POLL_MS = 10;
+/** The daemon asks its store in the background; by this share of the wait it knows. */
+const REMOTE_HINT_SHARE = 0.25;
 
 export class CairnStore implements BlockStore {
   readonly #client: CairnClient;
   readonly #windowBlocks: number;
   readonly #rowBytes: number;
   readonly #deadlineMs: number;
+  readonly #remoteWaitMs: number;
   /** Request id → lease of the live daemon. */
   readonly #leases = new Map<number, number>();
   #window: Window | undefined;
@@ -38,6 +45,7 @@ export class CairnStore implements BlockStore {
     this.#windowBlocks = options.windowBlocks ?? WINDOW_BLOCKS;
     this.#rowBytes = options.descriptor.rowBytes;
     this.#deadlineMs = options.timeoutMs ?? TIMEOUT_MS;
+    this.#remoteWaitMs = options.remoteWaitMs ?? 0;
     assert(this.#windowBlocks > 0 && this.#deadlineMs > 0, "a window of rows and time to use them");
     this.#client = new CairnClient({
       socket: options.socket,
@@ -52,9 +60,34 @@ export class CairnStore implements BlockStore {
 
   async lookup(requestId: number, keys: readonly Uint8Array[]): Promise<LookupAnswer> {
     await this.#client.connect();
-    const answer = await this.#client.lookup(requestId, Buffer.concat(keys));
+    const whole = Buffer.concat(keys);
+    // A request is announced by its chain, whether or not the first look-up finds anything.
+    const announced = { keepChain: this.#remoteWaitMs > 0 };
+    let answer = await this.#client.lookup(requestId, whole, announced);
+    if (this.#remoteWaitMs > 0 && answer.hit < keys.length)
+      answer = await this.#withRemote(requestId, whole, answer);
     if (answer.lease !== 0) this.#leases.set(requestId, answer.lease);
     return { hitBlocks: answer.hit, proof: answer.proof };
+  }
+
+  /** Announces what only the remote tier has, and looks up again until it is there or the wait is over. */
+  async #withRemote(requestId: number, keys: Uint8Array, first: Found): Promise<Found> {
+    const startMs = performance.now();
+    const waited = (): number => performance.now() - startMs;
+    let answer = first;
+    let wanted = 0;
+    while (answer.proof === undefined && waited() < this.#remoteWaitMs) {
+      if (wanted > 0 && answer.hit >= wanted) break;
+      if (wanted === 0 && waited() > this.#remoteWaitMs * REMOTE_HINT_SHARE) break;
+      if (wanted === 0 && answer.remotePrefixBlocks > answer.hit) {
+        wanted = answer.remotePrefixBlocks;
+        const { verdict } = await this.#client.prefetchRequest(requestId, keys, this.#remoteWaitMs);
+        if (verdict === "refused") break;
+      }
+      await sleep(REMOTE_POLL_MS);
+      answer = await this.#client.lookup(requestId, keys, { keepChain: true });
+    }
+    return answer;
   }
 
   async load(
