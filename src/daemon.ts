@@ -16,7 +16,7 @@ import type { RecoveryReport } from "../tiers/tier.ts";
 import { assert } from "./assert.ts";
 import { ledgerBlocks, remoteSealed } from "./config/defaults.ts";
 import { NvmeParts, probeIndexes } from "./daemon/nvme.ts";
-import { RemoteParts } from "./daemon/remote.ts";
+import type { RemoteParts } from "./daemon/remote.ts";
 import { diffConfig, liveOnly, overlayConfig } from "./config/reload.ts";
 import type { Config } from "./config/schema.ts";
 import type { ConfigApplied, NodeSnapshot, Notice } from "./edge/contract.ts";
@@ -154,7 +154,7 @@ class NodeDaemon implements Daemon {
       throw error;
     }
     this.parts.dram.populate();
-    this.#beginMoving(this.parts);
+    this.parts.nvme?.begin(this.parts.server, (block) => this.#remote?.uploader.offer(block));
     this.#startTimers(this.parts);
     this.feed.set(METRIC.ready, 1);
     this.feed.set(METRIC.startTime, this.#startedMs / 1_000);
@@ -162,6 +162,7 @@ class NodeDaemon implements Daemon {
     const milliseconds = Math.round(performance.now() - began);
     const { socket } = this.config.engineApi;
     this.#log.info({ socket, epoch: this.epoch, milliseconds }, "serving engines");
+    if (this.config.remote.enabled) await this.#openRemote(this.parts);
     if (this.#options.edge !== false) this.edgeAddress = this.#startEdge(this.parts);
   }
 
@@ -197,19 +198,18 @@ class NodeDaemon implements Daemon {
     return new DramTier(addon, options, availableParallelism(), { note, progress });
   }
 
-  /** Engines are served: blocks may move between the tiers. */
-  #beginMoving({ server, nvme }: DaemonParts): void {
-    const { remote } = this.config;
+  /** Engines are served already; a node without a remote tier never loads its code. */
+  async #openRemote({ server, nvme }: DaemonParts): Promise<void> {
     const note = (level: Notice["level"], line: string): void => this.#note(level, line);
     const hooks = { note, fault: (error: unknown) => this.#fault(error) };
     try {
       const traits = { hasNvme: nvme !== undefined, sealed: remoteSealed(this.config) };
-      if (remote.enabled) this.#remote = new RemoteParts(server, remote, traits, hooks);
+      const remote = await import("./daemon/remote.ts");
+      this.#remote = await remote.RemoteParts.open(server, this.config.remote, traits, hooks);
     } catch (error) {
       // The node serves what it has; the store is an operator's to mend.
       this.#note("error", `remote: left out for this start: ${String(error)}`);
     }
-    nvme?.begin(server, (block) => this.#remote?.uploader.offer(block));
   }
 
   #openNvme(addon: Addon): NvmeParts | undefined {

@@ -7,7 +7,6 @@ import { chunkBlocksOf } from "../../tiers/remote/chunk.ts";
 import { RemoteTier } from "../../tiers/remote/index.ts";
 import { KeyRing } from "../../tiers/remote/keys.ts";
 import type { ObjectStore } from "../../tiers/remote/object-store.ts";
-import { S3Store } from "../../tiers/remote/s3.ts";
 import { SharedDirectory } from "../../tiers/remote/shared-directory.ts";
 import type { ChunkSpace } from "../../tiers/remote/types.ts";
 import type { RemoteConfig } from "../config/schema.ts";
@@ -47,11 +46,21 @@ export class RemoteParts {
   readonly #keys: KeyRing | undefined;
 
   /** @throws CairnError configInvalid, windowMap */
-  constructor(
+  static async open(
+    server: EngineServer,
+    config: RemoteConfig,
+    traits: RemoteTraits,
+    hooks: RemoteHooks,
+  ): Promise<RemoteParts> {
+    return new RemoteParts(server, config, traits, hooks, await storeOf(config));
+  }
+
+  private constructor(
     server: EngineServer,
     config: RemoteConfig,
     { hasNvme, sealed }: RemoteTraits,
     hooks: RemoteHooks,
+    store: ObjectStore,
   ) {
     const { context } = server;
     const { addon, ledger, copies, links, feed, namespaces, arena } = context;
@@ -61,7 +70,6 @@ export class RemoteParts {
     if (sealed && !addon.sealing()) {
       throw new CairnError("configInvalid", "remote.sealing: this node binary has no AES-256-GCM");
     }
-    const store = storeOf(config);
     const stagingBytes = Math.min(config.inFlightBytesMax, LIMITS.stagingBytesMax);
     const { region, descriptor } = addon.regionCreate(stagingBytes);
     this.#region = region;
@@ -74,7 +82,8 @@ export class RemoteParts {
       staging: { bytes },
       copies: new StagingBatches(copies, arena, region),
       deleteCorrupt: true,
-      transfersMax: config.concurrencyMax,
+      // Sockets stay busy while chunks are copied.
+      transfersMax: config.concurrencyMax * 2,
       requestDeadlineMs: config.requestTimeoutMs,
       existence: {
         entriesMax: config.cacheEntries,
@@ -173,13 +182,15 @@ function garbageOf({ ageMsMax, budgetBytes }: RemoteConfig) {
   };
 }
 
-function storeOf(config: RemoteConfig): ObjectStore {
+/** The S3 client takes long to load, so it is loaded where it is wanted. */
+async function storeOf(config: RemoteConfig): Promise<ObjectStore> {
   if (config.kind === "directory") {
     const { directory } = config;
     if (directory === undefined)
       throw new CairnError("configInvalid", "remote.directory is missing");
     return new SharedDirectory({ directory });
   }
+  const { S3Store } = await import("../../tiers/remote/s3.ts");
   const { endpoint, bucket, prefix, region, pathStyle, credentialsFile, signPayload } = config.s3;
   return new S3Store({
     bucket,
