@@ -1,5 +1,5 @@
 /** STATS is an engine's call: it may be asked often, so it reads counts that stand ready. */
-import { expect, it } from "vitest";
+import { expect, it, vi } from "vitest";
 import { OP } from "../../src/engine-api/protocol.ts";
 import { keysOf, rowsFrom } from "../e2e/support.ts";
 import { coldOf, Harness, hotFrame, RawClient, storeFrame } from "./support.ts";
@@ -12,14 +12,10 @@ it("STATS tells what the DRAM tier holds and looks at no block for it", async ()
   await client.ask(storeFrame(3, region, keysOf(1, 5), rowsFrom(0, 5)));
   expect((await client.next())?.header.count).toBe(5);
   const { core } = harness.parts.ledger;
-  const { inUse } = core;
-  let looked = 0;
-  core.inUse = (block) => {
-    looked += 1;
-    return inUse.call(core, block);
-  };
+  const look = vi.spyOn(core, "inUse");
   const node = coldOf(await client.ask(hotFrame(OP.STATS, 0, 4, 0, 0, [])))["node"];
-  core.inUse = inUse;
+  const looked = look.mock.calls.length;
+  look.mockRestore();
   expect(node).toEqual(harness.daemon.snapshot().tiers[0]);
   expect(node).toMatchObject({ tier: "dram", blocks: 5, usedBytes: 5 * 4_096 });
   expect(looked).toBe(0);
