@@ -5,14 +5,14 @@
  */
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { hostname } from "node:os";
-import { Compile } from "typebox/compile";
 import { LineCounter, parse as parseYaml, parseDocument } from "yaml";
 import { CairnError } from "../errors.ts";
 import { defaultConfig, mergeTrees, resolveConfig, type Host } from "./defaults.ts";
 import { FIELDS, fieldOf, misfit, type Problem, ROOT, readText, readTree } from "./fields.ts";
 import { suggestion } from "./nearest.ts";
 import { proveConfig } from "./proofs.ts";
-import { type Config, ConfigSchema } from "./schema.ts";
+import type { Config } from "./schema.ts";
+import { misshapes } from "./shape.ts";
 
 const FILE_BYTES_MAX = 1024 * 1024;
 /** Searched in this order when neither --config nor CAIRN_CONFIG names a file. */
@@ -22,8 +22,6 @@ const RESERVED = /^CAIRN_(ADDON|CONFIG|TEST_.*|BENCH_.*)$/;
 /** What Kubernetes and Docker put into the environment of a pod beside a service called cairn. */
 const SERVICE_LINK =
   /^CAIRN_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP)(_.*)?)?)$/;
-
-const validator = Compile(ConfigSchema);
 
 export type Environment = Readonly<Record<string, string | undefined>>;
 export type Flags = Readonly<Record<string, string>>;
@@ -192,13 +190,11 @@ export function checkConfig(
 ): Config {
   const problems = [...found];
   const sourceOf = sourceFinder(sources);
-  if (problems.length === 0 && !validator.Check(tree)) {
-    for (const error of validator.Errors(tree)) {
-      const path = error.instancePath.slice(1).replaceAll("/", ".");
+  if (problems.length === 0) {
+    for (const { path, message } of misshapes(ROOT, tree)) {
       const schema = fieldOf(path)?.schema;
-      const message =
-        (schema === undefined ? undefined : misfit(schema, undefined)) ?? error.message;
-      problems.push({ path, source: sourceOf(path), message });
+      const better = schema === undefined ? undefined : misfit(schema, undefined);
+      problems.push({ path, source: sourceOf(path), message: better ?? message });
     }
   }
   if (problems.length > 0) throw new ConfigError(problems);

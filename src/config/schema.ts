@@ -7,8 +7,9 @@
  * - `unit`: "bytes" (text such as `64GiB` is read), "ms" (`2s`, `500ms`) or "mode" (octal);
  * - `reload`: "live" (SIGHUP and PUT /v1/config apply it) or "restart".
  */
-import { type Static, Type } from "typebox";
+import type { Static } from "typebox";
 import { LIMITS } from "../limits.ts";
+import { Type } from "./shape.ts";
 
 export type Unit = "bytes" | "ms" | "mode";
 export type Reload = "live" | "restart";
