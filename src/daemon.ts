@@ -12,10 +12,12 @@ import { type Addon, EVENT_WORDS } from "../addon/binding.ts";
 import { loadAddon } from "../addon/load.ts";
 import { DramTier } from "../tiers/dram/index.ts";
 import { recoverDram } from "../tiers/dram/recover.ts";
+import type { IndexProbe } from "../tiers/nvme/probe.ts";
 import type { RecoveryReport } from "../tiers/tier.ts";
 import { assert } from "./assert.ts";
 import { ledgerBlocks, remoteSealed } from "./config/defaults.ts";
-import { NvmeParts, probeIndexes } from "./daemon/nvme.ts";
+import { NvmeParts } from "./daemon/nvme.ts";
+import { probeIndexes } from "./daemon/probes.ts";
 import type { RemoteParts } from "./daemon/remote.ts";
 import { diffConfig, liveOnly, overlayConfig } from "./config/reload.ts";
 import type { Config } from "./config/schema.ts";
@@ -63,6 +65,8 @@ export interface DaemonOptions {
   /** Default true; tests of the engine API run without HTTP. */
   readonly edge?: boolean;
   readonly addon?: Addon;
+  /** Readers of the indexes that are at work already; else start() begins them. */
+  readonly probes?: readonly IndexProbe[];
 }
 
 export interface Daemon {
@@ -138,7 +142,7 @@ class NodeDaemon implements Daemon {
     this.#startAddon(addon, inbox, events, statuses);
     let dram: DramTier | undefined;
     // Reading the indexes takes longest: it begins first, in processes of its own.
-    const probes = probeIndexes(this.config.nvme);
+    const probes = this.#options.probes ?? probeIndexes(this.config.nvme);
     try {
       dram = this.#openDram(addon);
       const nvme = this.#openNvme(addon);
@@ -304,13 +308,15 @@ class NodeDaemon implements Daemon {
       namespace.recovered = true;
     };
     nvme?.unite(namespaces);
-    const below = await nvme?.recover(ledger, found);
+    // The headers of the pool are read beside; they are offered when every entry of the indexes was.
+    const scanned = dram.reopened ? dram.scan() : Promise.resolve();
+    const below = await nvme?.recover(ledger, found).finally(() => scanned);
     if (below !== undefined) {
       this.feed.add(METRIC.recoveredBlocks, below.recovered);
       this.feed.addAt(METRIC.droppedBlocks, 1, below.dropped);
       this.#log.info({ ...below }, "nvme index read");
     }
-    const report = await recoverDram(dram, ledger, namespaces.size, { found });
+    const report = await recoverDram(dram, ledger, namespaces.size, { found }, scanned);
     namespaces.settled = () => nvme?.adopting !== true;
     this.recovery = report;
     this.feed.add(METRIC.recoveredBlocks, report.recovered);

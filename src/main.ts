@@ -1,15 +1,21 @@
-/** Wiring of `cairn daemon`: configuration, log, signals, exit code. */
-import { pino } from "pino";
+/**
+ * Wiring of `cairn daemon`: configuration, log, signals, exit code. The readers of the indexes take longest of all that
+ * a start waits for: they begin as soon as the configuration is known, and the daemon's own modules are loaded beside.
+ */
 import { type ConfigSources, loadConfig } from "./config/load.ts";
-import { createDaemon, type Daemon, type Logger } from "./daemon.ts";
-import { packageVersion } from "./cli/version.ts";
+import type { Daemon, Logger } from "./daemon.ts";
+import { probeIndexes } from "./daemon/probes.ts";
 
 /** Exit codes: 0 stopped in order, 1 could not start or serve on (the error is in the log). */
 export async function runDaemon(sources: ConfigSources): Promise<number> {
   const { config, file } = loadConfig(sources);
+  const probes = probeIndexes(config.nvme);
+  const { pino } = await import("pino");
+  const { packageVersion } = await import("./cli/version.ts");
+  const { createDaemon } = await import("./daemon.ts");
   const logger: Logger = pino({ level: config.log.level, base: null }, pino.destination(2));
   if (file !== undefined) logger.info({ file }, "configuration");
-  const daemon = createDaemon(config, { logger, version: packageVersion() });
+  const daemon = createDaemon(config, { logger, version: packageVersion(), probes });
   await daemon.start();
   return new Promise((resolve) => {
     onSignals(daemon, sources, logger, resolve);

@@ -7,7 +7,7 @@ import { NvmeTier } from "../../tiers/nvme/index.ts";
 import type { NvmeDirectoryOptions } from "../../tiers/nvme/device.ts";
 import type { NamespaceRow } from "../../tiers/nvme/namespaces.ts";
 import { directoryFacts, planSegments } from "../../tiers/nvme/plan.ts";
-import { type IndexProbe, startProbe } from "../../tiers/nvme/probe.ts";
+import type { IndexProbe } from "../../tiers/nvme/probe.ts";
 import { recoverNvme, type NvmeRecoveryReport } from "../../tiers/nvme/recover.ts";
 import type { Addon } from "../../addon/binding.ts";
 import { assert } from "../assert.ts";
@@ -35,11 +35,6 @@ import { WriteThrough } from "../transfer/write-through.ts";
 export interface NvmeHooks {
   readonly note: (level: "info" | "warn" | "error", line: string) => void;
   readonly fault: (error: unknown) => void;
-}
-
-/** Starts reading the indexes, before anything else takes time. Empty when the tier is off. */
-export function probeIndexes(config: NvmeConfig): readonly IndexProbe[] {
-  return config.enabled ? config.directories.map(({ path }) => startProbe(path)) : [];
 }
 
 /** Directories as the tier takes them. */

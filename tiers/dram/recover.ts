@@ -21,19 +21,20 @@ export interface RecoveryHooks {
   readonly found: (namespace: number) => void;
 }
 
-/** Namespaces must have been restored into the ledger before. */
+/** Namespaces must have been restored into the ledger before. `scanned`: a scan that runs already. */
 export async function recoverDram(
   tier: DramTier,
   ledger: Ledger,
   namespaces: number,
   hooks: RecoveryHooks,
+  scanned?: Promise<void>,
 ): Promise<RecoveryReport> {
   const began = performance.now();
   const { reopened, clean } = tier;
   let headers = 0;
   let recovered = 0;
   if (reopened) {
-    await tier.scan();
+    await (scanned ?? tier.scan());
     for (const slab of tier.addon.arenaSlabs(tier.arena)) {
       if (slab.payloadBytes > 0) ledger.recoverSlab(TIER.DRAM, slab.slab, slab.payloadBytes);
     }
