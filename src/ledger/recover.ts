@@ -24,6 +24,12 @@ const BELIEVED_MILLISECONDS = 366 * 24 * 3_600_000;
 export class Recovery {
   readonly #core: Core;
   readonly #lastAccess: Float64Array;
+  /**
+   * What was found last. Headers come depth by depth, chains in the same order in each, so the record behind it is the
+   * likely next one: a look at it costs less than one into the index.
+   */
+  #lastBlock = 0;
+  #lastParent = 0;
 
   constructor(core: Core) {
     assert(core.table.used === 0, "recovery starts with an empty ledger");
@@ -58,10 +64,13 @@ export class Recovery {
     const parent = this.#parent(from, namespace, words, parentAt);
     if (parent === NO_BLOCK && namespace.chained && from.depth > 1) return NO_BLOCK;
     if (!namespace.chained && from.depth !== 1) return NO_BLOCK;
-    let block = core.table.find(namespace.index, namespace.keyWords, words, at);
+    const { index, keyWords } = namespace;
+    let block = this.#lastBlock + 1;
+    if (!core.table.holds(block, index, keyWords, words, at)) {
+      block = core.table.find(index, keyWords, words, at);
+    }
     if (block === NO_BLOCK) {
       if (!core.table.ready || capped(tier)) return NO_BLOCK;
-      const { index, keyWords } = namespace;
       block = core.table.insert(index, keyWords, words, at, parent, from.depth);
       core.linkWaiting(block);
     } else if (core.depthOf(block) !== from.depth || core.parentOf(block) !== parent) {
@@ -71,13 +80,19 @@ export class Recovery {
       releaseRecord(core, block);
       return NO_BLOCK;
     }
+    this.#lastBlock = block;
     return block;
   }
 
   #parent(from: RecoveredBlock, namespace: Namespace, words: Uint32Array, parentAt: number): Block {
     if (!namespace.chained || from.depth === 1) return NO_BLOCK;
     const core = this.#core;
-    const parent = core.table.find(namespace.index, namespace.keyWords, words, parentAt);
+    const { index, keyWords } = namespace;
+    let parent = this.#lastParent + 1;
+    if (!core.table.holds(parent, index, keyWords, words, parentAt)) {
+      parent = core.table.find(index, keyWords, words, parentAt);
+    }
+    if (parent !== NO_BLOCK) this.#lastParent = parent;
     return parent !== NO_BLOCK && core.depthOf(parent) === from.depth - 1 ? parent : NO_BLOCK;
   }
 

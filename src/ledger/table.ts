@@ -199,6 +199,21 @@ export class Table implements TableShape {
     }
   }
 
+  /** Whether this record is the key's: then find() would answer it. For callers that guess well. */
+  holds(
+    block: Block,
+    namespace: number,
+    keyWords: number,
+    words: Uint32Array,
+    at: number,
+  ): boolean {
+    if (block >= this.touched) return false;
+    const base = block * RECORD_WORDS;
+    const used = this.records[base + NAMESPACE]! & (NAMESPACE_MASK | IN_USE);
+    if (used !== (namespace | IN_USE)) return false;
+    return sameWords(this.records, base, words, at, keyWords);
+  }
+
   /**
    * Takes a record for the key that the find() right before did not find; key, namespace, parent and depth
    * are written, all else is zero.
