@@ -351,7 +351,7 @@ class NodeDaemon implements Daemon {
       try {
         server.tick();
         if (sweeping || ledger.holeCount > 0) sweeping = ledger.sweep(SWEEP_RECORDS);
-        ledger.evictToWatermark(TIER.DRAM);
+        ledger.evictToWatermark(TIER.DRAM, nvme !== undefined);
         nvme?.tick(ledger);
         this.#remote?.tick();
         this.#resizer?.step();

@@ -297,24 +297,47 @@ function sweepSlab(core: Core, tier: Tier, slab: number, slotsMax: number): void
   }
 }
 
-/** Evicts from above the high watermark to the low one, on each device by itself; copies dropped. */
-export function evictToWatermark(core: Core, tier: Tier): number {
+/**
+ * Evicts from above the high watermark to the low one; copies dropped. keepUnbacked: ends at a block that has no copy
+ * below, since making room ahead of need is no reason to lose one (a STORE that needs the slot is).
+ */
+export function evictToWatermark(core: Core, tier: Tier, keepUnbacked: boolean): number {
   const { blocksMax, highWatermark, lowWatermark } = tier.options;
   let dropped = 0;
   if (blocksMax > 0) {
     if (tier.blocks <= blocksMax * highWatermark) return 0;
-    while (tier.blocks > blocksMax * lowWatermark && evictOldestOfAny(core, tier)) dropped += 1;
+    while (tier.blocks > blocksMax * lowWatermark) {
+      if (keepUnbacked && !backed(core, victim(core, tier, ANY, ANY, false), tier)) break;
+      if (!evictOldestOfAny(core, tier)) break;
+      dropped += 1;
+    }
   } else {
     for (let device = 0; device < tier.slots.devices; device += 1) {
-      if (tier.slots.isDeviceClosed(device)) continue;
-      const total = tier.slots.slotsTotalOf(device);
-      if (tier.slots.slotsUsedOf(device) <= total * highWatermark) continue;
-      while (tier.slots.slotsUsedOf(device) > total * lowWatermark) {
-        if (!evictOne(core, victim(core, tier, ANY, device, false), tier)) break;
-        dropped += 1;
-      }
+      dropped += relieve(core, tier, device, keepUnbacked);
     }
   }
   if (dropped > 0) core.flush();
   return dropped;
+}
+
+/** evictToWatermark() of one device. */
+function relieve(core: Core, tier: Tier, device: number, keepUnbacked: boolean): number {
+  const { slots, options } = tier;
+  if (slots.isDeviceClosed(device)) return 0;
+  const total = slots.slotsTotalOf(device);
+  if (slots.slotsUsedOf(device) <= total * options.highWatermark) return 0;
+  let dropped = 0;
+  while (slots.slotsUsedOf(device) > total * options.lowWatermark) {
+    const block = victim(core, tier, ANY, device, false);
+    if (keepUnbacked && !backed(core, block, tier)) break;
+    if (!evictOne(core, block, tier)) break;
+    dropped += 1;
+  }
+  return dropped;
+}
+
+/** An orphan is of no use to anybody; any other block needs a complete copy elsewhere. */
+function backed(core: Core, block: Block, tier: Tier): boolean {
+  if (block === NO_BLOCK) return true;
+  return core.stateOf(block, tier.index) === STATE.ORPHAN || core.complete(block, tier.index);
 }

@@ -382,8 +382,8 @@ export class Ledger implements LedgerApi {
     return this.core.holes.length;
   }
 
-  evictToWatermark(tier: TierIndex): number {
-    return evictToWatermark(this.core, this.core.tier(tier));
+  evictToWatermark(tier: TierIndex, keepUnbacked = false): number {
+    return evictToWatermark(this.core, this.core.tier(tier), keepUnbacked);
   }
 
   /** Start-up: the backing store's slab already serves this payload. Before the first recover(). */

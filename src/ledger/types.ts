@@ -208,8 +208,11 @@ export interface LedgerApi {
   corrupt(block: Block, tier: TierIndex): void;
   /** One slice of the orphan scan (rule 8); true while there is more to do. */
   sweep(records: number): boolean;
-  /** Evicts to the low watermark if above the high one; returns copies dropped. */
-  evictToWatermark(tier: TierIndex): number;
+  /**
+   * Evicts to the low watermark if above the high one; returns copies dropped. keepUnbacked: ends at the
+   * first block that has no copy in the other tier.
+   */
+  evictToWatermark(tier: TierIndex, keepUnbacked?: boolean): number;
 
   /**
    * Start-up: offer scanned headers in order of depth (keys at `at`, parent at `parentAt`), then finish.

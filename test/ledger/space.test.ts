@@ -185,6 +185,20 @@ describe("slots", () => {
     expect(s.hit("abcdefgh")).toBe(4);
   });
 
+  test("making room ahead of need loses no block that has no copy below", () => {
+    const s = small({ store: new FakeStore(1, 10, 0, [0.8, 0.5]), nvme: 8 });
+    for (const root of "abcdefghi") s.store(root);
+    expect(s.ledger.evictToWatermark(0, true)).toBe(0);
+    for (const root of "ab") {
+      expect(s.ledger.copyBegin(s.block(root), 0, 1)).toBe(true);
+      s.ledger.copyEnd(s.block(root), 0, 1, true);
+    }
+    expect(s.ledger.evictToWatermark(0, true)).toBe(2);
+    expect(s.hit("a") + s.hit("b") + s.hit("c")).toBe(3);
+    expect(s.ledger.core.tier(0).evictedUnbacked).toBe(0);
+    expect(s.ledger.core.tier(0).slots.slotsUsed).toBe(7);
+  });
+
   test("a cap in blocks holds however many slots there are", () => {
     const s = small({ store: new FakeStore(4, 8, 3) });
     s.store("abc");
