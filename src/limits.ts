@@ -111,7 +111,7 @@ export const LIMITS = {
   nvmeIndexReadMs: 20_000,
   nvmeIndexBytesPerSecond: 50_000_000,
   /** Starts in a row that died between opening an index and its first commit. Reached: it counts as damaged. */
-  nvmeIndexOpensMax: 2,
+  nvmeIndexOpensMax: 4,
   /** Rows of one directory's namespaces.json; a page names a row by 16 bits. */
   nvmeNamespaceRowsMax: 65_535,
   /** Smallest payload of a slot; smaller rows are rounded up. */

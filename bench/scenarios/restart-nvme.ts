@@ -35,6 +35,7 @@ const HOT_SHARE_MIN = 0.99;
 const GIVE_UP_MS = 600_000;
 const RETRY_MS = 5;
 const POLL_MS = 100;
+const SETTLE_MS = 1_500;
 const ENGINE_ID = "bench-restart";
 
 function sleep(milliseconds: number): Promise<void> {
@@ -136,6 +137,8 @@ class Bench {
   }
 
   async killed(repetition: number): Promise<number> {
+    // A daemon that dies again and again before its first commit mistrusts its index (limits.ts).
+    await sleep(SETTLE_MS);
     await this.#daemon.kill();
     return restarted(this.#daemon, this.#chain(repetition % this.#chains), CHAIN_BLOCKS);
   }

@@ -4,6 +4,7 @@ import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { DISK, ITEM } from "../../../addon/binding.ts";
 import { evict } from "../../../src/ledger/evict.ts";
 import { STATE, TIER } from "../../../src/ledger/types.ts";
+import { LIMITS } from "../../../src/limits.ts";
 import { IndexStore, IndexWriteError } from "../../../tiers/nvme/index-store.ts";
 import { directoryFacts } from "../../../tiers/nvme/plan.ts";
 import { addon, Node, startAddon, until } from "./support.ts";
@@ -179,9 +180,9 @@ describe("a damaged index", () => {
     node.remove();
   });
 
-  it("that ended two starts before their first commit is not opened a third time", async () => {
+  it("that ended several starts before their first commit is not opened once more", async () => {
     const node = new Node(await withChain());
-    writeFileSync(join(node.directory(), "index.opens"), "2");
+    writeFileSync(join(node.directory(), "index.opens"), String(LIMITS.nvmeIndexOpensMax));
     await node.open();
     expect(asideOf(node)).toHaveLength(1);
     await until(() => node.tier.devices[0]!.counters.headersRebuilt === 100);
