@@ -7,6 +7,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Readable, Writable } from "node:stream";
+import { eventually } from "../harness/eventually.ts";
 
 const CANDIDATES = ["chromium", "chromium-browser", "google-chrome"] as const;
 const FLAGS = [
@@ -44,6 +45,8 @@ export class Browser {
     this.#profile = mkdtempSync(join(tmpdir(), "cairn-browser-"));
     this.#child = spawn(name, [...FLAGS, `--user-data-dir=${this.#profile}`], {
       stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"],
+      // A process group of its own, so that its helpers can be ended with it.
+      detached: true,
     });
     let text = "";
     (this.#child.stdio[4] as Readable).setEncoding("utf8").on("data", (part: string) => {
@@ -72,9 +75,18 @@ export class Browser {
 
   async close(): Promise<void> {
     const ended = new Promise((resolve) => this.#child.once("close", resolve));
-    this.#child.kill("SIGKILL");
+    const { pid } = this.#child;
+    if (pid !== undefined) process.kill(-pid, "SIGKILL");
     await ended;
-    rmSync(this.#profile, { recursive: true, force: true, maxRetries: 50, retryDelay: 100 });
+    // Helpers that left the group may still write for a moment.
+    await eventually("the profile is removed", async () => {
+      try {
+        rmSync(this.#profile, { recursive: true, force: true });
+        return true;
+      } catch {
+        return false;
+      }
+    });
   }
 
   #call(method: string, params: object): Promise<Record<string, unknown>> {

@@ -50,7 +50,7 @@ describe("a disk whose reads fail", () => {
         expect(await node.read(chains)).toMatchObject({ wrong: 0 });
         if ((await node.event("fences")) > 0) break;
       }
-      expect(await node.event("fences")).toBe(1);
+      await eventually("the fence is counted", async () => (await node.event("fences")) === 1);
       await servesOn(node);
       node.fault(DISK_FAULT.FAIL_READ, 0);
       await eventually("the disk is taken back", async () => {

@@ -97,11 +97,12 @@ describe("an index that is damaged", () => {
         await node.killWithoutPool();
         hurt(node);
         await node.daemon.launch();
-        expect(await node.event("index_damaged")).toBe(aside ? 1 : 0);
+        const damaged = aside ? 1 : 0;
+        await eventually("counted", async () => (await node.event("index_damaged")) === damaged);
         const names = readdirSync(node.disk).filter((name) => name.startsWith("index.damaged-"));
         expect(names).toHaveLength(aside ? 1 : 0);
         await node.visible(ALL);
-        expect(await node.event("headers_rebuilt")).toBeGreaterThanOrEqual(ALL);
+        await eventually("all counted", async () => (await node.event("headers_rebuilt")) >= ALL);
         expect(await node.read(chains)).toEqual(whole);
         // What was rebuilt was indexed again: the next start needs no headers.
         await eventually("the index is whole", async () => (await node.event("commits")) > 0);
@@ -121,7 +122,10 @@ describe("an index that is damaged", () => {
       await node.killWithoutPool();
       for (const at of offsetsOf(dataFile(node), chains[4]![5]!)) flipByte(dataFile(node), at + 7);
       await node.daemon.launch();
-      expect(await node.event("pages_dropped")).toBe(1);
+      await eventually(
+        "the page is counted",
+        async () => (await node.event("pages_dropped")) === 1,
+      );
       const read = await node.read(chains);
       expect(read).toMatchObject({ landed: read.hit, wrong: 0, names: [] });
       // A chain that goes on into the next page loses what stands there, too.

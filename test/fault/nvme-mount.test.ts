@@ -68,7 +68,7 @@ function suite(): void {
         wrong: 0,
         names: [],
       });
-      expect(await node.event("full_events")).toBeGreaterThan(0);
+      await eventually("full is counted", async () => (await node.event("full_events")) > 0);
       unlinkSync(filler);
       await node.daemon.settles("nvmeFull", 0);
       await node.storeDurably(chainsOf("after", 5, BLOCKS));
