@@ -347,21 +347,18 @@ class NodeDaemon implements Daemon {
       this.#note("info", line),
     );
     let sweeping = false;
-    const tick = (): void => {
-      try {
+    const tick = (): void =>
+      this.#guarded(() => {
         server.tick();
         if (sweeping || ledger.holeCount > 0) sweeping = ledger.sweep(SWEEP_RECORDS);
         ledger.evictToWatermark(TIER.DRAM, nvme !== undefined);
         nvme?.tick(ledger);
         this.#remote?.tick();
         this.#resizer?.step();
-      } catch (error) {
-        this.#fault(error);
-      }
-    };
+      });
     this.#timers.push(setInterval(tick, TICK_MS));
     this.#loopDelay.enable();
-    const gauges = (): void => {
+    const gauge = (): void => {
       const lower = this.#lower();
       publishGauges(this.feed, ledger, dram, addon, lower);
       this.#tellDevices(lower);
@@ -371,6 +368,7 @@ class NodeDaemon implements Daemon {
       if (Number.isFinite(delay)) this.feed.observe(METRIC.eventLoopSeconds, delay);
       this.#loopDelay.reset();
     };
+    const gauges = (): void => this.#guarded(gauge);
     gauges();
     this.#timers.push(setInterval(gauges, GAUGES_MS));
     if (process.env["CAIRN_TEST_AUDIT"] === "1") this.#timers.push(this.#audit(ledger));
@@ -378,13 +376,16 @@ class NodeDaemon implements Daemon {
 
   /** For tests: every count of the ledger is derived again from scratch, several times a second. */
   #audit(ledger: Ledger): NodeJS.Timeout {
-    return setInterval(() => {
-      try {
-        ledger.audit();
-      } catch (error) {
-        this.#fault(error);
-      }
-    }, GAUGES_MS);
+    return setInterval(() => this.#guarded(() => ledger.audit()), GAUGES_MS);
+  }
+
+  /** What a timer does: an exception is a fault in cairn that the next turn may well survive. */
+  #guarded(act: () => void): void {
+    try {
+      act();
+    } catch (error) {
+      this.#fault(error);
+    }
   }
 
   async #startEdge({ ledger }: DaemonParts): Promise<string | undefined> {

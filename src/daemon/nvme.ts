@@ -137,7 +137,8 @@ export class NvmeParts {
   unite(namespaces: Namespaces): void {
     const seen = new Set(namespaces.list.map(({ digestHex }) => digestHex));
     for (const rows of this.tier.namespaceRows()) {
-      for (const row of rows) {
+      // Newest first: where not all fit, those in use do.
+      for (const row of rows.toReversed()) {
         const hex = Buffer.from(row.digest).toString("hex");
         if (seen.has(hex)) continue;
         seen.add(hex);

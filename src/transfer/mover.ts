@@ -154,7 +154,10 @@ export class Mover implements CopyOwner {
       }
       begun++;
       bytes += this.#gather(block);
-      if (bytes >= LIMITS.writeBackBatchBytes) break;
+      // Every candidate is begun: write-through names each only once.
+      if (bytes < LIMITS.writeBackBatchBytes) continue;
+      this.#groups.submitAll();
+      bytes = 0;
     }
     this.#groups.submitAll();
     return begun > 0;
@@ -281,7 +284,9 @@ export class Mover implements CopyOwner {
     // Before copyEnd: the record may go with its last pin.
     if (reason !== WELL) this.#refuse(block, reason);
     ledger.copyEnd(block, TIER.DRAM, TIER.NVME, reason === WELL);
-    if (reason !== WELL) return;
+    // The source may have proved wrong meanwhile: then the copy went, and perhaps the record with it.
+    const counts = ledger.core.inUse(block) && ledger.core.complete(block, TIER.DRAM);
+    if (reason !== WELL || !counts) return;
     feed.add(METRIC.writtenBackBlocks, 1);
     onWritten?.(block);
   }

@@ -3,7 +3,14 @@
  * events of the table in health.ts; what the table answers is acted on here: a device that may not be written is
  * closed in the ledger (it gives out no slots), a fenced one is lost there, one that comes back is opened again.
  */
-import { type Addon, DISK, type DiskInfo, ITEM, ITEM_PROMOTED } from "../../addon/binding.ts";
+import {
+  type Addon,
+  DISK,
+  type DiskCounters,
+  type DiskInfo,
+  ITEM,
+  ITEM_PROMOTED,
+} from "../../addon/binding.ts";
 import { assert } from "../../src/assert.ts";
 import type { Ledger } from "../../src/ledger/ledger.ts";
 import { TIER } from "../../src/ledger/types.ts";
@@ -14,9 +21,9 @@ import { type CommitDevice, Committer } from "./committer.ts";
 import { nvmeCounters } from "./counters.ts";
 import { Endurance, type EnduranceState } from "./endurance.ts";
 import { Backoff, FaultWindow, type HealthEvent, nextHealth } from "./health.ts";
-import { IndexStore, IndexWriteError, type PageWrite } from "./index-store.ts";
-import { PAGE_SLOTS, PAGES_PER_SEGMENT } from "./index-pages.ts";
-import { firstSlotOfPage, indexOfPage, Marks, slabOfPage } from "./marks.ts";
+import { IndexStore, IndexWriteError, type PageWrite, pagesBytes } from "./index-store.ts";
+import { PAGES_PER_SEGMENT } from "./index-pages.ts";
+import { indexOfPage, Marks, slabOfPage } from "./marks.ts";
 import { type NamespaceRow, Rows, writeNamespaces } from "./namespaces.ts";
 import { directoryFacts, planSegments, type SegmentPlan } from "./plan.ts";
 import { Segments, type SlabNumbers } from "./segments.ts";
@@ -94,6 +101,12 @@ export class Device implements CommitDevice {
   draining = false;
   /** Everything is gone from it and the disk is closed. */
   closed = false;
+  /** False between closing a disk and opening it anew, which may take several probes. */
+  diskOpen = true;
+  /** The index's last failed commit found no room. */
+  #indexWantsRoom = false;
+  #counted: DiskCounters | undefined;
+  #carried: { readonly slots: Uint32Array; readonly generations: Uint32Array } | undefined;
   /** Headers have to be read: the index was damaged, or the device was fenced. */
   rebuildNeeded = false;
   rebuilding = false;
@@ -149,7 +162,7 @@ export class Device implements CommitDevice {
   }
 
   get mayRead(): boolean {
-    return this.health !== "fenced" && !this.closed;
+    return this.health !== "fenced" && !this.closed && this.diskOpen;
   }
 
   /** A new copy may be begun here. */
@@ -280,6 +293,7 @@ export class Device implements CommitDevice {
     const full = this.#noRoom(error);
     this.note("error", `${step} failed${full ? " for want of room" : ""}: ${String(error)}`);
     if (step === "sync") this.#stale = true;
+    if (step === "index") this.#indexWantsRoom = full;
     if (full) this.#becomeFull();
     else this.event("syncFailed");
   }
@@ -413,8 +427,17 @@ export class Device implements CommitDevice {
     }
   }
 
+  /** What the disk counts; its last answer while it is not open. */
+  diskCounters(): DiskCounters {
+    if (this.diskOpen || this.#counted === undefined) {
+      this.#counted = this.#context.addon.diskCounters(this.disk);
+    }
+    return this.#counted;
+  }
+
   #watch(): void {
-    const counters = this.#context.addon.diskCounters(this.disk);
+    if (!this.diskOpen) return;
+    const counters = this.diskCounters();
     this.chargeWrites(counters.bytesWritten);
     const milliseconds = counters.oldestMicroseconds / 1_000;
     this.#stalled = milliseconds > LIMITS.nvmeSlowMs;
@@ -453,7 +476,7 @@ export class Device implements CommitDevice {
       this.#becomeFull();
     } else if (!plan.full && this.full) {
       this.full = false;
-      this.#store?.retry();
+      if (this.#indexWantsRoom) this.#store?.retry();
       this.note("info", "the file system has room again");
       this.#openOrClose();
     }
@@ -466,8 +489,11 @@ export class Device implements CommitDevice {
   async #probe(): Promise<void> {
     if (this.#probing || this.#syncing || this.#stalled || this.full) return;
     this.#probing = true;
+    // A check that hangs holds a thread: there is no second one until it has ended.
+    const check = checkDevice(this.directory);
+    const over = check.catch(() => undefined);
     try {
-      await withinTime(checkDevice(this.directory));
+      await withinTime(check);
       if (this.#stale) this.#reopenDisk();
       if (this.#store?.broken === true) this.#store = await IndexStore.replace(this.directory);
       if (this.health === "ok") this.#dirtyAll();
@@ -478,7 +504,9 @@ export class Device implements CommitDevice {
       this.event("probeFailed");
       this.#probeAtMs = performance.now() + this.#backoff.failed();
     } finally {
-      this.#probing = false;
+      void over.then(() => {
+        this.#probing = false;
+      });
     }
     this.#openOrClose();
   }
@@ -486,28 +514,25 @@ export class Device implements CommitDevice {
   /** Reads in flight end as misses. The generations of copies that count are carried over. */
   #reopenDisk(): void {
     const { addon, tasks } = this.#context;
-    const { slots, generations } = this.#generations();
+    // Opening may fail (the lock is still held by a write that hangs): the next probe goes on from here.
+    this.#carried ??= this.#generations();
+    const { slots, generations } = this.#carried;
     tasks.abandon(this);
-    addon.diskClose(this.disk);
+    this.diskCounters();
+    if (this.diskOpen) addon.diskClose(this.disk);
+    this.diskOpen = false;
     this.info = this.#context.open(this.directory);
+    this.diskOpen = true;
     this.#bytesSeen = 0;
     this.segments.attachAgain();
     addon.diskRestore(this.disk, slots, generations, slots.length);
+    this.#carried = undefined;
     this.#stale = false;
     this.note("info", "opened anew");
   }
 
   #generations(): { readonly slots: Uint32Array; readonly generations: Uint32Array } {
-    const found: number[] = [];
-    for (const slab of this.marks.slabs()) {
-      for (const page of this.marks.pagesInUse(slab, 0, Number.POSITIVE_INFINITY)) {
-        const bits = this.marks.durableBits(page);
-        for (let position = 0; position < PAGE_SLOTS; position++) {
-          if ((bits & (1 << position)) !== 0) found.push(firstSlotOfPage(page) + position);
-        }
-      }
-    }
-    const slots = Uint32Array.from(found);
+    const slots = this.marks.durableSlots();
     const generations = new Uint32Array(slots.length);
     this.#context.addon.diskGenerations(this.disk, slots, slots.length, generations);
     return { slots, generations };
@@ -568,12 +593,6 @@ export class Device implements CommitDevice {
     await this.committer.idle();
     await this.#store?.close();
     this.#context.tasks.abandon(this);
-    this.#context.addon.diskClose(this.disk);
+    if (this.diskOpen) this.#context.addon.diskClose(this.disk);
   }
-}
-
-function pagesBytes(writes: readonly PageWrite[]): number {
-  let bytes = 0;
-  for (const write of writes) bytes += write.bytes?.length ?? 0;
-  return bytes;
 }

@@ -155,7 +155,7 @@ export class IndexStore {
     await database.flushed;
   }
 
-  /** There is room again: the next write may go through. */
+  /** There is room again, and want of it was what failed: the next write may go through. */
   retry(): void {
     this.broken = false;
   }
@@ -181,4 +181,11 @@ async function describe(error: unknown): Promise<IndexWriteError> {
   }
   const code = typeof cause.code === "number" ? cause.code : 0;
   return new IndexWriteError(cause.message ?? String(error), code);
+}
+
+/** Bytes that these writes put into the index. */
+export function pagesBytes(writes: readonly PageWrite[]): number {
+  let bytes = 0;
+  for (const write of writes) bytes += write.bytes?.length ?? 0;
+  return bytes;
 }

@@ -229,7 +229,7 @@ export class NvmeTier implements DiskTier {
   writeAllowanceBytes(disk: number): number {
     const device = this.devices.find((one) => one.disk === disk && !one.closed);
     if (device === undefined) return 0;
-    device.chargeWrites(this.addon.diskCounters(disk).bytesWritten);
+    device.chargeWrites(device.diskCounters().bytesWritten);
     return device.endurance.allowanceBytes(Date.now());
   }
 
@@ -401,9 +401,7 @@ export class NvmeTier implements DiskTier {
   }
 
   snapshot(): readonly DeviceSnapshot[] {
-    return this.devices
-      .filter(({ closed }) => !closed)
-      .map((device) => deviceSnapshot(device, this.addon));
+    return this.devices.filter(({ closed }) => !closed).map((device) => deviceSnapshot(device));
   }
 }
 

@@ -60,6 +60,20 @@ export class Marks {
     this.#dirty.delete(slab);
   }
 
+  /** All slots that hold a durable copy. */
+  durableSlots(): Uint32Array {
+    const found: number[] = [];
+    for (const slab of this.slabs()) {
+      for (const page of this.pagesInUse(slab, 0, Number.POSITIVE_INFINITY)) {
+        const bits = this.durableBits(page);
+        for (let position = 0; position < PAGE_SLOTS; position++) {
+          if ((bits & (1 << position)) !== 0) found.push(firstSlotOfPage(page) + position);
+        }
+      }
+    }
+    return Uint32Array.from(found);
+  }
+
   /** Durable bits of a page. */
   durableBits(page: number): number {
     return this.#durable.get(slabOfPage(page))?.[indexOfPage(page)] ?? 0;

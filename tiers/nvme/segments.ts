@@ -175,7 +175,13 @@ export class Segments {
   release(slab: number): void {
     const segment = this.#bySlab.get(slab);
     if (segment === undefined || segment.payloadBytes === 0) return;
-    this.#addon.diskRelease(this.#disk, slab);
+    try {
+      this.#addon.diskRelease(this.#disk, slab);
+    } catch (error) {
+      // A read that the device still owes an answer to: the segment keeps its class, and assign() releases it.
+      if ((error as { code?: unknown }).code !== "BUSY") throw error;
+      return;
+    }
     segment.payloadBytes = 0;
   }
 

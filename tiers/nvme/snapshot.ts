@@ -1,5 +1,4 @@
 /** What status pages are told of one device. */
-import type { Addon } from "../../addon/binding.ts";
 import type { DeviceHealth } from "../tier.ts";
 import type { NvmeCounters } from "./counters.ts";
 import type { Device } from "./device.ts";
@@ -36,8 +35,8 @@ export interface DeviceSnapshot {
   readonly counters: Readonly<NvmeCounters>;
 }
 
-export function deviceSnapshot(device: Device, addon: Pick<Addon, "diskCounters">): DeviceSnapshot {
-  const disk = addon.diskCounters(device.disk);
+export function deviceSnapshot(device: Device): DeviceSnapshot {
+  const disk = device.diskCounters();
   const { segments, plan, info } = device;
   const { preparing } = segments;
   return {
