@@ -24,6 +24,8 @@ import {
   checkHeader,
   chunkLayout,
   chunkName,
+  decodeHeader,
+  type HeaderVerdict,
   encodeHeader,
   lastKeyOf,
 } from "./chunk.ts";
@@ -382,8 +384,14 @@ export class RemoteTier implements RemoteStorage {
     objectBytes: number,
   ): Promise<FetchResult> {
     const { chunk, items, layout, clock, name } = fetching;
-    if (objectBytes !== layout.objectBytes || !this.#headerFits(chunk, lease, headBytes)) {
-      if (objectBytes !== layout.objectBytes) this.#counts.corruptObjects += 1;
+    const verdict =
+      objectBytes === layout.objectBytes
+        ? this.#checkHeader(fetching, lease, headBytes)
+        : "corrupt";
+    if (verdict === "asker")
+      return { ...this.#nothing(fetching, "missing"), bytes: lease.bytes.length };
+    if (verdict !== "ok") {
+      this.#counts[verdict === "other" ? "misplacedObjects" : "corruptObjects"] += 1;
       await this.#quarantine(name);
       return { ...this.#nothing(fetching, "quarantined"), bytes: lease.bytes.length };
     }
@@ -398,7 +406,8 @@ export class RemoteTier implements RemoteStorage {
     const bad = statuses.filter((one) => one === ITEM.CORRUPT || one === ITEM.IDENTITY).length;
     if (bad > 0) {
       this.#counts.corruptBlocks += bad;
-      await this.#quarantine(name);
+      // Without its header an object of another chain looks like this, and the asker may be the one who is wrong.
+      if (headBytes > 0 || statuses.includes(ITEM.CORRUPT)) await this.#quarantine(name);
     } else {
       this.#existence.learn(name, true);
     }
@@ -431,13 +440,22 @@ export class RemoteTier implements RemoteStorage {
     return "missing";
   }
 
-  #headerFits(chunk: Chunk, lease: StagingLease, headBytes: number): boolean {
-    if (headBytes === 0) return true;
+  /**
+   * "asker": the object is what its name says, and the chain that was asked for is not: objects are named by their
+   * last key alone, so a client may name true last keys under another depth or other keys.
+   */
+  #checkHeader(
+    { chunk, name }: Fetching,
+    lease: StagingLease,
+    headBytes: number,
+  ): HeaderVerdict | "asker" {
+    if (headBytes === 0) return "ok";
     const scratch = new Uint8Array(headBytes);
     const verdict = checkHeader(lease.bytes, chunk, this.#overheadBytes, scratch);
-    if (verdict === "corrupt") this.#counts.corruptObjects += 1;
-    if (verdict === "other") this.#counts.misplacedObjects += 1;
-    return verdict === "ok";
+    const found = verdict === "other" ? decodeHeader(lease.bytes)?.chunk : undefined;
+    if (found === undefined) return verdict;
+    const own = chunkName(found.space, found.shard, lastKeyOf(found), this.#sealerName);
+    return own === name ? "asker" : verdict;
   }
 
   /** What a failed read says about the object itself. */

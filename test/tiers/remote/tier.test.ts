@@ -218,6 +218,25 @@ describe("what is wrong in the store", () => {
     expect((await fetchBlocks(c, 1, 0)).whole).toBe(true);
   });
 
+  test("a chain that is not the object's is a miss and harms the object for nobody", async () => {
+    const [a, b] = [node(), node({ deleteCorrupt: true })];
+    await storeChunk(a, 1, 0);
+    const chunk = chunkOf(1, 0);
+    const keys = chunk.keys.slice();
+    keys.fill(7, 0, 32);
+    for (const wrong of [
+      { ...chunk, keys },
+      { ...chunk, firstDepth: chunk.firstDepth + 4 },
+    ]) {
+      const items = b.dram.items(1, chunk, 0, 4, false);
+      const { statuses } = await b.tier.fetch(wrong, 0, items, PRIORITY.DEMAND, LIMITS);
+      expect(statuses.includes(ITEM.OK)).toBe(false);
+    }
+    expect(b.tier.snapshot()).toMatchObject({ quarantined: 0, misplacedObjects: 0 });
+    expect(await listed(new SharedDirectory({ directory }), "")).toHaveLength(1);
+    expect((await fetchBlocks(b, 1, 0)).whole).toBe(true);
+  });
+
   test("another chunk's object under this name is a miss, and told from a corrupt one", async () => {
     const [a, b] = [node(), node()];
     await storeChunk(a, 1, 0);
