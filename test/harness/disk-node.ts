@@ -17,6 +17,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { DISK_HEADER_BYTES } from "../../addon/binding.ts";
 import { STORE_STATUS } from "../../src/engine-api/protocol.ts";
 import { type Settings, TestDaemon } from "./daemon.ts";
@@ -27,6 +28,8 @@ const MIB = 2 ** 20;
 export const ROW_BYTES = 4_096;
 /** Only a disk that hangs makes a test wait this long. */
 const DURABLE_MS = 60_000;
+/** Longer than gauges and a commit take. */
+const REST_MS = 1_000;
 /** Header and payload, in whole sectors. */
 export const SLOT_BYTES = 8_192;
 
@@ -157,6 +160,18 @@ export class DiskNode {
       async () => (await this.daemon.metric("writtenBackBlocks")) >= before + blocks,
       DURABLE_MS,
     );
+  }
+
+  /** Waits until nothing more is copied down: all that was written is synced and indexed. */
+  async quiet(): Promise<void> {
+    let before = -1;
+    await eventually("write-back comes to rest", async () => {
+      const written = await this.daemon.metric("writtenBackBlocks");
+      const rests = written === before;
+      before = written;
+      if (!rests) await sleep(REST_MS);
+      return rests;
+    });
   }
 
   /** Looks up and loads chains whole, comparing every byte. */
