@@ -103,14 +103,30 @@ export function replayTiersProblems(result: Fields): string[] {
 
 export function demoProblems(result: Fields): string[] {
   const is = (field: string): number => Number(result[field] ?? Number.NaN);
-  const rules: readonly (readonly [string, boolean])[] = [
+  return broken(result, [
     ["requests", is("requests") >= DEMO_REQUESTS_MIN],
     ["tokensCached", is("tokensCached") > 0],
     ["probabilitiesCompared", is("probabilitiesCompared") > 0],
     ["probabilitiesDiffering", is("probabilitiesDiffering") === 0],
     ["corruptionsInjected", is("corruptionsInjected") > 0],
     ["corruptionsCaught", is("corruptionsCaught") === is("corruptionsInjected")],
-  ];
+  ]);
+}
+
+export function demoNvmeProblems(result: Fields): string[] {
+  const is = (field: string): number => Number(result[field] ?? Number.NaN);
+  return broken(result, [
+    ["requests", is("requests") >= DEMO_REQUESTS_MIN],
+    ["nvmeBytes", is("nvmeBytes") > is("poolBytes")],
+    ["blocksFetched", is("blocksFetched") > 0],
+    ["tokensCachedFromShared", is("tokensCachedFromShared") > 0],
+    ["probabilitiesCompared", is("probabilitiesCompared") > 0],
+    ["probabilitiesDiffering", is("probabilitiesDiffering") === 0],
+  ]);
+}
+
+/** Rules that do not hold, each with what its field says. */
+function broken(result: Fields, rules: readonly (readonly [string, boolean])[]): string[] {
   return rules.filter(([, holds]) => !holds).map(([field]) => `${field} ${String(result[field])}`);
 }
 
@@ -119,6 +135,7 @@ const PROBLEMS: Readonly<Record<string, (result: Fields) => string[]>> = {
   "replay-daemon": replayDaemonProblems,
   "replay-tiers": replayTiersProblems,
   demo: demoProblems,
+  "demo-nvme": demoNvmeProblems,
 };
 
 /** Passed and failed cases of one suite. */

@@ -92,6 +92,29 @@ describe("the check run counts", () => {
     expect(ci.demoProblems({})).toHaveLength(6);
   });
 
+  it("a demo of the lower tiers whose pool was too small and whose other node was served", () => {
+    const lower = {
+      requests: 24,
+      poolBytes: 100,
+      nvmeBytes: 101,
+      blocksFetched: 1,
+      tokensCachedFromShared: 1,
+      probabilitiesCompared: 1,
+      probabilitiesDiffering: 0,
+    };
+    expect(ci.count("demo-nvme", 0, json(lower), undefined)).toEqual([1, 0]);
+    for (const change of [
+      { requests: 19 },
+      { nvmeBytes: 100 },
+      { blocksFetched: 0 },
+      { tokensCachedFromShared: 0 },
+      { probabilitiesCompared: 0 },
+      { probabilitiesDiffering: 1 },
+    ])
+      expect(ci.demoNvmeProblems({ ...lower, ...change }), JSON.stringify(change)).toHaveLength(1);
+    expect(ci.demoNvmeProblems({})).toHaveLength(6);
+  });
+
   it("in a script whose syntax bash accepts", () => {
     const path = new URL("../../.ci/run", import.meta.url).pathname;
     expect(spawnSync("bash", ["-n", path]).status).toBe(0);
