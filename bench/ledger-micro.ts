@@ -22,7 +22,7 @@ function tier(blocks: number): SlabTierOptions {
   return {
     slabs: Math.ceil(blocks / slotsPerSlab),
     slotsPerSlab: () => slotsPerSlab,
-    assignSlab: () => undefined,
+    assignSlab: () => true,
     releaseSlab: () => undefined,
     invalidate: () => undefined,
     blocksMax: blocks,

@@ -32,7 +32,7 @@ export function bareLedgerOptions(options: BareLedgerOptions): LedgerOptions {
   const tier = (blocks: number): SlabTierOptions => ({
     slabs: Math.ceil(blocks / SLOTS_PER_SLAB),
     slotsPerSlab: () => SLOTS_PER_SLAB,
-    assignSlab: () => undefined,
+    assignSlab: () => true,
     releaseSlab: () => undefined,
     invalidate: () => undefined,
     blocksMax: blocks,

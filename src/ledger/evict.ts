@@ -142,7 +142,7 @@ export function takeSlot(
     const freed =
       evictOldest(core, tier, classIndex, home) ||
       evictBelow(core, tier) ||
-      vacateOther(core, tier, classIndex) ||
+      (mayVacate(tier, classIndex) && vacateOther(core, tier, classIndex)) ||
       evictSpilled(core, tier, classIndex);
     if (!freed) return NO_SLOT;
     slot = tier.slots.allocate(classIndex, owner, home);
@@ -233,6 +233,14 @@ function spilled(core: Core, tier: Tier, block: Block): boolean {
     a = core.parentOf(a);
   }
   return false;
+}
+
+/**
+ * Not while a slab is free that the backing store still uses: the class gets it when it is idle there, and the slabs
+ * of other classes may be just as busy.
+ */
+function mayVacate({ slots }: Tier, classIndex: number): boolean {
+  return slots.roomiest(classIndex) < 0;
 }
 
 /** Empties a slab of another class a bit further; true when it became free. */

@@ -244,18 +244,29 @@ export class SlotTable {
     if (this.devices === 1) return NONE;
     const other = this.roomiest(classIndex);
     if (other < 0) return NONE;
-    if (entry.open[other] === NONE) this.#assignFree(classIndex, other);
-    assert(entry.open[other] !== NONE, "a device with room has an open slab");
-    return entry.open[other]!;
+    if (entry.open[other] !== NONE || this.#assignFree(classIndex, other))
+      return entry.open[other]!;
+    // The backing store keeps what is free there: any device that has an open slab, or gives one.
+    for (let next = 0; next < this.devices; next += 1) {
+      if (this.#deviceClosed[next] === 1) continue;
+      if (entry.open[next] !== NONE || this.#assignFree(classIndex, next)) return entry.open[next]!;
+    }
+    return NONE;
   }
 
-  /** Gives a free slab of the device to the class; false if none is free. */
+  /** Gives a free slab of the device to the class; false if none is free, or the backing store gives none of them. */
   #assignFree(classIndex: number, device: number): boolean {
-    const slab = this.#freeSlabs[device]?.pop();
-    if (slab === undefined) return false;
-    this.#assign(slab, classIndex);
-    this.options.assignSlab(slab, this.classes[classIndex]!.payloadBytes);
-    return true;
+    const { payloadBytes } = this.classes[classIndex]!;
+    const stack = this.#freeSlabs[device] ?? [];
+    for (let at = stack.length - 1; at >= 0; at -= 1) {
+      const slab = stack[at]!;
+      // Asked first: a slab that is refused, or an error, leaves everything as it was.
+      if (!this.options.assignSlab(slab, payloadBytes)) continue;
+      stack.splice(at, 1);
+      this.#assign(slab, classIndex);
+      return true;
+    }
+    return false;
   }
 
   /**

@@ -48,8 +48,11 @@ export interface SlabTierOptions {
   readonly deviceOf?: (slab: number) => number;
   /** Slots one slab holds for a payload size (the addon knows the header layout). */
   readonly slotsPerSlab: (payloadBytes: number) => number;
-  /** Assigns / releases a slab in the backing store. */
-  readonly assignSlab: (slab: number, payloadBytes: number) => void;
+  /**
+   * Assigns / releases a slab in the backing store. False: something still uses the slab there; it stays free, and is
+   * asked for again by a later allocation.
+   */
+  readonly assignSlab: (slab: number, payloadBytes: number) => boolean;
   readonly releaseSlab: (slab: number) => void;
   /** Invalidates the headers of slots that were freed, before they can be allocated again. */
   readonly invalidate: (slots: Uint32Array, count: number) => void;

@@ -16,7 +16,7 @@ function ledgerWith(logEntries: number): Ledger {
         {
           slabs: 1,
           slotsPerSlab: () => 32,
-          assignSlab: () => undefined,
+          assignSlab: () => true,
           releaseSlab: () => undefined,
           invalidate: () => undefined,
           blocksMax: 0,

@@ -83,6 +83,55 @@ describe("placement on devices", () => {
   });
 });
 
+describe("a free slab that the backing store still uses", () => {
+  test("is passed over for another one, and given when it is idle", () => {
+    const s = small(3, 1);
+    // The last one is taken first.
+    s.nvme.busy.add(0);
+    expect(down(s, "ab")).toBe(true);
+    expect([...s.nvme.slabs.keys()]).toEqual([1]);
+    s.nvme.busy.clear();
+    expect(down(s, "xy")).toBe(true);
+    expect([...s.nvme.slabs.keys()]).toEqual([1, 0]);
+  });
+
+  test("sends a root to a device with less room, and a chain on from a device that gives none", () => {
+    const s = small(5, 2);
+    for (const slab of [0, 2, 4]) s.nvme.busy.add(slab);
+    expect(down(s, "ab")).toBe(true);
+    expect(devices(s, "ab")).toBe("11");
+    s.nvme.busy.clear();
+    s.nvme.busy.add(3);
+    expect(down(s, "abc")).toBe(true);
+    expect(devices(s, "abc")).toBe("110");
+  });
+
+  test("makes a tier without another one full until it is idle, at no block's cost", () => {
+    const s = small(2, 1);
+    expect(down(s, "ab")).toBe(true);
+    const [taken] = s.nvme.slabs.keys();
+    s.nvme.busy.add(1 - taken!);
+    const big = s.ledger.addNamespace({
+      keyWords: KEY_WORDS,
+      shards: 1,
+      chained: true,
+      payloadBytes: 5000,
+      tenant: 1,
+    });
+    const blocks = new Uint32Array(1);
+    s.ledger.reserve(big, 0, s.words("q"), 0, 0, 1, 0, new Uint8Array(1), blocks);
+    s.ledger.fillStart(blocks[0]!, DRAM, 0);
+    s.ledger.fillEnd(blocks[0]!, DRAM, 0, true);
+    expect(s.ledger.copyBegin(blocks[0]!, DRAM, NVME)).toBe(false);
+    s.ledger.audit();
+    expect(devices(s, "ab")).toBe("00");
+    s.nvme.busy.clear();
+    expect(s.ledger.copyBegin(blocks[0]!, DRAM, NVME)).toBe(true);
+    s.ledger.copyEnd(blocks[0]!, DRAM, NVME, true);
+    expect(s.nvme.slabs.get(1 - taken!)).toBe(8192);
+  });
+});
+
 describe("a closed device", () => {
   test("takes nothing, is read, and is not evicted from for room that it does not give", () => {
     const s = small(4, 2);

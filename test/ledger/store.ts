@@ -17,6 +17,8 @@ export class FakeStore {
   /** Valid headers by slot. */
   readonly headers = new Map<number, Header>();
   readonly slabs = new Map<number, number>();
+  /** Slabs that are still in use here: they are not given. */
+  readonly busy = new Set<number>();
   /** Slots with a valid header that the ledger does not know of: their device was lost. */
   readonly unknown = new Set<number>();
   /** Slots in the order they were freed, since the test last cleared it. */
@@ -39,7 +41,9 @@ export class FakeStore {
       slotsPerSlab: () => slotsPerSlab,
       assignSlab: (slab, payloadBytes) => {
         assert(!this.slabs.has(slab), "store: a slab was assigned twice");
+        if (this.busy.has(slab)) return false;
         this.slabs.set(slab, payloadBytes);
+        return true;
       },
       releaseSlab: (slab) => {
         assert(this.slabs.delete(slab), "store: a free slab was released");

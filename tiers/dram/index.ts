@@ -136,11 +136,12 @@ export class DramTier implements Tier {
    * After a restart a slab may stand assigned in the file although no block of it was taken back: the
    * ledger counts it free and may hand it out for another size.
    */
-  #assign(slab: number, payloadBytes: number): void {
-    if (this.#assigned[slab] === payloadBytes) return;
+  #assign(slab: number, payloadBytes: number): boolean {
+    if (this.#assigned[slab] === payloadBytes) return true;
     if (this.#assigned[slab] !== 0) this.addon.arenaRelease(this.arena, slab);
     this.addon.arenaAssign(this.arena, slab, payloadBytes);
     this.#assigned[slab] = payloadBytes;
+    return true;
   }
 
   #release(slab: number): void {

@@ -146,7 +146,8 @@ export class Segments {
       // A class whose first slot was not written yet is not in the file.
       const { payloadBytes } = entry;
       entry.payloadBytes = found.get(entry.segment)!.payloadBytes;
-      if (payloadBytes !== 0) this.assign(entry.slab, payloadBytes);
+      const assigned = payloadBytes === 0 || this.assign(entry.slab, payloadBytes);
+      assert(assigned, "nothing uses a disk that was just opened");
     }
   }
 
@@ -161,28 +162,24 @@ export class Segments {
 
   /**
    * The ledger gives the slab to a size class. After a start it may stand assigned although no block of it came
-   * back: the ledger counts it free.
+   * back: the ledger counts it free. False: the device still owes answers for it.
    */
-  assign(slab: number, payloadBytes: number): void {
+  assign(slab: number, payloadBytes: number): boolean {
     const segment = this.#bySlab.get(slab);
     assert(segment !== undefined, "only an attached segment is assigned");
-    if (segment.payloadBytes === payloadBytes) return;
-    if (segment.payloadBytes !== 0) this.#addon.diskRelease(this.#disk, slab);
-    this.#addon.diskAssign(this.#disk, slab, payloadBytes);
+    if (segment.payloadBytes === payloadBytes) return true;
+    if (segment.payloadBytes !== 0) this.release(slab);
+    if (segment.payloadBytes !== 0) return false;
+    if (!whileIdle(() => this.#addon.diskAssign(this.#disk, slab, payloadBytes))) return false;
     segment.payloadBytes = payloadBytes;
+    return true;
   }
 
   release(slab: number): void {
     const segment = this.#bySlab.get(slab);
     if (segment === undefined || segment.payloadBytes === 0) return;
-    try {
-      this.#addon.diskRelease(this.#disk, slab);
-    } catch (error) {
-      // A read that the device still owes an answer to: the segment keeps its class, and assign() releases it.
-      if ((error as { code?: unknown }).code !== "BUSY") throw error;
-      return;
-    }
-    segment.payloadBytes = 0;
+    // A read that the device still owes an answer to keeps the segment's class: assign() releases it.
+    if (whileIdle(() => this.#addon.diskRelease(this.#disk, slab))) segment.payloadBytes = 0;
   }
 
   /** Chooses the segment that costs least to give back: a free one, else the one with the fewest live slots. */
@@ -227,17 +224,24 @@ export class Segments {
 
   /** False: items still use it; the next slice tries again. */
   #detach(segment: Segment, remove: boolean): boolean {
-    try {
-      this.#addon.diskDetach(this.#disk, segment.slab, remove);
-    } catch (error) {
-      if ((error as { code?: unknown }).code === "BUSY") return false;
-      throw error;
-    }
+    if (!whileIdle(() => this.#addon.diskDetach(this.#disk, segment.slab, remove))) return false;
     this.#bySlab.delete(segment.slab);
     this.#bySegment.delete(segment.segment);
     this.#marks.removeSlab(segment.slab);
     return true;
   }
+}
+
+/** False: the segment is in use, or its disk waits to be opened anew; nothing was changed. */
+function whileIdle(change: () => unknown): boolean {
+  try {
+    change();
+  } catch (error) {
+    const { code } = error as { code?: unknown };
+    if (code !== "BUSY" && code !== "CLOSED") throw error;
+    return false;
+  }
+  return true;
 }
 
 function usedSlots(core: Core, slab: number): number {

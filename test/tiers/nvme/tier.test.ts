@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { DISK, ITEM } from "../../../addon/binding.ts";
 import { evict } from "../../../src/ledger/evict.ts";
+import { SLOT_INDEX_BITS } from "../../../src/ledger/slots.ts";
 import { STATE, TIER } from "../../../src/ledger/types.ts";
 import { LIMITS } from "../../../src/limits.ts";
 import { IndexStore, IndexWriteError } from "../../../tiers/nvme/index-store.ts";
@@ -249,6 +250,79 @@ describe("a device that fails", () => {
     expect(next.report.recovered).toBe(100);
     await next.close();
     next.remove();
+  });
+
+  it("and cannot be opened anew yet: it is emptied meanwhile, and given back once it is open", async () => {
+    const node = new Node();
+    let broken = false;
+    let locked = false;
+    const face = Object.assign(Object.create(addon) as typeof addon, {
+      diskSync: (disk: number, task: number) => {
+        if (broken) setImmediate(() => node.tier.onProgress(task, 0, 0, FAILED, EIO));
+        else addon.diskSync(disk, task);
+      },
+      diskOpen: (options: Parameters<typeof addon.diskOpen>[0]) => {
+        if (locked) throw Object.assign(new Error("a write hangs"), { code: "LOCKED" });
+        return addon.diskOpen(options);
+      },
+    });
+    await node.open([node.entry()], face);
+    await node.ready();
+    await node.demote(await node.store(1, 50));
+    const device = node.tier.devices[0]!;
+    broken = true;
+    locked = true;
+    await node.demote(await node.store(2, 1));
+    await until(() => !device.diskOpen);
+    const drained = node.tier.drainDirectory(device.directory, 60_000);
+    await until(() => node.ledger.core.tier(TIER.NVME).slots.slotsUsed === 0);
+    node.tier.tick();
+    node.ledger.audit();
+    expect(device.segments.count).toBe(4);
+    broken = false;
+    locked = false;
+    await until(() => device.closed);
+    expect(await drained).toBe(true);
+    expect(readdirSync(device.directory).filter((name) => name.startsWith("segment-"))).toEqual([]);
+    node.ledger.audit();
+    await node.close();
+    node.remove();
+  });
+
+  it("by not answering for a free segment: another one is written, and that one when it is idle", async () => {
+    const node = new Node();
+    const busy = new Set<number>();
+    const change =
+      (call: "diskAssign" | "diskRelease") =>
+      (disk: number, slab: number, payloadBytes: number) => {
+        if (busy.has(slab)) throw Object.assign(new Error("in use"), { code: "BUSY" });
+        return addon[call](disk, slab, payloadBytes);
+      };
+    const face = Object.assign(Object.create(addon) as typeof addon, {
+      diskAssign: change("diskAssign"),
+      diskRelease: change("diskRelease"),
+    });
+    await node.open([node.entry()], face);
+    await node.ready(4);
+    for (const slab of [0, 1, 2, 3]) busy.add(slab);
+    const blocks = await node.store(1, 20);
+    expect(await node.demote(blocks)).toBe(0);
+    node.ledger.audit();
+    busy.delete(2);
+    expect(await node.demote(blocks)).toBe(20);
+    const slot = node.ledger.slotOf(blocks[0]!, TIER.NVME, 0);
+    expect(slot >>> SLOT_INDEX_BITS).toBe(2);
+    // Its blocks leave while a read of it is still owed: it keeps its class until it is asked for.
+    busy.add(2);
+    for (const block of blocks) node.ledger.corrupt(block, TIER.NVME);
+    node.ledger.flush();
+    node.ledger.audit();
+    busy.clear();
+    expect(await node.demote(await node.store(2, 50))).toBe(50);
+    expect(await node.read(2, 50)).toEqual(zeroes(50));
+    node.ledger.audit();
+    await node.close();
+    node.remove();
   });
 
   it("in an index commit: its copies do not count, and a new index is filled from the ledger", async () => {
