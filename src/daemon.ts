@@ -15,10 +15,12 @@ import { recoverDram } from "../tiers/dram/recover.ts";
 import type { IndexProbe } from "../tiers/nvme/probe.ts";
 import type { RecoveryReport } from "../tiers/tier.ts";
 import { assert } from "./assert.ts";
-import { ledgerBlocks, remoteSealed } from "./config/defaults.ts";
+import { ledgerBlocks } from "./config/defaults.ts";
 import { NvmeParts } from "./daemon/nvme.ts";
 import { probeIndexes } from "./daemon/probes.ts";
+import { RecordsCheck } from "./daemon/records.ts";
 import type { RemoteParts } from "./daemon/remote.ts";
+import { autoCopyThreads, settingsOf, tenantsOf } from "./daemon/settings.ts";
 import { diffConfig, liveOnly, overlayConfig } from "./config/reload.ts";
 import type { Config } from "./config/schema.ts";
 import type { ConfigApplied, NodeSnapshot, Notice } from "./edge/contract.ts";
@@ -29,7 +31,6 @@ import { Namespaces, namespacesPerTenant } from "./engine-api/namespaces.ts";
 import { farewellFrames } from "./engine-api/farewell.ts";
 import { MAGIC, PROTOCOL_VERSION } from "./engine-api/protocol.ts";
 import { EngineServer } from "./engine-api/server.ts";
-import type { Tenant } from "./engine-api/sessions.ts";
 import { CairnError } from "./errors.ts";
 import { explainKey, type ExplainSources } from "./explain.ts";
 import { Ledger } from "./ledger/ledger.ts";
@@ -49,7 +50,6 @@ const SWEEP_RECORDS = 4_096;
 const EVENTS = 4_096;
 const STATUS_BYTES = 1 << 20;
 const STOP_POLL_MS = 2;
-const DEFAULT_TENANT = "default";
 
 export interface Logger {
   level: string;
@@ -115,6 +115,7 @@ class NodeDaemon implements Daemon {
   readonly #timers: NodeJS.Timeout[] = [];
   readonly #loopDelay = monitorEventLoopDelay({ resolution: 10 });
   readonly #startedMs = Date.now();
+  readonly #warn = (line: string): void => this.#note("warn", line);
   #resizer: PoolResizer | undefined;
   #remote: RemoteParts | undefined;
   #edge: EdgeHandle | undefined;
@@ -203,13 +204,12 @@ class NodeDaemon implements Daemon {
   }
 
   /** Engines are served already; a node without a remote tier never loads its code. */
-  async #openRemote({ server, nvme }: DaemonParts): Promise<void> {
+  async #openRemote({ server }: DaemonParts): Promise<void> {
     const note = (level: Notice["level"], line: string): void => this.#note(level, line);
     const hooks = { note, fault: (error: unknown) => this.#fault(error) };
     try {
-      const traits = { hasNvme: nvme !== undefined, sealed: remoteSealed(this.config) };
       const remote = await import("./daemon/remote.ts");
-      this.#remote = await remote.RemoteParts.open(server, this.config.remote, traits, hooks);
+      this.#remote = await remote.RemoteParts.open(server, this.config, hooks);
     } catch (error) {
       // The node serves what it has; the store is an operator's to mend.
       this.#note("error", `remote: left out for this start: ${String(error)}`);
@@ -233,15 +233,13 @@ class NodeDaemon implements Daemon {
     const tenants = tenantsOf(config);
     const tenantIndex = new Map(tenants.map(({ name }, index) => [name, index]));
     Object.assign(this.#settings, settingsOf(config, dram.capacityBytes));
+    const dramOptions = Object.assign(dram.ledgerOptions(this.#watermarks), this.#watermarks);
     const ledger = new Ledger(
       {
         blocksMax: ledgerBlocks(config, dram.capacityBytes, nvme?.plannedBytes ?? 0),
         namespacesMax: config.ledger.namespacesMax,
         tenantsMax: tenants.length + 1,
-        tiers: [
-          Object.assign(dram.ledgerOptions(this.#watermarks), this.#watermarks),
-          nvme?.ledgerOptions(),
-        ],
+        tiers: [dramOptions, nvme?.ledgerOptions()],
         holesMax: LIMITS.holesMax,
         splitSamplesMax: LIMITS.splitSamplesMax,
         logEntries: LIMITS.visibilityLogEntries,
@@ -254,6 +252,7 @@ class NodeDaemon implements Daemon {
       randomBytes(4).readUInt32LE(),
     );
     nvme?.attach(ledger, dram.arena);
+    const records = new RecordsCheck(ledger, nvme?.plannedSegments ?? 0, this.#warn);
     const { namespacesMax, namespacesPerTenantMax } = config.ledger;
     const perTenantMax = namespacesPerTenant(namespacesMax, namespacesPerTenantMax, tenants.length);
     const namespaces = new Namespaces(
@@ -264,6 +263,7 @@ class NodeDaemon implements Daemon {
       (namespace) => {
         this.#keyWords[namespace.index] = namespace.keyWords;
         nvme?.bind(namespace);
+        records.opened(namespace.index);
       },
     );
     const server: EngineServer = new EngineServer({
@@ -556,30 +556,6 @@ function pause(): Promise<void> {
   return new Promise((resolve) => {
     setTimeout(resolve, STOP_POLL_MS);
   });
-}
-
-function autoCopyThreads(cpus: number): number {
-  return Math.min(8, Math.max(1, Math.floor(cpus / 4)));
-}
-
-function tenantsOf(config: Config): Tenant[] {
-  const named = config.tenants.map(({ name, uids }) => ({ name, uids: uids ?? [] }));
-  return [{ name: DEFAULT_TENANT, uids: [] }, ...named];
-}
-
-function settingsOf(config: Config, capacityBytes: number): EngineSettings {
-  const { engineApi } = config;
-  const { pinnedBytesMax } = engineApi;
-  return {
-    inFlightJobsMax: engineApi.inFlightJobsMax,
-    leasesPerInstanceMax: engineApi.leasesPerInstanceMax,
-    pinnedBytesMax: pinnedBytesMax === 0 ? capacityBytes / 2 : pinnedBytesMax,
-    windowBytesMax: engineApi.windowBytesMax,
-    heartbeatMs: engineApi.heartbeatMs,
-    heartbeatMisses: engineApi.heartbeatMisses,
-    storeFillMs: engineApi.storeFillMs,
-    proofRequired: engineApi.proof === "required",
-  };
 }
 
 function recordLayout(ledger: Ledger) {

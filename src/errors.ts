@@ -169,7 +169,7 @@ export const ERRORS = {
     402,
     true,
     507,
-    "ledger.blocksMax records are in use",
+    "ledger.blocksMax records are in use, and the blocks of too few of them may go",
     "Raise ledger.blocksMax; restart.",
   ),
   tooManyKeys: row(403, false, 413, "more than keysPerFrameMax keys", "Split the call."),

@@ -196,6 +196,7 @@ export function publishGauges(
   if (lower.remote !== null) publishRemote(feed, lower.remote);
   feed.set(METRIC.orphans, tier.stateBlocks[STATE.ORPHAN] ?? 0);
   feed.set(METRIC.holes, ledger.holeCount);
+  feed.set(METRIC.recordEvictions, ledger.core.recordEvictions);
   feed.set(METRIC.abortedBlocks, ledger.core.aborted);
   feed.set(METRIC.orphansMade, ledger.core.orphaned);
   feed.set(METRIC.holesMade, ledger.core.holesMade);

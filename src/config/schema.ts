@@ -133,9 +133,9 @@ const EngineApiSection = section("The Unix socket that engines speak to (docs/pr
 });
 
 const LedgerSection = section("The block table, sized once at boot.", {
-  blocksMax: count(0, 0, 100_000_000, {
+  blocksMax: count(0, 0, 80_000_000, {
     description:
-      "Block records; beyond it a STORE answers `ledgerFull`. 0: derived from the capacity.",
+      "Block records; a STORE beyond it lets the oldest blocks go, or answers `ledgerFull`. 0: derived from the capacity.",
   }),
   // More than the default do not fit into the pool's table (addon/arena.h).
   namespacesMax: count(LIMITS.namespacesMax, 1, LIMITS.namespacesMax, {

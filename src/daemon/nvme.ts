@@ -114,6 +114,11 @@ export class NvmeParts {
     return bytes;
   }
 
+  /** Segments that the directories may grow to. */
+  get plannedSegments(): number {
+    return Math.floor(this.plannedBytes / this.tier.segmentBytes);
+  }
+
   ledgerOptions(): SlabTierOptions {
     const { blocksMax, highWatermark, lowWatermark } = this.#config;
     const limits = { blocksMax, highWatermark, lowWatermark };
@@ -156,7 +161,8 @@ export class NvmeParts {
     const digests = new Set<string>();
     for (const device of this.tier.devices) {
       if (!device.rebuildNeeded) continue;
-      for (const { digest } of device.rows.list) digests.add(Buffer.from(digest).toString("hex"));
+      for (const { digest } of device.deviceIndex.rows.list)
+        digests.add(Buffer.from(digest).toString("hex"));
     }
     for (const namespace of namespaces.list) {
       if (digests.has(namespace.digestHex)) namespace.recovered = true;

@@ -95,6 +95,8 @@ export class Core {
   aborted = 0;
   orphaned = 0;
   holesMade = 0;
+  /** Blocks that were let go because records ran out (records.ts). */
+  recordEvictions = 0;
   /** Logical time; what comes before belongs to blocks of an earlier life (timeline.ts). */
   tick = AGES_RECOVERED + 1;
   readonly timeline = new Timeline();

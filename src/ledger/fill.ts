@@ -7,6 +7,7 @@ import { classify, nextTick, offer, offerBlock, purgeZombies } from "./ages.ts";
 import type { Core, Namespace, Tier } from "./core.ts";
 import { homeOf, standsOnLost } from "./devices.ts";
 import { roomForBlocks, takeSlot } from "./evict.ts";
+import { makeRecordRoom } from "./records.ts";
 import { FILL } from "./slots.ts";
 import { EVENT, isPending } from "./states.ts";
 import * as R from "./table.ts";
@@ -99,9 +100,31 @@ function checkKeys(core: Core, call: ReserveCall, parent: Block): void {
     else if (namespace.chained) checkPlace(core, block, above, startDepth + i + 1);
     above = block;
   }
-  if (missing > core.table.free) {
+  if (missing > core.table.free && !recordsFor(core, call, parent, missing)) {
     throw new CairnError("ledgerFull", `${missing} records wanted, ${core.table.free} free`);
   }
+}
+
+/** Room in the record table for a STORE, by blocks that it neither names nor continues. */
+function recordsFor(core: Core, call: ReserveCall, parent: Block, missing: number): boolean {
+  const { namespace, words, at, count } = call;
+  const known = [parent];
+  for (let i = 0; i < count; i += 1) {
+    known.push(
+      core.table.find(namespace.index, namespace.keyWords, words, at + i * namespace.keyWords),
+    );
+  }
+  for (const block of known) hold(core, block, 1);
+  const room = makeRecordRoom(core, missing);
+  for (const block of known) hold(core, block, -1);
+  // A record that lived for an orphan below it is given back only now: one more is wanted, one more is free.
+  for (const block of known) {
+    if (block === NO_BLOCK || !core.inUse(block)) continue;
+    offerBlock(core, block);
+    releaseRecord(core, block);
+  }
+  core.flush();
+  return room;
 }
 
 function checkPlace(core: Core, block: Block, parent: Block, depth: number): void {

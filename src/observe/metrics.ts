@@ -249,6 +249,10 @@ export const METRICS = {
   unprovenLookups: counter("cairn_unproven_lookups_total", "LOOKUPs answered proofWanted."),
   // Residency
   evictions: counter("cairn_evicted_blocks_total", "Copies evicted.", "tier", TIER_LABELS),
+  recordEvictions: counter(
+    "cairn_record_evicted_blocks_total",
+    "Blocks let go, from every tier, because all records of the ledger were in use.",
+  ),
   abortedBlocks: counter("cairn_aborted_blocks_total", "Pending blocks that were aborted."),
   holesMade: counter(
     "cairn_holes_made_total",

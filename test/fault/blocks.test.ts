@@ -368,6 +368,21 @@ describe("stores that are doubled, partial or late", () => {
       expect(await engine.read(keys)).toMatchObject({ landed: 8, wrong: 0 });
     });
   });
+
+  it("a ledger with fewer records than the pool has slots says so, and lets the oldest blocks go", async () => {
+    await withDaemon({ ledger: { blocksMax: 8 } }, async (own) => {
+      const engine = await TestEngine.start(own.socket);
+      const first = freshChain(8);
+      const second = freshChain(8);
+      await engine.store(first);
+      await own.counts("recordEvictions", undefined, async () => {
+        await engine.store(second);
+      });
+      expect(await engine.read(second)).toMatchObject({ landed: 8, wrong: 0 });
+      expect((await engine.read(first)).landed).toBe(0);
+      expect(own.log()).toMatch(/ledger: 8 records, .* set ledger\.blocksMax to \d{3,}/);
+    });
+  });
 });
 
 describe("a client that lies", () => {

@@ -13,6 +13,8 @@ export interface ModelConfig {
   readonly holesMax: number;
   readonly leasesMax: number;
   readonly spareRecords: number;
+  /** Ninths of the slots that have a record; 0: all have, and spareRecords more. */
+  readonly recordNinths: number;
   /** Relative weights of rough events; 0 turns them off. */
   readonly losses: number;
 }
@@ -105,5 +107,6 @@ export function configOf(seed: number): ModelConfig {
     spareRecords: 1 + (next() % 40),
     losses: next() % 3,
     devices: 1 + (next() % 4),
+    recordNinths: next() % 3 === 0 ? 1 + (next() % 8) : 0,
   };
 }

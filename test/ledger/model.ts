@@ -82,9 +82,11 @@ export class Model {
   }
 
   #boot(): [Ledger, LedgerView] {
+    const { recordNinths, spareRecords } = this.config;
     const slots = this.config.slots.slice(0, this.config.tiers).reduce((a, b) => a + b, 0);
+    const short = Math.max(2, Math.floor((slots * recordNinths) / 9));
     const options: LedgerOptions = {
-      blocksMax: slots + this.config.spareRecords,
+      blocksMax: recordNinths > 0 ? short : slots + spareRecords,
       namespacesMax: 8,
       tenantsMax: 2,
       tiers: this.stores.map((store) => store.options),
@@ -210,6 +212,7 @@ export class Model {
     const blocks = new Uint32Array(keys.length);
     const parentAt = (start - 1) * KEY_WORDS;
     const at = start * KEY_WORDS;
+    const { chained } = this.ledger.namespace(namespace);
     let result;
     try {
       result = this.ledger.reserve(
@@ -226,6 +229,8 @@ export class Model {
     } catch (error) {
       assert(error instanceof CairnError && error.errorName === "ledgerFull", String(error));
       this.#count("ledgerFull");
+      const named = start > 0 && chained ? [path[start - 1]!, ...keys] : keys;
+      if (keys.length <= this.ledger.core.table.blocksMax) this.#checkRecordsHeld(named);
       return false;
     }
     if (result.parentAbsent) this.#count("parentAbsent");
@@ -247,6 +252,22 @@ export class Model {
       this.ledger.touch(result.deepest);
     }
     return statuses.every((status) => status < RESERVE.FULL);
+  }
+
+  /** A STORE of `named` found no record: then none was to be had by dropping a block that nobody needs. */
+  #checkRecordsHeld(named: readonly number[]): void {
+    for (const { key } of this.nodes) {
+      const block = this.blockOf(key);
+      if (block === NO_BLOCK || named.includes(key)) continue;
+      const child = this.nodes.some(
+        (node) => node.parent === key && this.blockOf(node.key) !== NO_BLOCK,
+      );
+      const used = this.#jobs.some((job) => job.block === block);
+      if (child || used || this.ledger.core.leasesOf(block) > 0) continue;
+      if (this.ledger.core.filling(block) || this.ledger.core.landed(block)) continue;
+      const complete = this.ledger.isVisible(block) || this.ledger.core.orphan(block);
+      assert(!complete, "model: ledgerFull, although a block that nobody needs has a record");
+    }
   }
 
   #watch(block: number): void {
@@ -461,7 +482,6 @@ export class Model {
     if (this.#jobs.length > 0 || this.#leases.size > 0 || this.ledger.holeCount > 0) return;
     const root = this.nodes.find((node) => node.depth === 1 && this.blockOf(node.key) === NO_BLOCK);
     if (root === undefined) return;
-    if (this.ledger.core.table.free === 0) return;
     const stuck = this.#partial();
     const taken = this.store(root.namespace, root.path, 0, [root.key], 0);
     assert(taken || stuck, "model: idle and full, and nothing may leave");
