@@ -17,6 +17,8 @@ import { pageOfSlot, type Marks } from "./marks.ts";
 /** What the committer needs of its device. */
 export interface CommitDevice {
   readonly marks: Marks;
+  /** Pages that the index is to be told of: dirty ones, and those of segments that are gone. */
+  readonly owedPages: number;
   /** Index commits are possible: the device is writable and its index open. */
   readonly committable: boolean;
   /** Data written so far is on the device. @throws */
@@ -62,9 +64,9 @@ export class Committer {
     this.#kick();
   }
 
-  /** Writes dirty pages although no copies wait; nothing while a cycle runs. */
+  /** Writes what is owed although no copies wait; nothing while a cycle runs. */
   flush(): void {
-    if (this.#device.marks.dirtyPages > 0) this.#kick(true);
+    if (this.#device.owedPages > 0) this.#kick(true);
   }
 
   /** Resolves when no cycle runs and no ticket waits. */
@@ -72,12 +74,12 @@ export class Committer {
     while (this.#cycle !== undefined) await this.#cycle;
   }
 
-  /** Writes all dirty pages, until `deadlineMs` (performance.now()). False: some are left. */
+  /** Writes all that is owed, until `deadlineMs` (performance.now()). False: some are left. */
   async drain(deadlineMs: number): Promise<boolean> {
     for (;;) {
       await this.idle();
-      const { marks, committable } = this.#device;
-      if (marks.dirtyPages === 0) return true;
+      const { owedPages, committable } = this.#device;
+      if (owedPages === 0) return true;
       if (!committable || performance.now() >= deadlineMs) return false;
       this.flush();
     }

@@ -21,13 +21,12 @@ import { type CommitDevice, Committer } from "./committer.ts";
 import { nvmeCounters } from "./counters.ts";
 import { Endurance, type EnduranceState } from "./endurance.ts";
 import { Backoff, FaultWindow, type HealthEvent, nextHealth } from "./health.ts";
-import { IndexStore, IndexWriteError, type PageWrite, pagesBytes } from "./index-store.ts";
-import { PAGES_PER_SEGMENT } from "./index-pages.ts";
-import { indexOfPage, Marks, slabOfPage } from "./marks.ts";
-import { type NamespaceRow, Rows, writeNamespaces } from "./namespaces.ts";
+import { DeviceIndex } from "./device-index.ts";
+import { IndexWriteError } from "./index-store.ts";
+import { indexOfPage, Marks } from "./marks.ts";
+import type { NamespaceRow, Rows } from "./namespaces.ts";
 import { directoryFacts, planSegments, type SegmentPlan } from "./plan.ts";
 import { Segments, type SlabNumbers } from "./segments.ts";
-import { namespacesOfPage, serialisePage } from "./serialise.ts";
 import { TaskError, type Tasks, withinTime } from "./tasks.ts";
 
 /** One entry of the configuration. */
@@ -91,7 +90,7 @@ export class Device implements CommitDevice {
   info: DiskInfo;
   readonly marks = new Marks();
   readonly segments: Segments;
-  readonly rows: Rows;
+  readonly deviceIndex: DeviceIndex;
   readonly committer: Committer;
   readonly endurance: Endurance;
   readonly counters = nvmeCounters();
@@ -117,9 +116,6 @@ export class Device implements CommitDevice {
   readonly #context: DeviceContext;
   readonly #readFaults = new FaultWindow(LIMITS.nvmeReadErrorsMax, LIMITS.nvmeErrorWindowMs);
   readonly #backoff = new Backoff(LIMITS.nvmeProbeMs, LIMITS.nvmeProbeMsMax);
-  /** Pages of segments that are no longer there. */
-  #staleKeys: number[] = [];
-  #store: IndexStore | undefined;
   #syncing = false;
   #probing = false;
   /** A failed sync stands until the disk is opened anew; a fenced one may have operations that hang. */
@@ -146,8 +142,20 @@ export class Device implements CommitDevice {
     this.options = options;
     this.info = info;
     this.#context = context;
-    this.rows = new Rows(rows);
-    this.segments = new Segments(context.addon, () => this.info.disk, this.marks, numbers);
+    const mayUse = (segment: number): boolean => !this.deviceIndex.names(segment);
+    this.segments = new Segments(context.addon, () => this.disk, this.marks, numbers, mayUse);
+    const { marks, segments } = this;
+    const parts = {
+      directory: options.path,
+      marks,
+      segments,
+      core: () => this.#ledger.core,
+      namespace: context.namespace,
+      generations: (slots: Uint32Array, count: number, into: Uint32Array) =>
+        context.addon.diskGenerations(this.disk, slots, count, into),
+      meta: () => this.#meta(),
+    };
+    this.deviceIndex = new DeviceIndex(parts, rows);
     this.committer = new Committer(this);
     const { writeBudgetBytesPerDay, ratedWriteBytes } = options;
     this.endurance = new Endurance(writeBudgetBytesPerDay, ratedWriteBytes, Date.now());
@@ -155,6 +163,10 @@ export class Device implements CommitDevice {
 
   get directory(): string {
     return this.options.path;
+  }
+
+  get rows(): Rows {
+    return this.deviceIndex.rows;
   }
 
   get disk(): number {
@@ -167,15 +179,13 @@ export class Device implements CommitDevice {
 
   /** A new copy may be begun here. */
   get mayWrite(): boolean {
-    return this.health === "ok" && !this.full && !this.draining && !this.closed && this.indexOpen;
-  }
-
-  get indexOpen(): boolean {
-    return this.#store !== undefined && !this.#store.broken;
-  }
-
-  get indexBytes(): number {
-    return this.#store?.bytes ?? 0;
+    return (
+      this.health === "ok" &&
+      !this.full &&
+      !this.draining &&
+      !this.closed &&
+      this.deviceIndex.isOpen
+    );
   }
 
   get #ledger(): Ledger {
@@ -186,30 +196,25 @@ export class Device implements CommitDevice {
 
   // The index ---------------------------------------------------------------------------------------------------
 
-  /** A child has read the index (or it was moved aside, or there was none). */
-  async openIndex(): Promise<void> {
-    assert(this.#store === undefined, "an index is opened once");
-    this.#store = await IndexStore.open(this.directory);
-  }
-
   /** Pages in the index whose segment is gone: removed by the next commits. */
   forgetPages(keys: readonly number[]): void {
-    this.#staleKeys.push(...keys);
+    this.deviceIndex.forget(keys);
   }
 
   /** Pages that did not verify are written afresh: their blocks are forgotten. */
   dropPages(keys: readonly number[]): void {
     this.counters.pagesDropped += keys.length;
-    for (const key of keys) {
-      const segment = this.segments.ofSegment(Math.floor(key / PAGES_PER_SEGMENT));
-      if (segment === undefined) this.forgetPages([key]);
-      else this.marks.setDirty(segment.slab * PAGES_PER_SEGMENT + (key % PAGES_PER_SEGMENT));
-    }
+    this.deviceIndex.drop(keys);
+  }
+
+  /** Pages that the index is to be told of. */
+  get owedPages(): number {
+    return this.marks.dirtyPages + this.deviceIndex.staleKeys;
   }
 
   get committable(): boolean {
     const healthy = this.health === "ok" || this.health === "slow";
-    return healthy && !this.full && !this.closed && !this.#syncing && this.indexOpen;
+    return healthy && !this.full && !this.closed && !this.#syncing && this.deviceIndex.isOpen;
   }
 
   async sync(): Promise<void> {
@@ -223,54 +228,12 @@ export class Device implements CommitDevice {
     await withinTime(synced);
   }
 
-  async prepareRows(pages: readonly number[]): Promise<void> {
-    for (;;) {
-      const { core } = this.#ledger;
-      for (const page of pages) {
-        namespacesOfPage(core, this.marks, page, (index) => this.#addRow(index));
-      }
-      if (!this.rows.unwritten) return;
-      const list = [...this.rows.list];
-      await withinTime(writeNamespaces(this.directory, list));
-      this.rows.written(list.length);
-    }
-  }
-
-  #addRow(index: number): void {
-    if (this.rows.rowOf(index) >= 0) return;
-    const row = this.#context.namespace(index);
-    assert(row !== undefined, "a namespace is made known before it has blocks");
-    this.rows.add(index, row);
+  prepareRows(pages: readonly number[]): Promise<void> {
+    return this.deviceIndex.prepareRows(pages);
   }
 
   async writePages(pages: readonly number[]): Promise<void> {
-    const store = this.#store;
-    assert(store !== undefined, "the index is open while copies are committed");
-    const stale = this.#staleKeys.splice(0, LIMITS.nvmeDirtyPagesPerCycle);
-    const writes: PageWrite[] = stale.map((key) => ({ key, bytes: undefined }));
-    const { core } = this.#ledger;
-    const nowMs = Date.now();
-    const { addon } = this.#context;
-    const rowOf = (namespace: number): number => this.rows.rowOf(namespace);
-    const generationsOf = (slots: Uint32Array, count: number, into: Uint32Array): void =>
-      addon.diskGenerations(this.disk, slots, count, into);
-    for (const page of pages) {
-      const segment = this.segments.at(slabOfPage(page));
-      if (segment === undefined) continue;
-      const key = this.segments.keyOf(segment.slab, indexOfPage(page));
-      const place = { page, key, payloadBytes: segment.payloadBytes };
-      writes.push({
-        key,
-        bytes: serialisePage(core, this.marks, place, rowOf, generationsOf, nowMs),
-      });
-    }
-    try {
-      await store.write(writes, this.#meta());
-    } catch (error) {
-      this.#staleKeys.push(...stale);
-      throw error;
-    }
-    this.endurance.wrote(pagesBytes(writes), Date.now());
+    this.endurance.wrote(await this.deviceIndex.writePages(pages), Date.now());
   }
 
   #meta(): object {
@@ -395,7 +358,7 @@ export class Device implements CommitDevice {
       this.#factsAtMs = nowMs + FACTS_MS;
       this.#room();
     }
-    const broken = this.#store?.broken === true;
+    const { broken } = this.deviceIndex;
     if ((this.health !== "ok" || this.#stale || broken) && nowMs >= this.#probeAtMs) {
       void this.#probe(); // Never rejects.
     }
@@ -403,7 +366,7 @@ export class Device implements CommitDevice {
       this.#refreshAtMs = nowMs + LIMITS.nvmeRefreshMs;
       this.#refreshSome();
     }
-    const many = this.marks.dirtyPages > LIMITS.nvmeDirtyPagesPerCycle;
+    const many = this.owedPages > LIMITS.nvmeDirtyPagesPerCycle;
     if (many || nowMs >= this.#flushAtMs) {
       this.#flushAtMs = nowMs + LIMITS.nvmeIdleCommitMs;
       if (this.committable) this.committer.flush();
@@ -476,7 +439,7 @@ export class Device implements CommitDevice {
       this.#becomeFull();
     } else if (!plan.full && this.full) {
       this.full = false;
-      if (this.#indexWantsRoom) this.#store?.retry();
+      if (this.#indexWantsRoom) this.deviceIndex.retry();
       this.note("info", "the file system has room again");
       this.#openOrClose();
     }
@@ -495,7 +458,7 @@ export class Device implements CommitDevice {
     try {
       await withinTime(check);
       if (this.#stale) this.#reopenDisk();
-      if (this.#store?.broken === true) this.#store = await IndexStore.replace(this.directory);
+      if (this.deviceIndex.broken) await this.deviceIndex.replace();
       if (this.health === "ok") this.#dirtyAll();
       this.event("probeOk");
     } catch (error) {
@@ -581,7 +544,8 @@ export class Device implements CommitDevice {
     const stays = (block: number): void => {
       if (this.draining) hooks.promote(block);
     };
-    for (const { segment } of this.segments.retireStep(ledger.core, true, stays)) {
+    for (const { segment, pages } of this.segments.retireStep(ledger.core, true, stays)) {
+      this.deviceIndex.forgetSegment(segment, pages);
       this.note("info", `segment ${segment} was given back`);
     }
   }
@@ -591,7 +555,7 @@ export class Device implements CommitDevice {
     if (this.closed) return;
     this.closed = true;
     await this.committer.idle();
-    await this.#store?.close();
+    await this.deviceIndex.close();
     this.#context.tasks.abandon(this);
     if (this.diskOpen) this.#context.addon.diskClose(this.disk);
   }

@@ -37,6 +37,7 @@ import {
   setNamespacesAside,
 } from "./namespaces.ts";
 import { type IndexProbe, startProbe } from "./probe.ts";
+import { forgetGone } from "./recover.ts";
 import { rebuildDevice } from "./rebuild.ts";
 import { type DeviceSnapshot, deviceSnapshot } from "./snapshot.ts";
 import { Tasks } from "./tasks.ts";
@@ -267,7 +268,7 @@ export class NvmeTier implements DiskTier {
     } else device.restoreMeta(verdict.meta);
     // Segments without an index: it was taken away, or the first commit never came.
     if (!verdict.found) device.rebuildNeeded = device.segments.count > 0;
-    await device.openIndex();
+    await device.deviceIndex.open();
   }
 
   /** Namespaces known to the directories, for unionNamespaces(). */
@@ -351,10 +352,13 @@ export class NvmeTier implements DiskTier {
     device.heldSlabs = holdSlabs(this.ledger, device);
     device.rebuilding = true; // Not before its index is open.
     const probe = startProbe(device.directory);
-    await this.#readIndex(device, probe).finally(() => {
+    try {
+      await this.#readIndex(device, probe);
+      await forgetGone(device, probe);
+    } finally {
+      probe.stop();
       device.rebuilding = false;
-    });
-    probe.stop();
+    }
     device.rebuildNeeded = device.segments.count > 0;
     return device.rows.list;
   }

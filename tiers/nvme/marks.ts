@@ -54,6 +54,11 @@ export class Marks {
     return this.#durable.has(slabOfPage(page));
   }
 
+  /** Pages [0, …) of the slab that the index may name. */
+  pagesOf(slab: number): number {
+    return this.#durable.get(slab)?.length ?? 0;
+  }
+
   removeSlab(slab: number): void {
     for (const flag of this.#dirty.get(slab) ?? []) this.#dirtyCount -= flag;
     this.#durable.delete(slab);

@@ -61,9 +61,8 @@ class Source {
       this.#slabOf[segment] = slab;
       this.#payloadOf[segment] = payloadBytes;
     }
-    this.#namespaceOf = Int32Array.from(device.rows.list, (_row, index) =>
-      device.rows.indexOf(index),
-    );
+    const { rows } = device;
+    this.#namespaceOf = Int32Array.from(rows.list, (_row, index) => rows.indexOf(index));
   }
 
   /** Depth of the next entry, Infinity after the last. */
@@ -93,7 +92,7 @@ class Source {
     const index = place & SLOT_INDEX_MASK;
     const slab = this.#slabOf[segment]!;
     if (slab === NO_SLAB) {
-      this.device.forgetPages([segment * PAGES_PER_SEGMENT + Math.floor(index / PAGE_SLOTS)]);
+      this.device.forgetPages([keyOfPlace(place)]);
       return false;
     }
     const slot = ((slab << SLOT_INDEX_BITS) | index) >>> 0;
@@ -172,6 +171,26 @@ export async function recoverNvme(
     dropped: entries - recovered,
     milliseconds: performance.now() - began,
   };
+}
+
+/** A directory that is added takes its blocks from headers; of its index only what no file stands behind is looked at. */
+export async function forgetGone(device: Device, probe: IndexProbe): Promise<void> {
+  for (let piece = probe.next(); piece !== undefined; piece = probe.next()) {
+    for (let at = 0; at < piece.count; at++) {
+      const place = piece.words[at * SCAN_WORDS + SLOT_WORD]!;
+      const segment = place >>> SLOT_INDEX_BITS;
+      if (device.segments.ofSegment(segment) === undefined) device.forgetPages([keyOfPlace(place)]);
+    }
+    await new Promise((resolve) => {
+      setImmediate(resolve);
+    });
+  }
+}
+
+/** Key of the page that holds a place: segment << SLOT_INDEX_BITS | index. */
+function keyOfPlace(place: number): number {
+  const page = Math.floor((place & SLOT_INDEX_MASK) / PAGE_SLOTS);
+  return (place >>> SLOT_INDEX_BITS) * PAGES_PER_SEGMENT + page;
 }
 
 /** Parents before children, also across devices. */

@@ -25,6 +25,13 @@ export interface Segment {
   cursor: number;
 }
 
+/** A segment that was taken away. */
+export interface GoneSegment {
+  readonly segment: number;
+  /** Its pages [0, pages) may stand in the index. */
+  readonly pages: number;
+}
+
 /** What the tier does for a device: slab numbers are given out over all devices. */
 export interface SlabNumbers {
   /** The next slab number, which will name this segment; −1: none is left. */
@@ -44,18 +51,29 @@ export class Segments {
   readonly #diskNow: () => number;
   readonly #marks: Marks;
   readonly #numbers: SlabNumbers;
+  readonly #mayUse: (segment: number) => boolean;
   readonly #bySlab = new Map<number, Segment>();
   readonly #bySegment = new Map<number, Segment>();
   #next = 0;
   /** Segment being written: done and total in MiB. */
   preparing: { readonly segment: number; done: number; total: number } | undefined;
 
-  /** `disk`: the addon's number, which changes when the device is opened anew. */
-  constructor(addon: SegmentAddon, disk: () => number, marks: Marks, numbers: SlabNumbers) {
+  /**
+   * `disk`: the addon's number, which changes when the device is opened anew. `mayUse`: a number may be given to a
+   * new file: the index holds no page of an earlier one.
+   */
+  constructor(
+    addon: SegmentAddon,
+    disk: () => number,
+    marks: Marks,
+    numbers: SlabNumbers,
+    mayUse: (segment: number) => boolean,
+  ) {
     this.#addon = addon;
     this.#diskNow = disk;
     this.#marks = marks;
     this.#numbers = numbers;
+    this.#mayUse = mayUse;
   }
 
   get #disk(): number {
@@ -118,7 +136,9 @@ export class Segments {
     if (this.#numbers.left() < 1) return;
     const unfinished = this.#addon
       .diskSegments(this.#disk)
-      .find(({ segment, prepared }) => !prepared && segment < SEGMENTS_MAX);
+      .find(
+        ({ segment, prepared }) => !prepared && segment < SEGMENTS_MAX && this.#mayUse(segment),
+      );
     const segment = unfinished?.segment ?? this.#freeNumber();
     if (segment < 0) return;
     const state = { segment, done: 0, total: 0 };
@@ -151,11 +171,14 @@ export class Segments {
     }
   }
 
-  /** Numbers are used again only when all are used up: pages of an old one may still stand in the index. */
+  /** Numbers of files that were deleted are used again when all others are, and after a start. */
   #freeNumber(): number {
-    if (this.#next < SEGMENTS_MAX) return this.#next;
-    for (let segment = 0; segment < SEGMENTS_MAX; segment++) {
-      if (!this.#bySegment.has(segment)) return segment;
+    for (let segment = this.#next; segment < SEGMENTS_MAX; segment++) {
+      if (this.#mayUse(segment)) return segment;
+    }
+    const files = new Set(this.#addon.diskSegments(this.#disk).map(({ segment }) => segment));
+    for (let segment = 0; segment < this.#next; segment++) {
+      if (!files.has(segment) && this.#mayUse(segment)) return segment;
     }
     return -1;
   }
@@ -207,17 +230,18 @@ export class Segments {
 
   /**
    * One slice of emptying: evicts what may leave, calls back for what may not, takes away what is empty. Files are
-   * deleted if `remove`. Returns the segments taken away.
+   * deleted if `remove`. Returns the segments taken away, each with the pages of it that the index may name.
    */
-  retireStep(core: Core, remove: boolean, stays: (block: number) => void): Segment[] {
-    const gone: Segment[] = [];
+  retireStep(core: Core, remove: boolean, stays: (block: number) => void): GoneSegment[] {
+    const gone: GoneSegment[] = [];
     const until = performance.now() + LIMITS.nvmeSliceMs;
     for (const segment of [...this.#bySlab.values()]) {
       if (!segment.retiring || performance.now() >= until) continue;
       emptySlab(core, segment, until, stays);
       core.flush();
       if (core.tier(TIER.NVME).slots.slabClass(segment.slab) >= 0) continue;
-      if (this.#detach(segment, remove)) gone.push(segment);
+      const pages = this.#marks.pagesOf(segment.slab);
+      if (this.#detach(segment, remove)) gone.push({ segment: segment.segment, pages });
     }
     return gone;
   }

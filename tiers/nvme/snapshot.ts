@@ -53,7 +53,7 @@ export function deviceSnapshot(device: Device): DeviceSnapshot {
     segments: segments.count,
     segmentsTarget: plan?.target ?? segments.count,
     preparing: preparing && { done: preparing.done, total: preparing.total },
-    indexBytes: device.indexBytes,
+    indexBytes: device.deviceIndex.bytes,
     dirtyPages: device.marks.dirtyPages,
     lastCommitMs: device.lastCommitMs,
     bytesRead: disk.bytesRead,

@@ -1,0 +1,195 @@
+/**
+ * The index of one device as its owner sees it: the LMDB store, the rows of namespaces.json, and what the index is
+ * still owed beside the dirty pages of marks.ts: keys of segments that are gone. A segment's number is not given to
+ * a new file while the index still holds keys of the old one, so no page is ever read as another segment's.
+ */
+import { assert } from "../../src/assert.ts";
+import type { Core } from "../../src/ledger/core.ts";
+import { LIMITS } from "../../src/limits.ts";
+import { PAGES_PER_SEGMENT } from "./index-pages.ts";
+import { IndexStore, type PageWrite, pagesBytes } from "./index-store.ts";
+import { indexOfPage, type Marks, slabOfPage } from "./marks.ts";
+import { type NamespaceRow, Rows, writeNamespaces } from "./namespaces.ts";
+import type { Segments } from "./segments.ts";
+import { namespacesOfPage, serialisePage } from "./serialise.ts";
+import { withinTime } from "./tasks.ts";
+
+export interface IndexParts {
+  readonly directory: string;
+  readonly marks: Marks;
+  readonly segments: Segments;
+  readonly core: () => Core;
+  /** What the daemon knows under this index. */
+  readonly namespace: (index: number) => NamespaceRow | undefined;
+  /** Generations of these slots, as the disk has them. */
+  readonly generations: (slots: Uint32Array, count: number, into: Uint32Array) => void;
+  /** What stands beside the pages. */
+  readonly meta: () => object;
+}
+
+export class DeviceIndex {
+  readonly rows: Rows;
+  readonly #parts: IndexParts;
+  readonly #stale = new StaleKeys();
+  #store: IndexStore | undefined;
+
+  constructor(parts: IndexParts, rows: readonly NamespaceRow[]) {
+    this.#parts = parts;
+    this.rows = new Rows(rows);
+  }
+
+  /** It takes pages. */
+  get isOpen(): boolean {
+    return this.#store !== undefined && !this.#store.broken;
+  }
+
+  get broken(): boolean {
+    return this.#store?.broken === true;
+  }
+
+  get bytes(): number {
+    return this.#store?.bytes ?? 0;
+  }
+
+  /** Keys of pages to be removed. */
+  get staleKeys(): number {
+    return this.#stale.size;
+  }
+
+  /** Pages of an earlier segment of this number may still stand in the index. */
+  names(segment: number): boolean {
+    return this.#stale.names(segment);
+  }
+
+  /** A child has read the index (or it was moved aside, or there was none). @throws LMDB's errors */
+  async open(): Promise<void> {
+    assert(this.#store === undefined, "an index is opened once");
+    this.#store = await IndexStore.open(this.#parts.directory);
+  }
+
+  /** A new one in the place of one that is broken. @throws LMDB's errors and errno names */
+  async replace(): Promise<void> {
+    assert(this.broken, "only a broken index is replaced");
+    this.#store = await IndexStore.replace(this.#parts.directory);
+    this.#stale.clear();
+  }
+
+  /** There is room again, and want of it was what failed. */
+  retry(): void {
+    this.#store?.retry();
+  }
+
+  async close(): Promise<void> {
+    await this.#store?.close();
+  }
+
+  /** Pages in the index whose segment is gone: removed by the next commits. */
+  forget(keys: Iterable<number>): void {
+    for (const key of keys) this.#stale.add(key);
+  }
+
+  /** A segment is gone, of which so many pages may stand in the index. */
+  forgetSegment(segment: number, pages: number): void {
+    for (let page = 0; page < pages; page++) this.#stale.add(segment * PAGES_PER_SEGMENT + page);
+  }
+
+  /** Pages that did not verify are written afresh: their blocks are forgotten. */
+  drop(keys: readonly number[]): void {
+    const { segments, marks } = this.#parts;
+    for (const key of keys) {
+      const segment = segments.ofSegment(Math.floor(key / PAGES_PER_SEGMENT));
+      if (segment === undefined) this.#stale.add(key);
+      else marks.setDirty(segment.slab * PAGES_PER_SEGMENT + (key % PAGES_PER_SEGMENT));
+    }
+  }
+
+  /** Rows of all namespaces that these pages name are on the disk. @throws errno names, OverdueError */
+  async prepareRows(pages: readonly number[]): Promise<void> {
+    const { marks, directory } = this.#parts;
+    for (;;) {
+      const core = this.#parts.core();
+      for (const page of pages) {
+        namespacesOfPage(core, marks, page, (index) => this.#addRow(index));
+      }
+      if (!this.rows.unwritten) return;
+      const list = [...this.rows.list];
+      await withinTime(writeNamespaces(directory, list));
+      this.rows.written(list.length);
+    }
+  }
+
+  #addRow(index: number): void {
+    if (this.rows.rowOf(index) >= 0) return;
+    const row = this.#parts.namespace(index);
+    assert(row !== undefined, "a namespace is made known before it has blocks");
+    this.rows.add(index, row);
+  }
+
+  /** Writes these pages as the ledger stands now, and removes stale ones; bytes written. @throws IndexWriteError */
+  async writePages(pages: readonly number[]): Promise<number> {
+    const store = this.#store;
+    assert(store !== undefined, "the index is open while copies are committed");
+    const stale = this.#stale.first(LIMITS.nvmeDirtyPagesPerCycle);
+    const writes: PageWrite[] = stale.map((key) => ({ key, bytes: undefined }));
+    const { segments, marks, generations, meta } = this.#parts;
+    const core = this.#parts.core();
+    const nowMs = Date.now();
+    const rowOf = (namespace: number): number => this.rows.rowOf(namespace);
+    for (const page of pages) {
+      const segment = segments.at(slabOfPage(page));
+      if (segment === undefined) continue;
+      const key = segments.keyOf(segment.slab, indexOfPage(page));
+      const place = { page, key, payloadBytes: segment.payloadBytes };
+      const bytes = serialisePage(core, marks, place, rowOf, generations, nowMs);
+      writes.push({ key, bytes });
+    }
+    await store.write(writes, meta());
+    this.#stale.removed(stale);
+    return pagesBytes(writes);
+  }
+}
+
+/** Keys whose pages are to be removed, until a commit has removed them. */
+export class StaleKeys {
+  readonly #bySegment = new Map<number, Set<number>>();
+  size = 0;
+
+  names(segment: number): boolean {
+    return this.#bySegment.has(segment);
+  }
+
+  add(key: number): void {
+    const segment = Math.floor(key / PAGES_PER_SEGMENT);
+    const keys = this.#bySegment.get(segment) ?? new Set<number>();
+    this.#bySegment.set(segment, keys);
+    this.size += keys.has(key) ? 0 : 1;
+    keys.add(key);
+  }
+
+  /** Up to so many of them; they stay until removed(). */
+  first(count: number): number[] {
+    const first: number[] = [];
+    for (const keys of this.#bySegment.values()) {
+      for (const key of keys) {
+        if (first.length === count) return first;
+        first.push(key);
+      }
+    }
+    return first;
+  }
+
+  removed(keys: readonly number[]): void {
+    for (const key of keys) {
+      const segment = Math.floor(key / PAGES_PER_SEGMENT);
+      const of = this.#bySegment.get(segment);
+      if (of?.delete(key) !== true) continue;
+      this.size -= 1;
+      if (of.size === 0) this.#bySegment.delete(segment);
+    }
+  }
+
+  clear(): void {
+    this.#bySegment.clear();
+    this.size = 0;
+  }
+}
