@@ -153,8 +153,14 @@ export const LIMITS = {
   nvmeDrainMs: 600_000,
   /** Chunks of one chain, and chunks of uploads, under way at once. */
   remoteChunksInFlight: 4,
-  /** Chunks that wait to be uploaded. More: the oldest is dropped. */
-  uploadQueueMax: 1_024,
+  /** Chunks that wait to be uploaded, 40 bytes each. More: the oldest is dropped, and looked for later. */
+  uploadQueueMax: 16_384,
+  /** Uploads begun between two ticks: chunks that are known to be stored cost no time at the store. */
+  uploadStartsPerTick: 64,
+  /** Records one tick of that look reads; it pauses while so many chunks wait, and so long before the next one. */
+  uploadScanRecordsPerStep: 4_096,
+  uploadScanWaitingMax: 256,
+  uploadScanMs: 10_000,
   /** An upload, its waiting included, ends within. */
   uploadDeadlineMs: 60_000,
   /** A store that is down is asked again after. */

@@ -2,36 +2,39 @@
  * The remote tier inside the daemon: its store, the staging memory that JS and the addon share, what brings chunks in
  * (for PREFETCH) and what sends them out. Without the tier there is no such object.
  */
-import type { Addon } from "../../addon/binding.ts";
+import { rmSync } from "node:fs";
+import { join } from "node:path";
+import { type Addon, ITEM } from "../../addon/binding.ts";
 import { chunkBlocksOf } from "../../tiers/remote/chunk.ts";
 import { RemoteTier } from "../../tiers/remote/index.ts";
 import { KeyRing } from "../../tiers/remote/keys.ts";
 import type { ObjectStore } from "../../tiers/remote/object-store.ts";
 import { SharedDirectory } from "../../tiers/remote/shared-directory.ts";
-import type { ChunkSpace } from "../../tiers/remote/types.ts";
-import type { RemoteConfig } from "../config/schema.ts";
+import type { ChunkSpace, ExistenceOptions } from "../../tiers/remote/types.ts";
+import { remoteSealed } from "../config/defaults.ts";
+import type { Config, RemoteConfig } from "../config/schema.ts";
+import type { EngineContext } from "../engine-api/context.ts";
 import type { Namespaces } from "../engine-api/namespaces.ts";
 import type { EngineServer } from "../engine-api/server.ts";
+import { assert } from "../assert.ts";
 import { CairnError } from "../errors.ts";
 import type { ExplainSources } from "../explain.ts";
+import type { Ledger } from "../ledger/ledger.ts";
 import { LIMITS } from "../limits.ts";
+import { type Feed, METRIC } from "../observe/feed.ts";
 import type { RemoteReading } from "../observe/lower.ts";
 import { RemoteFetcher } from "../transfer/remote-fetcher.ts";
 import { StagingBatches } from "../transfer/staging-copies.ts";
+import { UploadSources } from "../transfer/upload-sources.ts";
 import { Uploader } from "../transfer/uploader.ts";
-
-export interface RemoteTraits {
-  /** Its write-back offers chunks. */
-  readonly hasNvme: boolean;
-  /** Chunks are sealed (config/defaults.ts remoteSealed). */
-  readonly sealed: boolean;
-}
 
 export interface RemoteHooks {
   readonly note: (level: "info" | "warn" | "error", line: string) => void;
   readonly fault: (error: unknown) => void;
 }
 
+/** Pages of any file system that a pool may stand on. */
+const UPLOAD_SLAB_ALIGN_BYTES = 2 * 1024 * 1024;
 /** Chunk length where a descriptor names none (engine-api/descriptor.ts fills it in). */
 const CHUNK_BLOCKS_DEFAULT = 16;
 
@@ -44,26 +47,27 @@ export class RemoteParts {
   readonly #namespaces: Namespaces;
   readonly #chunkBytesMax: number;
   readonly #keys: KeyRing | undefined;
+  readonly #below: UploadSources | undefined;
 
   /** @throws CairnError configInvalid, windowMap */
   static async open(
     server: EngineServer,
-    config: RemoteConfig,
-    traits: RemoteTraits,
+    config: Config,
     hooks: RemoteHooks,
   ): Promise<RemoteParts> {
-    return new RemoteParts(server, config, traits, hooks, await storeOf(config));
+    return new RemoteParts(server, config, hooks, await storeOf(config.remote));
   }
 
   private constructor(
     server: EngineServer,
-    config: RemoteConfig,
-    { hasNvme, sealed }: RemoteTraits,
+    nodeConfig: Config,
     hooks: RemoteHooks,
     store: ObjectStore,
   ) {
     const { context } = server;
-    const { addon, ledger, copies, links, feed, namespaces, arena } = context;
+    const { remote: config } = nodeConfig;
+    const sealed = remoteSealed(nodeConfig);
+    const { addon, ledger, copies, links, feed, namespaces, arena, nvme } = context;
     this.#addon = addon;
     this.#namespaces = namespaces;
     this.#chunkBytesMax = config.chunkBytesMax;
@@ -76,21 +80,20 @@ export class RemoteParts {
     const bytes = new Uint8Array(addon.clientMap(descriptor, stagingBytes));
     addon.closeDescriptor(descriptor);
     this.#keys = sealed ? keysOf(config, hooks) : undefined;
+    this.#below = uploadSources(context, nodeConfig, hooks);
     this.tier = new RemoteTier({
       store,
       sealer: this.#keys,
       staging: { bytes },
-      copies: new StagingBatches(copies, arena, region),
+      copies: new StagingBatches(copies, arena, region, {
+        below: this.#below,
+        bad: badSources(ledger, feed),
+      }),
       deleteCorrupt: true,
       // Sockets stay busy while chunks are copied.
       transfersMax: config.concurrencyMax * 2,
       requestDeadlineMs: config.requestTimeoutMs,
-      existence: {
-        entriesMax: config.cacheEntries,
-        presentMs: config.cacheMs,
-        absentMs: config.cacheAbsentMs,
-        probesMax: config.concurrencyMax,
-      },
+      existence: existenceOf(config),
       guard: { attemptsMax: config.retriesMax + 1, attemptDeadlineMs: config.requestTimeoutMs },
       garbage: garbageOf(config),
       probeIntervalMs: LIMITS.remoteProbeMs,
@@ -107,7 +110,13 @@ export class RemoteParts {
         if (namespace !== undefined) namespace.recovered = true;
       },
     });
-    this.uploader = new Uploader({ ...shared, feed, offersOld: !hasNvme });
+    this.uploader = new Uploader({
+      ...shared,
+      feed,
+      offersOld: nvme === undefined,
+      readsDisk: this.#below === undefined ? undefined : (slot) => nvme?.mayRead(slot) === true,
+      settled: () => namespaces.settled(),
+    });
     context.remotePrefix = (index, keys, localBlocks) => {
       const space = spaceOf(index);
       const keyBytes = namespaces.at(index)?.keyBytes ?? 0;
@@ -154,11 +163,65 @@ export class RemoteParts {
 
   /** Uploads are cancelled; nothing of the tier touches DRAM or the staging memory afterwards. */
   async close(): Promise<void> {
+    this.#below?.stop();
     await this.uploader.stop();
     await this.tier.close();
+    await this.#below?.close();
     await this.#keys?.close();
     this.#addon.regionUnmap(this.#region);
   }
+}
+
+/** Beside the pool. A node that cannot have it stores what stands in DRAM. */
+function uploadSources(
+  { addon, copies, ledger, namespaces, nvme }: EngineContext,
+  config: Config,
+  { note }: RemoteHooks,
+): UploadSources | undefined {
+  if (nvme === undefined) return undefined;
+  const path = join(config.dram.directory, "uploads.cairn");
+  // A slab holds the largest block that a disk takes, and headers.
+  const bytes = config.nvme.stagingBytes / 2 + UPLOAD_SLAB_ALIGN_BYTES;
+  const slabBytes = Math.ceil(bytes / UPLOAD_SLAB_ALIGN_BYTES) * UPLOAD_SLAB_ALIGN_BYTES;
+  try {
+    rmSync(path, { force: true });
+    return new UploadSources({
+      addon,
+      copies,
+      tier: nvme,
+      path,
+      slabBytes,
+      namespaceOf: (block) => ledger.namespaceOf(block),
+      digestOf: (index) => {
+        const namespace = namespaces.at(index);
+        assert(namespace !== undefined, "blocks lie in known namespaces");
+        return namespace.digest;
+      },
+      now: () => performance.now(),
+    });
+  } catch (error) {
+    note("warn", `remote: chunks that are on NVMe alone are not stored: ${String(error)}`);
+    return undefined;
+  }
+}
+
+/** Drops a copy that proved bad as the source of an upload, and counts it. */
+function badSources(ledger: Ledger, feed: Feed) {
+  return (block: number, tier: number, status: number): void => {
+    if (status === ITEM.CORRUPT) feed.add(METRIC.corruptBlocks, 1);
+    if (status === ITEM.IDENTITY) feed.add(METRIC.identityFailures, 1);
+    if (status === ITEM.IO) feed.add(METRIC.deviceReadErrors, 1);
+    ledger.corrupt(block, tier);
+  };
+}
+
+function existenceOf(config: RemoteConfig): ExistenceOptions {
+  return {
+    entriesMax: config.cacheEntries,
+    presentMs: config.cacheMs,
+    absentMs: config.cacheAbsentMs,
+    probesMax: config.concurrencyMax,
+  };
 }
 
 /** The ring reads its keys at once; until it has, the tier answers with misses. */

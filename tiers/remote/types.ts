@@ -32,10 +32,12 @@ export interface Chunk {
   readonly parentKey: Uint8Array;
 }
 
-/** The DRAM side of a transfer: item i is the block `from + i` of the chunk. */
+/** The local side of a transfer: item i is the block `from + i` of the chunk. */
 export interface DramItems {
-  /** DRAM slots: sources of an upload, targets of a fetch. */
+  /** DRAM slots: sources of an upload, targets of a fetch. NO_DRAM_SLOT: the source is the disk slot beside it. */
   readonly slots: Uint32Array;
+  /** By item; absent: all sources stand in DRAM. */
+  readonly diskSlots?: Uint32Array | undefined;
   /** Ledger records of the blocks (the addon reads key, parent and depth there). */
   readonly blocks: Uint32Array;
 }
