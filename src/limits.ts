@@ -137,6 +137,10 @@ export const LIMITS = {
   writeBackPauseMs: 250,
   /** A write batch that takes longer has failed. */
   writeBackDeadlineMs: 30_000,
+  /** Blocks that write-through was refused and offers again, first after. More: they wait until they are old. */
+  writeThroughRetriesMax: 1_024,
+  writeThroughRetryMs: 1_000,
+  writeThroughRetryMsMax: 60_000,
   /** PREFETCHes under way, and keys of one. More: refused, or clipped. */
   prefetchesMax: 64,
   prefetchKeysMax: 262_144,

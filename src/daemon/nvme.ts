@@ -193,7 +193,7 @@ export class NvmeParts {
     const { ledger, copies, feed, links, arena } = context;
     this.#server = server;
     const now = (): number => performance.now();
-    this.#writeThrough = new WriteThrough(ledger);
+    this.#writeThrough = new WriteThrough(ledger, now);
     this.#dropped = new Dropped(ledger, this.refusals);
     const shared = { ledger, tier: this.tier, copies, feed, arena, now };
     this.#mover = new Mover({
@@ -201,6 +201,9 @@ export class NvmeParts {
       links,
       refusals: this.refusals,
       onWritten,
+      onRefused: (block) => {
+        if (this.#config.writeThrough) this.#writeThrough?.refused(block);
+      },
       due: () => this.#due(ledger),
       candidates: (into, max) => this.#candidates(ledger, into, max),
     });

@@ -60,6 +60,8 @@ export interface MoverOptions {
   readonly now: () => number;
   /** All shards of the block are on NVMe, durably. */
   readonly onWritten?: (block: Block) => void;
+  /** This candidate was not copied down. */
+  readonly onRefused?: (block: Block) => void;
 }
 
 interface Device {
@@ -292,8 +294,9 @@ export class Mover implements CopyOwner {
   }
 
   #refuse(block: Block, reason: number): void {
-    const { ledger, feed, refusals } = this.#options;
+    const { ledger, feed, refusals, onRefused } = this.#options;
     feed.addAt(METRIC.writeBackRefusals, reason, 1);
+    if (reason !== REFUSAL.SOURCE_CORRUPT) onRefused?.(block);
     const namespace = ledger.namespaceOf(block);
     const { keyWords } = ledger.namespace(namespace);
     refusals.add(namespace, ledger.core.records, block * RECORD_WORDS + KEY, keyWords, reason);

@@ -105,7 +105,9 @@ function objects(directory: string): string[] {
 async function fetched({ node, client, window }: Engine, family: number): Promise<number> {
   const keys = keysOf(family, BLOCKS);
   const raw = new RawClient(node.socket);
-  expect((await raw.hello("engine-a", { namespaces: [{ ...descriptor() }] })).error).toBeUndefined();
+  expect(
+    (await raw.hello("engine-a", { namespaces: [{ ...descriptor() }] })).error,
+  ).toBeUndefined();
   await raw.ask(hotFrame(OP.LOOKUP, FLAG.KEEP_CHAIN, 2, 1, BLOCKS, [0, 0, keys]));
   const body = { deadlineMs: 20_000 };
   const reply = await raw.ask(coldFrame(OP.PREFETCH, FLAG.BY_REQUEST, 3, 1, 1, body));

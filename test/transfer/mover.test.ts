@@ -23,6 +23,7 @@ class Bench {
   /** What demotable() offers, chains, in order. */
   offered: string[] = [];
   readonly written: number[] = [];
+  readonly told: number[] = [];
 
   constructor(options: SmallOptions = {}, split?: number) {
     this.small = new Small({ dram: 16, nvme: 16, ...options });
@@ -53,6 +54,7 @@ class Bench {
       },
       now: () => this.ms,
       onWritten: (block) => this.written.push(block),
+      onRefused: (block) => this.told.push(block),
     });
   }
 
@@ -147,6 +149,7 @@ describe("the mover", () => {
     bench.tier.commits.shift()?.done(true);
     expect(bench.small.hit("ab")).toBe(1);
     expect(bench.small.block("ab")).toBe(NO_BLOCK);
+    expect(bench.told).toEqual([]);
     expect(bench.feed.get(METRIC.corruptBlocks)).toBe(1);
     expect(bench.refusalOf("ab")).toBe(REFUSAL.SOURCE_CORRUPT);
   });
@@ -241,6 +244,7 @@ describe("the mover", () => {
     bench.mover.step();
     expect(bench.counted(REFUSAL.NO_ROOM)).toBe(1);
     expect(bench.refused).toEqual([bench.small.block("ab")]);
+    expect(bench.told).toEqual([bench.small.block("ab")]);
   });
 
   it("does nothing while nothing is due", () => {

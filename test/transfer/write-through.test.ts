@@ -1,7 +1,13 @@
-import { describe, expect, it } from "vitest";
+import { beforeEach, describe, expect, it } from "vitest";
 import { TIER } from "../../src/ledger/types.ts";
 import { WriteThrough } from "../../src/transfer/write-through.ts";
+import { LIMITS } from "../../src/limits.ts";
 import { Small } from "../ledger/small.ts";
+
+let ms: number;
+beforeEach(() => {
+  ms = 0;
+});
 
 function next(source: WriteThrough, max: number): number[] {
   const into = new Uint32Array(max);
@@ -11,7 +17,7 @@ function next(source: WriteThrough, max: number): number[] {
 describe("write-through", () => {
   it("offers blocks in the order in which they became visible, each once", () => {
     const small = new Small({ dram: 16, nvme: 16 });
-    const source = new WriteThrough(small.ledger);
+    const source = new WriteThrough(small.ledger, () => ms);
     small.store("abc");
     small.store("x");
     const chains = ["a", "ab", "abc", "x"].map((chain) => small.block(chain));
@@ -22,7 +28,7 @@ describe("write-through", () => {
 
   it("leaves out what has a copy below, and what has gone", () => {
     const small = new Small({ dram: 16, nvme: 16 });
-    const source = new WriteThrough(small.ledger);
+    const source = new WriteThrough(small.ledger, () => ms);
     small.store("ab");
     small.store("xy");
     expect(small.copy("ab", TIER.DRAM, TIER.NVME)).toBe(true);
@@ -32,10 +38,68 @@ describe("write-through", () => {
 
   it("goes on with what is left when the log has overtaken it", () => {
     const small = new Small({ dram: 4, nvme: 4 });
-    const source = new WriteThrough(small.ledger);
+    const source = new WriteThrough(small.ledger, () => ms);
     for (let round = 0; round < 400; round++) small.store(String.fromCharCode(97 + (round % 26)));
     const offered = next(source, 1_000);
     expect(offered.length).toBeGreaterThan(0);
     for (const block of offered) expect(small.ledger.isVisible(block)).toBe(true);
+  });
+
+  it("offers what was refused again, parents first, after a pause", () => {
+    const small = new Small({ dram: 16, nvme: 16 });
+    const source = new WriteThrough(small.ledger, () => ms);
+    small.store("abc");
+    const blocks = next(source, 8);
+    for (const block of [blocks[0]!, blocks[1]!, blocks[1]!]) source.refused(block);
+    expect(next(source, 8)).toEqual([]);
+    ms = LIMITS.writeThroughRetryMs;
+    expect(next(source, 1)).toEqual([blocks[0]]);
+    expect(next(source, 8)).toEqual([blocks[1]]);
+    ms *= 10;
+    expect(next(source, 8)).toEqual([]);
+  });
+
+  it("waits longer each time that nothing was taken, up to its bound, and no longer once something was", () => {
+    const small = new Small({ dram: 16, nvme: 16 });
+    const source = new WriteThrough(small.ledger, () => ms);
+    small.store("ab");
+    let [offered, pause] = [next(source, 8), 0];
+    for (let round = 0; round < 10; round++) {
+      for (const block of offered) source.refused(block);
+      const from = ms;
+      do {
+        ms += LIMITS.writeThroughRetryMs;
+        offered = next(source, 8);
+      } while (offered.length === 0);
+      expect(offered).toHaveLength(2);
+      expect(ms - from).toBeGreaterThanOrEqual(pause);
+      expect(ms - from).toBeLessThanOrEqual(LIMITS.writeThroughRetryMsMax);
+      pause = ms - from;
+    }
+    expect(pause).toBe(LIMITS.writeThroughRetryMsMax);
+    source.refused(offered[0]!);
+    ms += LIMITS.writeThroughRetryMsMax;
+    expect(next(source, 8)).toEqual([offered[0]]);
+    source.refused(offered[0]!);
+    ms += LIMITS.writeThroughRetryMs;
+    expect(next(source, 8)).toEqual([offered[0]]);
+  });
+
+  it("remembers so many refused blocks, and none that left or was copied since", () => {
+    const count = LIMITS.writeThroughRetriesMax + 10;
+    const small = new Small({ dram: 2_048, nvme: 16, blocksMax: 4_096 });
+    const source = new WriteThrough(small.ledger, () => ms);
+    const chains = Array.from({ length: count }, (_, at) => String.fromCharCode(256 + at));
+    for (const chain of chains) {
+      small.store(chain);
+      source.refused(small.block(chain));
+    }
+    while (next(source, 512).length > 0);
+    expect(small.copy(chains[0]!, TIER.DRAM, TIER.NVME)).toBe(true);
+    small.ledger.corrupt(small.block(chains[1]!), TIER.DRAM);
+    ms = LIMITS.writeThroughRetryMs;
+    const again = next(source, count);
+    expect(again).toHaveLength(LIMITS.writeThroughRetriesMax - 2);
+    expect(again[0]).toBe(small.block(chains[2]!));
   });
 });
