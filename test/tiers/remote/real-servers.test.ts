@@ -9,34 +9,17 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { ITEM } from "../../../addon/binding.ts";
 import {
   findServer,
-  INSTALL,
   type S3Server,
   type ServerName,
   startServer,
 } from "../../../bench/s3-servers.ts";
 import { PRIORITY } from "../../../tiers/remote/index.ts";
-import { S3Store, type S3Options } from "../../../tiers/remote/s3.ts";
+import type { S3Store } from "../../../tiers/remote/s3.ts";
 import { LIMITS, listed, storeContract } from "./contract.ts";
 import { chunkOf, tierOver } from "./fixture.ts";
+import { absent, storeOf } from "./real-server.ts";
 
-const required = process.env["CI_FULL"] === "1";
 const SERVERS: readonly ServerName[] = ["versitygw", "minio"];
-
-function storeOf(server: S3Server, options: Partial<S3Options> = {}): S3Store {
-  const { accessKeyId, secretAccessKey, bucket, endpoint, region } = server;
-  return new S3Store({
-    bucket,
-    prefix: "",
-    region,
-    endpoint,
-    pathStyle: true,
-    credentials: { accessKeyId, secretAccessKey },
-    signPayload: false,
-    socketsMax: 8,
-    idleMs: 20_000,
-    ...options,
-  });
-}
 
 /** Files of at least so many bytes below a directory. */
 function largeFiles(directory: string, bytes: number): string[] {
@@ -138,15 +121,6 @@ function suite(name: ServerName): void {
     });
     expect(await store.list("", undefined, LIMITS)).toMatchObject({ fault: "unavailable" });
     await store.close();
-  });
-}
-
-function absent(name: ServerName): void {
-  test(`needs a server that is not here: ${INSTALL[name]} (or .ci/s3-servers) brings it`, () => {
-    // With CI_FULL=1 the server must be there; else what the name promises to bring it must be what CI builds.
-    expect(required).toBe(false);
-    const script = readFileSync(new URL("../../../.ci/s3-servers", import.meta.url), "utf8");
-    expect(script).toContain(INSTALL[name].replace("go install ", ""));
   });
 }
 
