@@ -183,7 +183,7 @@ describe("reads that come back wrong", () => {
       await node.restartWithoutPool();
       const file = node.slotOf(chains[0]![0]!).file;
       truncateSync(file, 4_096);
-      const read = await node.read(chains);
+      const read = await node.daemon.counts("nvmeIoErrors", undefined, () => node.read(chains));
       expect(read).toMatchObject({ wrong: 0 });
       expect(read.landed).toBeLessThan(ALL);
       expect(node.daemon.running).toBe(true);

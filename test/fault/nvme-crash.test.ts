@@ -52,6 +52,7 @@ async function killedAt(node: DiskNode, calls: string, n: number): Promise<void>
   await eventually("the daemon dies at that call", () => !node.daemon.running, 60_000);
   node.forgetPool();
   await node.daemon.launch();
+  expect(await node.daemon.metric("recoveredBlocks")).toBeGreaterThanOrEqual(ALL);
   expect(await node.read(base)).toEqual({ hit: ALL, landed: ALL, wrong: 0, names: [] });
   const read = await node.read(more);
   expect(read).toMatchObject({ landed: read.hit, wrong: 0, names: [] });

@@ -37,9 +37,10 @@ describe("a disk whose reads fail", () => {
       const read = await node.daemon.counts("nvmeIoErrors", undefined, () => node.read(chains), 3);
       expect(read.wrong).toBe(0);
       expect(read.names).toHaveLength(3);
-      await node.health(HEALTH.OK);
       const again = await node.read(chains);
       expect(again).toMatchObject({ landed: again.hit, wrong: 0, names: [] });
+      expect(again.hit).toBeGreaterThanOrEqual(ALL - 3 * BLOCKS);
+      expect(node.daemon.log()).not.toContain("→ fenced");
     });
   });
 
@@ -64,16 +65,18 @@ describe("a disk whose reads fail", () => {
 
 describe("a disk whose writes or syncs fail", () => {
   const cases = [
-    ["a write", DISK_FAULT.FAIL_WRITE, "nvmeIoErrors"],
-    ["a sync", DISK_FAULT.FAIL_SYNC, "nvmeSyncFailures"],
+    ["a write", DISK_FAULT.FAIL_WRITE, "nvmeIoErrors", "writeError"],
+    ["a sync", DISK_FAULT.FAIL_SYNC, "nvmeSyncFailures", "syncFailed"],
   ] as const;
   it.each(cases)(
-    "%s: those copies do not count, the disk is probed and writes again",
-    async (_what, fault, counter) => {
+    "%s: those copies do not count, the disk is read-only, probed and writes again",
+    async (_what, fault, counter, event) => {
       await onDiskAlone(async (node) => {
         const before = await node.daemon.metric("writtenBackBlocks");
         node.fault(fault, ALWAYS);
         await node.daemon.counts(counter, undefined, () => servesOn(node));
+        // The probe's own file is not hurt, so the gauge goes to and fro.
+        expect(node.daemon.log()).toContain(`ok → readOnly (${event})`);
         expect(await node.daemon.metric("writtenBackBlocks")).toBe(before);
         // What was durable before stays so, and is read.
         expect(await node.read(chains)).toMatchObject({ hit: ALL, landed: ALL, wrong: 0 });
