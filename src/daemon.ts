@@ -41,6 +41,7 @@ import { dramSnapshot, type LowerReadings, nodeSnapshot, publishGauges } from ".
 import { Feed, METRIC } from "./observe/feed.ts";
 import { LruPolicy } from "./policy/lru.ts";
 import { tenantStats } from "./tenant-stats.ts";
+import { poolWarning } from "./pool-threads.ts";
 import { PoolResizer } from "./transfer/resizer.ts";
 import { persistAges } from "./transfer/ages.ts";
 
@@ -217,8 +218,11 @@ class NodeDaemon implements Daemon {
   }
 
   #openNvme(addon: Addon): NvmeParts | undefined {
-    const { nvme } = this.config;
+    const { nvme, remote } = this.config;
     if (!nvme.enabled) return undefined;
+    const shared = remote.enabled && remote.kind === "directory";
+    const warning = poolWarning(nvme.directories.length, shared);
+    if (warning !== undefined) this.#warn(warning);
     const note = (level: Notice["level"], line: string): void => this.#note(level, line);
     return new NvmeParts(addon, nvme, { note, fault: (error) => this.#fault(error) });
   }

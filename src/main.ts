@@ -6,6 +6,9 @@ import { type ConfigSources, loadConfig } from "./config/load.ts";
 import type { Daemon, Logger } from "./daemon.ts";
 import { probeIndexes } from "./daemon/probes.ts";
 
+/** What a check of a disk that is not hanging may take at the end. */
+const CHECKS_MS = 1_000;
+
 /** Exit codes: 0 stopped in order, 1 could not start or serve on (the error is in the log). */
 export async function runDaemon(sources: ConfigSources): Promise<number> {
   const { config, file } = loadConfig(sources);
@@ -33,7 +36,7 @@ function onSignals(
     const again = (): void => void daemon.stop(true);
     process.on("SIGTERM", again).on("SIGINT", again);
     daemon.stop().then(
-      () => exit(0),
+      () => leave(logger, exit),
       (error: unknown) => {
         logger.error({ error: String(error) }, "could not stop in order");
         exit(1);
@@ -47,6 +50,14 @@ function onSignals(
       logger.error({ error: String(error) }, "reload refused; the old configuration stays");
     });
   });
+}
+
+/** Ends the process in order, unless a disk that hangs holds a thread of it: Node would wait for that for ever. */
+async function leave(logger: Logger, exit: (code: number) => void): Promise<void> {
+  const { checksEnded } = await import("../tiers/nvme/check-file.ts");
+  if (await checksEnded(CHECKS_MS)) return exit(0);
+  logger.warn({}, "a disk does not answer its check; the process is killed, not ended");
+  process.kill(process.pid, "SIGKILL");
 }
 
 async function reload(daemon: Daemon, sources: ConfigSources): Promise<void> {

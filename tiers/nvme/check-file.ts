@@ -1,61 +1,53 @@
 /**
  * Asks a device whether it works: a sector of a small file of its own is written with new content, synced, and read
  * back past the page cache's copy where the file system allows it. Nothing of the tier's is touched.
+ *
+ * A device that hangs keeps whoever asks it. So each check has a thread of its own (check-worker.mjs), and neither the
+ * event loop nor libuv's pool waits. (A child process would do as well, but to fork a process with gigabytes of tables
+ * takes the event loop some 60 ms for each.)
  */
-import { randomBytes } from "node:crypto";
-import { constants } from "node:fs";
-import { open, rm } from "node:fs/promises";
 import { join } from "node:path";
+import { Worker } from "node:worker_threads";
 
 export const CHECK_FILE = "check.cairn";
-const SECTOR_BYTES = 4_096;
 
-/** Resolves when the device did all three. @throws errno names, or an error for a sector that reads differently */
+const running = new Set<Promise<void>>();
+
+/** Resolves when no check runs any more, or after this time; false: a device keeps one, and so the process's exit. */
+export async function checksEnded(withinMs: number): Promise<boolean> {
+  if (running.size === 0) return true;
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<void>((resolve) => {
+    timer = setTimeout(resolve, withinMs);
+  });
+  await Promise.race([Promise.allSettled(running), late]);
+  clearTimeout(timer);
+  return running.size === 0;
+}
+
+/** Resolves when the device did all three; a device that hangs lets it wait. @throws Error that says what failed */
 export async function checkDevice(directory: string): Promise<void> {
-  const path = join(directory, CHECK_FILE);
-  const sector = randomBytes(SECTOR_BYTES);
-  const file = await open(path, "w+", 0o600);
+  const check = runCheck(join(directory, CHECK_FILE));
+  running.add(check);
   try {
-    await file.write(sector, 0, SECTOR_BYTES, 0);
-    await file.sync();
+    await check;
   } finally {
-    await file.close();
-  }
-  const found = await readDirect(path);
-  if (!found.equals(sector)) throw new Error("the device returned another sector than was written");
-  await rm(path, { force: true });
-}
-
-/** O_DIRECT needs aligned memory: a WebAssembly memory begins at a page. Without O_DIRECT the page cache answers. */
-async function readDirect(path: string): Promise<Buffer> {
-  try {
-    return await readSector(path, constants.O_RDONLY | constants.O_DIRECT);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "EINVAL") throw error;
-    return readSector(path, constants.O_RDONLY);
+    running.delete(check);
   }
 }
 
-async function readSector(path: string, flags: number): Promise<Buffer> {
-  const file = await open(path, flags);
-  try {
-    const memory = alignedSector();
-    const { bytesRead } = await file.read(memory, 0, SECTOR_BYTES, 0);
-    if (bytesRead !== SECTOR_BYTES) throw new Error(`short read of ${bytesRead} bytes`);
-    return memory;
-  } finally {
-    await file.close();
-  }
-}
-
-/** The types of Node name WebAssembly only as a namespace of types. */
-interface WithWebAssembly {
-  readonly WebAssembly: {
-    readonly Memory: new (size: { initial: number }) => { readonly buffer: ArrayBuffer };
-  };
-}
-
-function alignedSector(): Buffer {
-  const { WebAssembly: wasm } = globalThis as unknown as WithWebAssembly;
-  return Buffer.from(new wasm.Memory({ initial: 1 }).buffer, 0, SECTOR_BYTES);
+function runCheck(path: string): Promise<void> {
+  return new Promise<void>((resolve, reject) => {
+    const worker = new Worker(new URL("check-worker.mjs", import.meta.url), {
+      workerData: { path },
+      execArgv: [],
+    });
+    worker.unref();
+    worker.once("message", ({ error }: { readonly error: string }) => {
+      if (error === "") resolve();
+      else reject(new Error(error));
+    });
+    worker.once("error", reject);
+    worker.once("exit", () => reject(new Error("the check ended without an answer")));
+  });
 }

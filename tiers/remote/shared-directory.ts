@@ -27,6 +27,7 @@ import {
 import { join } from "node:path";
 import { assert } from "../../src/assert.ts";
 import { LIMITS } from "../../src/limits.ts";
+import { sharedOperationsMax } from "../../src/pool-threads.ts";
 import {
   assertObjectName,
   type CallLimits,
@@ -46,14 +47,13 @@ export interface SharedDirectoryOptions {
   readonly directory: string;
   /** Mode of files; nodes under several users need a group. 0o640 by default. */
   readonly fileMode?: number;
-  /** File operations at once, stuck ones included. Each holds a thread of the process's pool of four. */
+  /** File operations at once, stuck ones included: each holds a thread of libuv's pool. 3, less where that is small. */
   readonly operationsMax?: number;
 }
 
 const SUFFIX = ".chunk";
 const WRITING = ".writing-";
 const SHARDS = 256;
-const OPERATIONS_MAX = 3;
 const CLOSE_MS = 1_000;
 const FILE_MODE = 0o640;
 const DIRECTORY_MODE = 0o770;
@@ -110,7 +110,7 @@ export class SharedDirectory implements ObjectStore {
     this.description = `directory ${options.directory}`;
     this.#root = options.directory;
     this.#fileMode = options.fileMode ?? FILE_MODE;
-    this.#operationsMax = options.operationsMax ?? OPERATIONS_MAX;
+    this.#operationsMax = options.operationsMax ?? sharedOperationsMax();
     assert(this.#operationsMax >= 1, "at least one operation runs");
   }
 
