@@ -1,26 +1,8 @@
 /** Every HTTP error body, built from the one error table; the same fields as an error frame on the socket. */
-import { Type } from "typebox";
 import type { Problem } from "../config/fields.ts";
 import { ConfigError } from "../config/load.ts";
 import { CairnError, ERRORS, type ErrorName } from "../errors.ts";
 import type { ErrorReply } from "./contract.ts";
-
-export const ErrorBodySchema = Type.Object(
-  {
-    code: Type.Integer(),
-    name: Type.String(),
-    retryable: Type.Boolean(),
-    message: Type.String(),
-    action: Type.String(),
-    detail: Type.Number(),
-    problems: Type.Optional(
-      Type.Array(
-        Type.Object({ path: Type.String(), source: Type.String(), message: Type.String() }),
-      ),
-    ),
-  },
-  { description: "A row of docs/errors.md." },
-);
 
 export interface HttpErrorBody {
   readonly code: number;

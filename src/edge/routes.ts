@@ -6,10 +6,27 @@ import { CairnError } from "../errors.ts";
 import { LIMITS } from "../limits.ts";
 import type { EdgeServices } from "./app.ts";
 import type { LocatedBlock, NodeSnapshot } from "./contract.ts";
-import { ErrorBodySchema } from "./replies.ts";
 
 /** Answers to questions about the whole node are reused this long, however many clients ask. */
 const SNAPSHOT_MS = 250;
+
+/** HttpErrorBody (replies.ts, which the main thread loads and which therefore does without typebox). */
+const ErrorBodySchema = Type.Object(
+  {
+    code: Type.Integer(),
+    name: Type.String(),
+    retryable: Type.Boolean(),
+    message: Type.String(),
+    action: Type.String(),
+    detail: Type.Number(),
+    problems: Type.Optional(
+      Type.Array(
+        Type.Object({ path: Type.String(), source: Type.String(), message: Type.String() }),
+      ),
+    ),
+  },
+  { description: "A row of docs/errors.md." },
+);
 
 const KeySchema = Type.String({
   pattern: "^(?:[0-9a-fA-F]{8}){2,8}$",
