@@ -68,7 +68,7 @@ export function resolveConfig(config: Config, host: Host): Config {
 /** One entry of `nvme.directories` with nothing left out. */
 export interface NvmeDirectory {
   readonly path: string;
-  /** Bytes of all its files; "auto": four fifths of what is free there. */
+  /** Bytes of all its files; "auto": what is free there, less head-room. */
   readonly capacityBytes: number | "auto";
   /** 0: no limit. */
   readonly writeBudgetBytesPerDay: number;

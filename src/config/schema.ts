@@ -244,7 +244,7 @@ const NvmeDirectory = section("One directory, and so one device.", {
     Type.Union([Type.Integer({ minimum: 0, maximum: BYTES_MAX }), Type.Literal("auto")], {
       unit: "bytes",
       description:
-        "Bytes of all files in it, index included. `auto` (default): four fifths of what is free there.",
+        "Bytes of all files in it, index included. `auto` (default): what is free there, less 5 %. Made smaller: free segments go first, then those with the fewest blocks.",
     }),
   ),
   writeBudgetBytesPerDay: Type.Optional(
@@ -270,7 +270,7 @@ const NvmeSection = section(
       maxItems: 64,
       reload: "live",
       description:
-        "One entry a device. An entry that is added is opened, one that is removed is drained, while running.",
+        "One entry a device. While running, an entry that is added is opened, one that is removed is drained, and one that changed takes its new limits.",
     }),
     segmentBytes: bytes(1_073_741_824, 1_048_576, {
       description: "Bytes of one segment file, written once from end to end before it is used.",

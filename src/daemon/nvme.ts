@@ -3,7 +3,7 @@
  * pool's, and what moves blocks to and from it (mover, scrub, drained devices). Everything that the composition root
  * asks of the tier goes through here; without the tier there is no such object.
  */
-import { NvmeTier } from "../../tiers/nvme/index.ts";
+import { type DrainOutcome, NvmeTier } from "../../tiers/nvme/index.ts";
 import type { NvmeDirectoryOptions } from "../../tiers/nvme/device.ts";
 import type { NamespaceRow } from "../../tiers/nvme/namespaces.ts";
 import { directoryFacts, planSegments } from "../../tiers/nvme/plan.ts";
@@ -11,6 +11,7 @@ import type { IndexProbe } from "../../tiers/nvme/probe.ts";
 import { recoverNvme, type NvmeRecoveryReport } from "../../tiers/nvme/recover.ts";
 import type { Addon } from "../../addon/binding.ts";
 import { assert } from "../assert.ts";
+import { nvmeDirectories } from "../config/defaults.ts";
 import type { NvmeConfig } from "../config/schema.ts";
 import { type ColdMap, mapValue } from "../engine-api/codec.ts";
 import { parseDescriptor } from "../engine-api/descriptor.ts";
@@ -37,15 +38,11 @@ export interface NvmeHooks {
   readonly fault: (error: unknown) => void;
 }
 
-/** Directories as the tier takes them. */
-function directoriesOf(config: NvmeConfig): NvmeDirectoryOptions[] {
-  return config.directories.map((entry) => ({
-    path: entry.path,
-    capacityBytes: entry.capacityBytes ?? "auto",
-    writeBudgetBytesPerDay: entry.writeBudgetBytesPerDay ?? 0,
-    ratedWriteBytes: entry.ratedWriteBytes ?? 0,
-  }));
-}
+const DRAINED: Readonly<Record<DrainOutcome, string>> = {
+  emptied: "emptied and closed",
+  givenUp: "closed; what could not leave in time was given up",
+  kept: "wanted again before it was empty; it stays",
+};
 
 export class NvmeParts {
   readonly tier: NvmeTier;
@@ -59,6 +56,8 @@ export class NvmeParts {
   #mover: Mover | undefined;
   #scrubber: Scrubber | undefined;
   #writeThrough: WriteThrough | undefined;
+  /** Directories being opened or drained, until that has ended. */
+  readonly #following = new Map<string, Promise<void>>();
   #dropped: Dropped | undefined;
 
   /**
@@ -70,7 +69,7 @@ export class NvmeParts {
     this.#addon = addon;
     this.#config = config;
     this.#hooks = hooks;
-    this.tier = this.#open(directoriesOf(config));
+    this.tier = this.#open(nvmeDirectories(config));
   }
 
   #open(directories: readonly NvmeDirectoryOptions[]): NvmeTier {
@@ -91,7 +90,10 @@ export class NvmeParts {
       if (!(error instanceof CairnError) || error.errorName !== "diskUnusable") throw error;
       const bad = directories.find(({ path }) => error.message.startsWith(`${path}: `));
       if (bad === undefined) throw error;
-      this.#hooks.note("error", `nvme: left out for this start: ${error.message}`);
+      this.#hooks.note(
+        "error",
+        `nvme: left out until the configuration is read again: ${error.message}`,
+      );
       return this.#open(directories.filter((entry) => entry !== bad));
     }
   }
@@ -161,8 +163,7 @@ export class NvmeParts {
     const digests = new Set<string>();
     for (const device of this.tier.devices) {
       if (!device.rebuildNeeded) continue;
-      for (const { digest } of device.deviceIndex.rows.list)
-        digests.add(Buffer.from(digest).toString("hex"));
+      for (const { digest } of device.rows.list) digests.add(Buffer.from(digest).toString("hex"));
     }
     for (const namespace of namespaces.list) {
       if (digests.has(namespace.digestHex)) namespace.recovered = true;
@@ -270,20 +271,36 @@ export class NvmeParts {
     return this.tier.onProgress(task, done, total, outcome, errno);
   }
 
-  /** What changed while running: directories come and go, rates and watermarks follow at once. */
+  /** What changed while running: directories come and go, sizes, rates and watermarks follow at once. */
   reload(config: NvmeConfig, namespaces: Namespaces): void {
-    const before = new Set(this.#config.directories.map(({ path }) => path));
-    const after = new Set(config.directories.map(({ path }) => path));
+    const directories = nvmeDirectories(config);
+    const before = nvmeDirectories(this.#config).map(({ path }) => path);
+    const after = new Set(directories.map(({ path }) => path));
     this.#config = config;
     assert(this.#ledger !== undefined, "a running tier is reloaded");
     const { highWatermark, lowWatermark } = config;
     Object.assign(this.#ledger.core.tier(TIER.NVME).options, { highWatermark, lowWatermark });
-    for (const options of directoriesOf(config)) {
-      if (!before.has(options.path)) void this.#add(options, namespaces);
-      const device = this.tier.devices.find(({ directory }) => directory === options.path);
-      if (device !== undefined) device.endurance.budgetBytesPerDay = options.writeBudgetBytesPerDay;
+    for (const options of directories) {
+      // Open ones take their new limits, also one that was being drained and is wanted again.
+      if (!this.tier.configure(options)) this.#follow(options.path, namespaces);
     }
-    for (const path of before) if (!after.has(path)) void this.#drain(path);
+    for (const path of before) if (!after.has(path)) this.#follow(path, namespaces);
+  }
+
+  /**
+   * Does for a directory what the configuration asks for by the time that all which is being done about it has ended:
+   * one that is closing cannot be opened yet, nor one that is opening be drained.
+   */
+  #follow(path: string, namespaces: Namespaces): void {
+    const before = this.#following.get(path) ?? Promise.resolve();
+    const done = before.then(async () => {
+      const options = nvmeDirectories(this.#config).find((entry) => entry.path === path);
+      const open = this.tier.deviceOf(path) !== undefined;
+      if (options !== undefined && !open) await this.#add(options, namespaces);
+      if (options === undefined && open) await this.#drain(path);
+      if (this.#following.get(path) === done) this.#following.delete(path);
+    });
+    this.#following.set(path, done);
   }
 
   async #add(options: NvmeDirectoryOptions, namespaces: Namespaces): Promise<void> {
@@ -298,8 +315,8 @@ export class NvmeParts {
 
   async #drain(path: string): Promise<void> {
     try {
-      const emptied = await this.tier.drainDirectory(path, LIMITS.nvmeDrainMs);
-      this.#hooks.note("info", `nvme: ${path} was ${emptied ? "emptied and" : ""} closed`);
+      const outcome = await this.tier.drainDirectory(path, LIMITS.nvmeDrainMs);
+      this.#hooks.note("info", `nvme: ${path}: ${DRAINED[outcome]}`);
     } catch (error) {
       this.#hooks.note("error", `nvme: ${path} cannot be drained: ${String(error)}`);
     }

@@ -286,6 +286,35 @@ describe("a running node", () => {
   });
 });
 
+describe("a directory that is taken out of the configuration and put back", () => {
+  it("stays, or is opened again once it was emptied: its disk is in use at the end", async () => {
+    daemon = await daemonOf().start();
+    const { alive, window } = await connect();
+    await fill(alive, window);
+    const first = { path: directory, capacityBytes: 128 * MIB };
+    const second = { path: `${directory}-second`, capacityBytes: 64 * MIB };
+    const put = (...directories: (typeof first)[]): Promise<string> =>
+      ask(daemon, "PUT", "/v1/config", { nvme: { directories } });
+    await put(first, second);
+    // Faster than any drain, in both orders, and the last word with another size.
+    for (let round = 0; round < 5; round++) {
+      await put(second);
+      await put(first, second);
+      await put(first);
+      await put(first, { ...second, capacityBytes: 32 * MIB });
+    }
+    const segments = (path: string): number =>
+      readdirSync(path).filter((name) => name.startsWith("segment-")).length;
+    // 128 MiB hold 15 segments of 8 MiB and the index, 32 MiB three.
+    await eventually(async () => {
+      const there = [segments(directory), segments(second.path)].join(" ") === "15 3";
+      return there && (await metric(daemon, "cairn_nvme_capacity_bytes")) === 18 * 8 * MIB;
+    }, 60_000);
+    expect(await checkAll(alive, window)).toMatchObject({ wrong: 0, failed: 0 });
+    expect(await store(alive, window, 500)).toBe(BLOCKS);
+  });
+});
+
 describe("PREFETCH", () => {
   it("brings a chain from NVMe into DRAM before it is loaded", async () => {
     daemon = await daemonOf().start();

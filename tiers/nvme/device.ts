@@ -86,7 +86,7 @@ const EIO = 5;
 
 export class Device implements CommitDevice {
   readonly index: number;
-  readonly options: NvmeDirectoryOptions;
+  options: NvmeDirectoryOptions;
   info: DiskInfo;
   readonly marks = new Marks();
   readonly segments: Segments;
@@ -96,8 +96,10 @@ export class Device implements CommitDevice {
   readonly counters = nvmeCounters();
   health: DeviceHealth = "ok";
   full = false;
-  /** drain() was asked for. */
+  /** It is being emptied, to be closed. */
   draining = false;
+  /** Counts the beginnings and ends of drains: whoever drains sees that it was called off. */
+  drains = 0;
   /** Everything is gone from it and the disk is closed. */
   closed = false;
   /** False between closing a disk and opening it anew, which may take several probes. */
@@ -516,6 +518,31 @@ export class Device implements CommitDevice {
 
   // Growth and drain --------------------------------------------------------------------------------------------
 
+  /** New limits: they hold from the next look at the file system on, which is the next tick. */
+  configure(options: NvmeDirectoryOptions): void {
+    assert(options.path === this.directory, "a device keeps its directory");
+    this.options = options;
+    this.endurance.configure(options.writeBudgetBytesPerDay, options.ratedWriteBytes);
+    this.#factsAtMs = 0;
+  }
+
+  /** Nothing new comes here, and every segment is to be emptied. */
+  beginDrain(): number {
+    this.draining = true;
+    this.tick(performance.now());
+    this.segments.retireAll();
+    this.drains += 1;
+    return this.drains;
+  }
+
+  /** It stays after all: what has not left stays, and segments that were given back are written again. */
+  endDrain(): void {
+    this.draining = false;
+    this.drains += 1;
+    this.segments.keepAll(this.#ledger.core);
+    this.#factsAtMs = 0;
+  }
+
   /** Begins the next segment if the plan has room for it. */
   grow(): void {
     if (!this.mayWrite || this.plan === undefined || this.segments.preparing !== undefined) return;
@@ -547,6 +574,7 @@ export class Device implements CommitDevice {
     for (const { segment, pages } of this.segments.retireStep(ledger.core, true, stays)) {
       this.deviceIndex.forgetSegment(segment, pages);
       this.note("info", `segment ${segment} was given back`);
+      this.#factsAtMs = 0; // Another one may have to go.
     }
   }
 

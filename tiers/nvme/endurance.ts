@@ -31,7 +31,7 @@ export interface EnduranceSnapshot {
 
 export class Endurance {
   budgetBytesPerDay: number;
-  readonly #ratedBytes: number;
+  #ratedBytes: number;
   #writtenBytes = 0;
   #tokens: number;
   #atMs: number;
@@ -48,6 +48,14 @@ export class Endurance {
     this.#tokens = budgetBytesPerDay * BURST_SHARE;
     this.#atMs = nowMs;
     this.#dayStartMs = nowMs;
+  }
+
+  /** What was written counts on; a budget that is new begins with an hour's worth. */
+  configure(budgetBytesPerDay: number, ratedBytes: number): void {
+    const most = budgetBytesPerDay * BURST_SHARE;
+    this.#tokens = this.budgetBytesPerDay === 0 ? most : Math.min(this.#tokens, most);
+    this.budgetBytesPerDay = budgetBytesPerDay;
+    this.#ratedBytes = ratedBytes;
   }
 
   /** Takes back what an earlier life wrote; a state that makes no sense is ignored. */

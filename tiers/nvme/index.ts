@@ -52,6 +52,9 @@ export interface NvmeOptions {
   readonly stagingBytes: number;
 }
 
+/** How the drain of a directory ended; `kept`: it was called off. */
+export type DrainOutcome = "emptied" | "givenUp" | "kept";
+
 /** Slabs that a slot number can name. */
 const SLABS_MAX = 2 ** (32 - SLOT_INDEX_BITS);
 /** Devices that the ledger tells apart; numbers are not used again in a life. */
@@ -109,6 +112,7 @@ export class NvmeTier implements DiskTier {
     }
     prepareDirectory(options.path);
     const info = this.#context.open(options.path);
+    const slabsBefore = this.#slabs;
     try {
       const rows = this.#rowsOf(options.path);
       const numbers = {
@@ -126,7 +130,9 @@ export class NvmeTier implements DiskTier {
       return device;
     } catch (error) {
       this.addon.diskClose(info.disk);
-      throw error;
+      this.#slabs = slabsBefore; // No slab may name a segment that was not attached.
+      if (error instanceof CairnError) throw error;
+      throw new CairnError("diskUnusable", `${options.path}: ${String(error)}`);
     }
   }
 
@@ -344,6 +350,16 @@ export class NvmeTier implements DiskTier {
    */
   async addDirectory(options: NvmeDirectoryOptions): Promise<readonly NamespaceRow[]> {
     const device = this.#open(options);
+    try {
+      await this.#takeIn(device);
+    } catch (error) {
+      await this.#giveUp(device);
+      throw error;
+    }
+    return device.rows.list;
+  }
+
+  async #takeIn(device: Device): Promise<void> {
     for (const [index, row] of this.#namespaces.entries()) {
       if (row !== undefined) device.rows.bind(index, row.digest);
     }
@@ -360,33 +376,52 @@ export class NvmeTier implements DiskTier {
       device.rebuilding = false;
     }
     device.rebuildNeeded = device.segments.count > 0;
-    return device.rows.list;
+  }
+
+  /** What the ledger has of it is lost, and the directory is another's to open. */
+  async #giveUp(device: Device): Promise<void> {
+    this.ledger.loseDevice(TIER.NVME, device.index);
+    for (const slab of device.heldSlabs ?? []) this.ledger.adoptEnd(TIER.NVME, slab);
+    device.heldSlabs = undefined;
+    await device.close();
+  }
+
+  /** The device of a directory that is open, also while it is drained. */
+  deviceOf(path: string): Device | undefined {
+    return this.devices.find(({ directory, closed }) => directory === path && !closed);
+  }
+
+  /** New limits of an open directory. If it was being drained it stays after all. False: it is not open. */
+  configure(options: NvmeDirectoryOptions): boolean {
+    const device = this.deviceOf(options.path);
+    if (device === undefined) return false;
+    device.configure(options);
+    if (device.draining) device.endDrain();
+    return true;
   }
 
   /**
    * Empties a directory and closes it: nothing new goes there, what may leave does, what may not is promoted. After
-   * `giveUpMs` the rest is given up. Resolves when the directory is closed. Its files are removed when it could be
-   * emptied; `false`: it was given up.
+   * `giveUpMs` the rest is given up. Resolves when the directory is closed, its segments being removed as far as
+   * they could be emptied; or when configure() called it off.
    */
-  async drainDirectory(path: string, giveUpMs: number): Promise<boolean> {
-    const device = this.devices.find(({ directory, closed }) => directory === path && !closed);
+  async drainDirectory(path: string, giveUpMs: number): Promise<DrainOutcome> {
+    const device = this.deviceOf(path);
     if (device === undefined) throw new CairnError("notFound", `${path} is no open directory`);
-    device.draining = true;
-    device.tick(performance.now());
-    device.segments.retireAll();
+    const drain = device.beginDrain();
     const until = performance.now() + giveUpMs;
     while (device.segments.count > 0 || device.segments.preparing !== undefined) {
       if (performance.now() >= until) {
         device.note("warn", "drained for too long: what is left is given up");
-        this.ledger.loseDevice(TIER.NVME, device.index);
-        await device.close();
-        return false;
+        await this.#giveUp(device);
+        return "givenUp";
       }
       await pause();
+      if (device.drains !== drain) return "kept";
       device.segments.retireAll();
     }
     await device.close();
-    return true;
+    return "emptied";
   }
 
   /** Last accesses into the indexes, then all is closed. For a clean stop. */

@@ -222,6 +222,16 @@ export class Segments {
     for (const segment of this.#bySlab.values()) segment.retiring = true;
   }
 
+  /** Segments that are being emptied are used again. */
+  keepAll(core: Core): void {
+    for (const segment of this.#bySlab.values()) {
+      if (!segment.retiring) continue;
+      segment.retiring = false;
+      segment.cursor = -1;
+      core.tier(TIER.NVME).slots.reopen(segment.slab);
+    }
+  }
+
   get retiring(): number {
     let count = 0;
     for (const segment of this.#bySlab.values()) if (segment.retiring) count += 1;

@@ -1,0 +1,149 @@
+/** Directories that change while the tier runs: larger, smaller, given back and wanted again, and ones that fail. */
+import { readdirSync } from "node:fs";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
+import { TIER } from "../../../src/ledger/types.ts";
+import { addon, MIB, Node, startAddon, until } from "./support.ts";
+
+beforeAll(startAddon);
+afterAll(() => addon.stop());
+
+const zeroes = (count: number): number[] => Array<number>(count).fill(0);
+const filesOf = (node: Node, index = 0): number =>
+  readdirSync(node.directory(index)).filter((name) => name.startsWith("segment-")).length;
+
+/** Two directories, and a chain of which the last block is leased: it may not leave the disk it is on alone. */
+async function heldChain() {
+  const node = new Node();
+  await node.open([node.entry(0), node.entry(1)]);
+  await node.ready(8);
+  await node.demote(await node.store(1, 200));
+  node.dropDram();
+  const last = node.chain(1, 200).at(-1)!;
+  node.ledger.leaseOpen(7, 1, last);
+  const device = node.tier.deviceOfSlot(node.ledger.slotOf(last, TIER.NVME, 0));
+  const entry = node.entry(device.directory === node.directory(0) ? 0 : 1);
+  return { node, device, entry };
+}
+
+describe("a directory that is given back and wanted again", () => {
+  it("before it is empty: it stays, with what had not left, and takes copies again", async () => {
+    const { node, device, entry } = await heldChain();
+    const drained = node.tier.drainDirectory(entry.path, 60_000);
+    await until(() => node.promoted.length > 0);
+    expect(device.mayWrite).toBe(false);
+    const held = node.chain(1, 200).length;
+    expect(node.tier.configure(entry)).toBe(true);
+    expect(await drained).toBe("kept");
+    expect([device.closed, device.draining]).toEqual([false, false]);
+    await until(() => device.mayWrite && device.segments.count === 4);
+    expect(device.segments.retiring).toBe(0);
+    expect(await node.read(1, 200)).toEqual(zeroes(held));
+    expect(await node.demote(await node.store(2, 200))).toBe(200);
+    const { slots } = node.ledger.core.tier(TIER.NVME);
+    expect([0, 1].map((one) => slots.isDeviceClosed(one))).toEqual([false, false]);
+    node.ledger.leaseClose(7);
+    node.ledger.audit();
+    await node.close();
+    node.remove();
+  });
+
+  it("and given back once more: the later wish holds, and the earlier drain ends without it", async () => {
+    const { node, device, entry } = await heldChain();
+    const first = node.tier.drainDirectory(entry.path, 60_000);
+    await until(() => node.promoted.length > 0);
+    node.tier.configure(entry);
+    const second = node.tier.drainDirectory(entry.path, 60_000);
+    expect(await first).toBe("kept");
+    node.ledger.leaseClose(7);
+    await until(() => device.closed);
+    expect(await second).toBe("emptied");
+    node.ledger.audit();
+    await node.close();
+    node.remove();
+  });
+
+  it("after it was closed: it is opened anew and takes copies", async () => {
+    const { node, device, entry } = await heldChain();
+    node.ledger.leaseClose(7);
+    const drained = node.tier.drainDirectory(entry.path, 60_000);
+    await until(() => device.closed);
+    expect(await drained).toBe("emptied");
+    expect(node.tier.configure(entry)).toBe(false);
+    await node.tier.addDirectory(entry);
+    const again = node.tier.deviceOf(entry.path)!;
+    await until(() => again.segments.count === 4 && again.mayWrite);
+    for (let chain = 2; chain < 8; chain++) await node.demote(await node.store(chain, 50));
+    expect(again.diskCounters().writeItems).toBeGreaterThan(0);
+    node.ledger.audit();
+    await node.close();
+    node.remove();
+  });
+});
+
+describe("a directory's capacity", () => {
+  it("grows while running: segments are added", async () => {
+    const node = await (await new Node().open()).ready();
+    expect(filesOf(node)).toBe(4);
+    node.tier.configure(node.entry(0, 16 * MIB));
+    await until(() => node.tier.devices[0]!.segments.count === 6);
+    expect(node.tier.snapshot()[0]).toMatchObject({ segments: 6, segmentsTarget: 6 });
+    await node.close();
+    node.remove();
+  });
+
+  it("shrinks while running: free segments are given back, blocks only when they must", async () => {
+    const node = await (await new Node().open()).ready();
+    await node.demote(await node.store(1, 100));
+    await node.demote(await node.store(2, 100));
+    node.dropDram();
+    const { segments } = node.tier.devices[0]!;
+    node.tier.configure(node.entry(0, 5 * MIB));
+    await until(() => segments.count === 2);
+    expect([await node.read(1, 100), await node.read(2, 100)]).toEqual([zeroes(100), zeroes(100)]);
+    node.tier.configure(node.entry(0, 3 * MIB));
+    await until(() => segments.count === 1);
+    const left = node.chain(1, 100).length + node.chain(2, 100).length;
+    expect(left).toBeGreaterThan(0);
+    expect(left).toBeLessThanOrEqual(126);
+    expect(filesOf(node)).toBe(1);
+    node.ledger.audit();
+    await node.close();
+    node.remove();
+  });
+});
+
+describe("a directory that cannot be added", () => {
+  it("leaves nothing open when it fails midway: the next try takes it in", async () => {
+    const old = await (await new Node().open()).ready();
+    await old.demote(await old.store(1, 100));
+    await old.close();
+    let refusals = 1;
+    const face = Object.assign(Object.create(addon) as typeof addon, {
+      diskAttach: (disk: number, segment: number, slab: number) => {
+        if (segment === 2 && slab >= 4 && refusals-- > 0) throw new Error("no such segment");
+        addon.diskAttach(disk, segment, slab);
+      },
+    });
+    const node = await (await new Node().open(undefined, face)).ready();
+    const entry = { ...node.entry(), path: old.directory() };
+    await expect(node.tier.addDirectory(entry)).rejects.toMatchObject({
+      errorName: "diskUnusable",
+    });
+    expect(node.tier.deviceOf(entry.path)).toBeUndefined();
+    vi.spyOn(node.ledger, "adoptBegin").mockImplementationOnce(() => {
+      throw new Error("midway");
+    });
+    await expect(node.tier.addDirectory(entry)).rejects.toThrow("midway");
+    expect(node.tier.deviceOf(entry.path)).toBeUndefined();
+    node.ledger.audit();
+    await node.tier.addDirectory(entry);
+    const device = node.tier.deviceOf(entry.path)!;
+    await until(() => device.counters.headersRebuilt === 100);
+    expect(await node.read(1, 100)).toEqual(zeroes(100));
+    expect(await node.demote(await node.store(2, 200))).toBe(200);
+    node.ledger.audit();
+    await node.close();
+    node.remove();
+    old.remove();
+  });
+});
