@@ -184,24 +184,29 @@ export class RemoteFetcher implements RemoteSource {
   }
 
   async #fetchPart(fetching: Fetch, index: number, part: Part): Promise<boolean> {
-    const { ledger, storage, links, now, onImported } = this.#options;
+    const { ledger, storage, links, now, onImported, fault } = this.#options;
     const { chain, space, signal } = fetching;
     const { blocks, slots, shard, from } = part;
     const began = now();
     const limits = { deadlineMs: Math.max(1, this.#left(fetching)), signal };
     const chunk = chunkOf(chain, space, index, shard);
     const items = { slots, blocks };
-    const { statuses, bytes } = await storage.fetch(chunk, from, items, PRIORITY.PREFETCH, limits);
+    const asked = storage.fetch(chunk, from, items, PRIORITY.PREFETCH, limits);
+    const result = await asked.catch((error: unknown) => {
+      fault(error);
+      return undefined;
+    });
     onImported(chain.namespace);
     let good = 0;
     for (let item = 0; item < blocks.length; item++) {
-      const ok = statuses[item] === ITEM.OK;
+      // What ended by a fault in the tier is a miss; its slots are given back, and other chunks go on.
+      const ok = result?.statuses[item] === ITEM.OK;
       if (ok) good++;
       ledger.fillEnd(blocks[item]!, TIER.DRAM, shard, ok);
     }
     ledger.flush();
     fetching.bytes += good * space.payloadBytes;
-    if (good === blocks.length) links.remoteToDram.ended(bytes, began);
+    if (good === blocks.length) links.remoteToDram.ended(result?.bytes ?? 0, began);
     return good === blocks.length;
   }
 
