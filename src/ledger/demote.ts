@@ -10,8 +10,9 @@
  * is not offered again until some time has passed, or it was used.
  */
 import { assert } from "../assert.ts";
-import { ageRank, oldestLeaf } from "./ages.ts";
+import { ageRank, oldestLeaf, oldestOrphan } from "./ages.ts";
 import type { Core, Tier } from "./core.ts";
+import { homeOf } from "./devices.ts";
 import { AgeHeap } from "./heap.ts";
 import { isLive } from "./states.ts";
 import * as R from "./table.ts";
@@ -167,6 +168,21 @@ class LeavingCount {
     if (core.leasesOf(parent) > 0 && !core.complete(parent, this.#tier)) return;
     this.#released.push(Math.max(rank, ageRank(core, parent, this.#tier)), parent);
   }
+}
+
+/** See LedgerApi.worthRoom. */
+export function worthRoom(core: Core, block: Block, from: TierIndex, to: TierIndex): boolean {
+  assert(from !== to, "a copy goes to another tier");
+  const tier = core.tier(to);
+  const classIndex = core.namespaceOf(block).classOfTier[to]!;
+  const home = homeOf(core, tier, block, classIndex);
+  const { blocksMax, highWatermark } = tier.options;
+  const total = blocksMax > 0 ? blocksMax : tier.slots.slotsTotalOf(home);
+  const used = blocksMax > 0 ? tier.blocks : tier.slots.slotsUsedOf(home);
+  if (used + 1 <= total * highWatermark) return true;
+  if (oldestOrphan(core, tier, classIndex, home) !== NO_BLOCK) return true;
+  const leaf = oldestLeaf(core, tier, classIndex, home);
+  return leaf === NO_BLOCK || ageRank(core, leaf, to) < ageRank(core, block, from);
 }
 
 /** The block is not offered by demotable() for a while. */

@@ -433,6 +433,10 @@ export class Ledger implements LedgerApi {
     return demote.demotable(this.core, from, to, into, max);
   }
 
+  worthRoom(block: Block, from: TierIndex, to: TierIndex): boolean {
+    return demote.worthRoom(this.core, block, from, to);
+  }
+
   demotionRefused(block: Block): void {
     demote.refuse(this.core, block);
   }

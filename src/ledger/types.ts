@@ -267,6 +267,12 @@ export interface LedgerApi {
    * refused (demotionRefused: not offered again for some logical time, or until it is used).
    */
   demotable(from: TierIndex, to: TierIndex, into: Uint32Array, max: number): number;
+  /**
+   * Whether a copy in `to` would stay longer than what leaves for it: there is room below the high watermark where it
+   * would go, or the oldest that may leave there is older. Without this a lower tier that is smaller than the upper
+   * one would be written for ever: each copy makes another one missing.
+   */
+  worthRoom(block: Block, from: TierIndex, to: TierIndex): boolean;
   demotionRefused(block: Block): void;
   /** Of the `depth` copies that would leave `from` first, how many have no complete copy in `to`. */
   unbacked(from: TierIndex, to: TierIndex, depth: number): number;

@@ -37,6 +37,7 @@ export type MoverLedger = Pick<
   | "copyEnd"
   | "corrupt"
   | "demotionRefused"
+  | "worthRoom"
   | "slotOf"
   | "namespaceOf"
   | "namespace"
@@ -144,7 +145,8 @@ export class Mover implements CopyOwner {
     let bytes = 0;
     for (let index = 0; index < count; index++) {
       const block = this.#candidates[index]!;
-      if (!ledger.copyBegin(block, TIER.DRAM, TIER.NVME)) {
+      const worth = ledger.worthRoom(block, TIER.DRAM, TIER.NVME);
+      if (!worth || !ledger.copyBegin(block, TIER.DRAM, TIER.NVME)) {
         this.#refuse(block, REFUSAL.NO_ROOM);
         continue;
       }
@@ -260,9 +262,11 @@ export class Mover implements CopyOwner {
   }
 
   #commit(slots: Uint32Array, blocks: Uint32Array, count: number, payloadBytes: number): void {
-    const { tier, feed } = this.#options;
+    const { tier, feed, now } = this.#options;
     this.#committingBytes += count * payloadBytes;
+    const began = now();
     tier.commit(slots, count, (durable) => {
+      if (durable) feed.observe(METRIC.nvmeCommitSeconds, (now() - began) / 1e3);
       this.#committingBytes -= count * payloadBytes;
       assert(this.#committingBytes >= 0, "a commit calls back once");
       for (let index = 0; index < count; index++) {

@@ -457,6 +457,21 @@ describe("copying down ahead of eviction", () => {
     expect(next(s, chains)).toEqual(["x"]);
   });
 
+  test("a full tier is worth a copy only in the place of an older one, so that copying down comes to an end", () => {
+    const s = small(2, 1);
+    for (const chain of "pqrst") s.store(chain);
+    const worth = (chain: string): boolean => s.ledger.worthRoom(s.block(chain), DRAM, NVME);
+    expect(worth("p")).toBe(true);
+    for (const chain of "qrst") s.copy(chain, DRAM, NVME);
+    expect(worth("p")).toBe(false);
+    s.ledger.touch(s.block("p"));
+    expect(worth("p")).toBe(true);
+    expect(s.copy("p", DRAM, NVME)).toBe(true);
+    // What left for it is older than all that stayed.
+    expect(s.ledger.stateOf(s.block("q"), NVME)).toBe(STATE.ABSENT);
+    expect(worth("q")).toBe(false);
+  });
+
   test("unbacked() counts the copies that would leave next without a lower one, past leaves too", () => {
     const s = small(8, 1);
     for (const chain of ["abc", "xy"]) s.store(chain);

@@ -17,7 +17,12 @@ class Bench {
   readonly tier: FakeDiskTier;
   readonly feed = new Feed();
   readonly refusals = new Refusals(() => 1_000 + this.ms);
-  readonly copies = new Copies(this.disks, () => this.ms);
+  readonly diskSeconds: [kind: number, seconds: number][] = [];
+  readonly copies = new Copies(
+    this.disks,
+    () => this.ms,
+    (kind, seconds) => this.diskSeconds.push([kind, seconds]),
+  );
   readonly mover: Mover;
   readonly refused: number[] = [];
   /** What demotable() offers, chains, in order. */
@@ -32,6 +37,7 @@ class Bench {
     const face: MoverLedger = Object.assign(Object.create(ledger) as typeof ledger, {
       demotionRefused: (block: number) => this.refused.push(block),
       copyBegin: ledger.copyBegin.bind(ledger),
+      worthRoom: ledger.worthRoom.bind(ledger),
       copyEnd: ledger.copyEnd.bind(ledger),
       corrupt: ledger.corrupt.bind(ledger),
       slotOf: ledger.slotOf.bind(ledger),
@@ -110,6 +116,28 @@ describe("the mover", () => {
     expect(bench.feed.get(METRIC.writtenBackBlocks)).toBe(3);
     expect(bench.feed.get(METRIC.writtenBackBytes)).toBe(3 * 64);
     expect(bench.written).toHaveLength(3);
+  });
+
+  it("measures how long a write takes, and from written to durable, each by itself", () => {
+    const reader = new FeedReader(bench.feed.buffer);
+    for (const [chain, durable] of [
+      ["a", true],
+      ["b", false],
+    ] as const) {
+      bench.small.store(chain);
+      bench.offered = [chain];
+      bench.mover.step();
+      bench.ms += 30;
+      bench.disks.end(bench.copies);
+      bench.ms += 400;
+      bench.tier.commits.shift()?.done(durable);
+    }
+    expect(bench.diskSeconds).toEqual([
+      [DISK.WRITE, 0.03],
+      [DISK.WRITE, 0.03],
+    ]);
+    // What did not become durable is no time to go by.
+    expect(reader.histogram("nvmeCommitSeconds")).toMatchObject({ count: 1, sumSeconds: 0.4 });
   });
 
   it("counts nothing of a batch whose commit failed, and remembers why", () => {
