@@ -1,0 +1,606 @@
+"""`Session`: an engine process's view of the daemon of its node.
+
+One session is one connection: a scheduler has one, and each worker rank has one; those with the same engine id are one
+instance to the daemon and share leases. A session never fails to come about: it connects in the background, and until
+it has, and whenever the daemon is away, each call is a miss at once. The asynchronous calls stand in submit.py; here
+are the session's life, its windows, and the blocking calls for engines that look up synchronously.
+
+A session belongs to the process that made it. In a forked child it is closed, so that the child does not hold the
+parent's connection open.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Final, TypeVar
+
+import msgspec
+
+from cairn_kv import limits
+from cairn_kv.calls import ColdCall, Sink, unavailable
+from cairn_kv.completions import (
+    CancelDone,
+    ColdDone,
+    Completion,
+    EndRequestDone,
+    FillRefused,
+    FlushDone,
+    HintDone,
+    LoadDone,
+    LookupDone,
+    PrefetchDone,
+    PrefetchOffered,
+    ProveDone,
+    StatsDone,
+    StoreDone,
+    StoreOffered,
+)
+from cairn_kv.errors import CairnError, ErrorCode, Failure
+from cairn_kv.keys import Buffer, Keys, Rows
+from cairn_kv.link import Identity, Live, Statistics
+from cairn_kv.protocol import (
+    DaemonLimits,
+    Flag,
+    NamespaceDescriptor,
+    Nothing,
+    Operation,
+    RegisterReply,
+    encode_cold,
+    pack_header,
+)
+from cairn_kv.submit import SubmitCalls
+from cairn_kv.window import LayoutAdapter, Window, layout_pattern
+
+Done = TypeVar("Done", bound=Completion)
+_GUARD_SECONDS: Final = 1.0
+"""The reader thread ends calls at their deadlines; a blocking call waits this much longer for it to do so."""
+_sessions: Final[weakref.WeakSet[Session]] = weakref.WeakSet()
+
+
+def default_socket() -> str:
+    """Return where the daemon listens unless it is configured otherwise."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    return os.path.join(runtime, "cairn/engine.sock") if runtime else f"/tmp/cairn-{os.getuid()}/engine.sock"  # noqa: S108
+
+
+class StoreResult(msgspec.Struct, frozen=True):
+    """What a blocking `store` gives: the daemon's answer to the offer (None: refused), and the end of the job."""
+
+    offered: StoreOffered | None
+    done: StoreDone
+
+
+class Session(SubmitCalls):
+    """A connection to the daemon that comes back by itself. Safe to use from several threads.
+
+    Args:
+        socket: path of the daemon's socket; None: its default.
+        engine_id: one engine life; all its processes use the same.
+        namespaces: what the engine's blocks are; calls name them by position.
+        role: "scheduler" or "worker".
+        rank: of a worker.
+        ranks: of how many.
+        engine: name and version of the engine.
+        seed: of the jitter between attempts to connect; None: by chance.
+
+    """
+
+    def __init__(
+        self,
+        socket: str | None,
+        engine_id: str,
+        namespaces: Sequence[NamespaceDescriptor],
+        *,
+        role: str = "scheduler",
+        rank: int = 0,
+        ranks: int = 1,
+        engine: tuple[str, str] = ("python", "0"),
+        seed: int | None = None,
+    ) -> None:
+        if not 1 <= len(namespaces) <= limits.NAMESPACES_MAX:
+            raise ValueError(f"{len(namespaces)} namespaces: 1 to {limits.NAMESPACES_MAX}")
+        for descriptor in namespaces:
+            if descriptor.key_bytes % 4 or not limits.KEY_BYTES_MIN <= descriptor.key_bytes <= limits.KEY_BYTES_MAX:
+                raise ValueError(f"key_bytes {descriptor.key_bytes}: a multiple of 4 from 8 to 32")
+        if role not in {"scheduler", "worker"} or not 0 <= rank < ranks:
+            raise ValueError(f"role {role!r}, rank {rank} of {ranks}")
+        identity = Identity(
+            socket=socket or default_socket(),
+            engine_id=engine_id,
+            role=role,
+            rank=rank,
+            ranks=ranks,
+            engine_name=engine[0],
+            engine_version=engine[1],
+            namespaces=tuple(namespaces),
+        )
+        super().__init__(identity, seed)
+        _sessions.add(self)
+        self._link.start()
+
+    # Life.
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self, timeout_seconds: float = limits.CALL_SECONDS) -> None:
+        """End the session: calls in flight end as misses, and the daemon frees what the session held."""
+        self._link.close(timeout_seconds)
+        with self._link.lock:
+            windows = list(self._link.windows)
+            self._link.windows.clear()
+        for window in windows:
+            window.release()
+
+    def wait_connected(self, timeout_seconds: float) -> bool:
+        """Wait until the session is joined to a daemon; False when time is up. `last_error` then says why."""
+        with self._link.changed:
+            return (
+                self._link.changed.wait_for(lambda: self.connected or self.closed, timeout_seconds) and self.connected
+            )
+
+    @property
+    def connected(self) -> bool:
+        """Whether a daemon answers now."""
+        return self._link.live is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session was ended, or is a forked child's copy."""
+        return self._link.closed
+
+    @property
+    def epoch(self) -> str | None:
+        """Life of the daemon that the session is, or was last, joined to."""
+        return self._link.epoch
+
+    @property
+    def node(self) -> str | None:
+        """Name of the daemon's node; None without a connection."""
+        live = self._link.live
+        return None if live is None else live.hello.node
+
+    @property
+    def instance(self) -> int | None:
+        """Number of this engine life at the daemon; None without a connection."""
+        live = self._link.live
+        return None if live is None else live.hello.instance
+
+    @property
+    def daemon_limits(self) -> DaemonLimits | None:
+        """Bounds of the daemon; None without a connection."""
+        live = self._link.live
+        return None if live is None else live.hello.limits
+
+    def namespace_digest(self, namespace: int = 0) -> bytes | None:
+        """Return the 16 bytes that name a namespace in events and queries; None without a connection."""
+        live = self._link.live
+        return None if live is None else live.hello.namespaces[namespace].digest
+
+    @property
+    def last_error(self) -> Failure | None:
+        """Why the session is not connected, or a window is not registered; None when all is well."""
+        return self._link.last_error
+
+    def statistics(self) -> Statistics:
+        """Return the session's counters as they are now."""
+        return msgspec.structs.replace(self._link.statistics)
+
+    # Windows.
+
+    def create_window(
+        self,
+        blocks: int,
+        *,
+        namespace: int = 0,
+        stride_bytes: int | None = None,
+        offset_bytes: int = 0,
+        make: str = "client",
+        adapter: LayoutAdapter | None = None,
+        timeout_seconds: float = limits.REGISTER_SECONDS,
+    ) -> Window:
+        """Make a window of `blocks` rows and register it.
+
+        Without a daemon the window is there all the same, and is registered when one comes; with an adapter, whose
+        layout has still to be proven then, by `register_window`.
+
+        Args:
+            blocks: rows.
+            namespace: position in the session's namespaces.
+            stride_bytes: from row to row; None: the namespace's row_bytes.
+            offset_bytes: of the first row.
+            make: who makes the memory: "client", or "daemon", which needs one that answers now.
+            adapter: the engine's gather and scatter, for the layout proof; None: rows are opaque bytes.
+            timeout_seconds: bounds the whole call; the daemon touches every page of the window.
+
+        Raises:
+            CairnError: the daemon refuses the window, or its layout.
+            OSError: the system refuses the memory.
+            ValueError: the geometry makes no sense, or there are too many windows.
+
+        """
+        descriptor = self.namespace(namespace)
+        stride = descriptor.row_bytes if stride_bytes is None else stride_bytes
+        window = Window(namespace, descriptor, blocks, stride, offset_bytes, adapter)
+        if make not in {"client", "daemon"}:
+            raise ValueError(f"make {make!r}: client or daemon")
+        if make == "daemon":
+            self._adopt_window(window, timeout_seconds)
+        else:
+            window.make()
+        with self._link.lock:
+            if len(self._link.windows) >= limits.WINDOWS_MAX:
+                raise ValueError(f"more than {limits.WINDOWS_MAX} windows")
+            self._link.windows.append(window)
+        try:
+            self.register_window(window, timeout_seconds)
+        except CairnError:
+            if not self.connected:
+                return window  # The daemon went away meanwhile, or never came.
+            self.remove_window(window)
+            raise
+        return window
+
+    def register_window(self, window: Window, timeout_seconds: float = limits.REGISTER_SECONDS) -> bool:
+        """Register a window that is not registered on the present connection, proving its layout where that is due.
+
+        Returns:
+            Whether the window is registered now; False without a daemon.
+
+        Raises:
+            CairnError: the daemon refuses the window, or its layout.
+
+        """
+        live = self._link.live
+        if live is None or window.broken:
+            return False
+        if window in live.regions:
+            return True
+        until = time.monotonic() + timeout_seconds
+        proof = not window.proven
+        body = window.registration(live.handles[window.namespace], proof=proof)
+        reply = self._cold(
+            live, Operation.REGISTER, body, RegisterReply, until, descriptor=window.descriptor_to_send()
+        ).value
+        if proof:
+            self._prove_layout(live, window, reply, until)
+        live.regions[window] = reply.region
+        return True
+
+    def remove_window(self, window: Window, timeout_seconds: float = limits.CALL_SECONDS) -> bool:
+        """Unregister a window once every copy has drained, and let its memory go; False when the daemon did not answer.
+
+        Its views stay valid as long as somebody holds them.
+        """
+        with self._link.lock:
+            if window in self._link.windows:
+                self._link.windows.remove(window)
+        live = self._link.live
+        region = 0 if live is None else live.regions.pop(window, 0)
+        drained = True
+        if live is not None and region != 0:
+            try:
+                self._cold(live, Operation.UNREGISTER, None, None, time.monotonic() + timeout_seconds, region)
+            except CairnError:
+                drained = False
+        window.release()
+        return drained
+
+    def registered(self, window: Window) -> bool:
+        """Whether jobs may name the window now."""
+        live = self._link.live
+        return live is not None and window in live.regions
+
+    def _adopt_window(self, window: Window, timeout_seconds: float) -> None:
+        live = self._link.live
+        if live is None:
+            raise CairnError.of(unavailable("a window of the daemon's needs a daemon"))
+        until = time.monotonic() + timeout_seconds
+        proof = not window.proven
+        body = window.registration(live.handles[window.namespace], proof=proof, make="daemon")
+        answer = self._cold(live, Operation.REGISTER, body, RegisterReply, until, wants_descriptor=True)
+        try:
+            window.adopt(answer.descriptor)
+        except ValueError as error:
+            raise CairnError.of(Failure(ErrorCode.WINDOW_NOT_SEALED, str(error))) from error
+        if proof:
+            self._prove_layout(live, window, answer.value, until)
+        live.regions[window] = answer.value.region
+
+    def _prove_layout(self, live: Live, window: Window, registered: RegisterReply, until: float) -> None:
+        """Run the pattern through the adapter both ways (docs/protocol.md, "Layout proof")."""
+        adapter = window.adapter
+        if adapter is None or registered.block >= window.blocks:
+            raise CairnError.of(Failure(ErrorCode.LAYOUT_MISMATCH, "the daemon proves a row that is not there"))
+        row = window.row(registered.block)
+        saved = bytes(row)
+        try:
+            adapter.gather(memoryview(layout_pattern(registered.seed, window.row_bytes)), row)
+            block = {"block": registered.block}
+            self._cold(live, Operation.PROVE_LAYOUT, block, Nothing, until, registered.region, window=window)
+            found = bytes(adapter.scatter(row))
+        except CairnError:
+            self._unregister(live, registered.region)
+            raise
+        finally:
+            row[:] = saved
+        if found != layout_pattern(registered.seed + 1, window.row_bytes):
+            self._unregister(live, registered.region)
+            raise CairnError.of(Failure(ErrorCode.LAYOUT_MISMATCH, "the scattered pattern differs"))
+        window.note_proven()
+
+    def _unregister(self, live: Live, region: int) -> None:
+        call = ColdCall(self._tag(), _drop, time.monotonic() + limits.CALL_SECONDS, Operation.UNREGISTER, None)
+        self._send_empty(live, call, Operation.UNREGISTER, region)
+
+    def _cold(
+        self,
+        live: Live,
+        operation: Operation,
+        body: object,
+        kind: type[object] | None,
+        until: float,
+        identity: int = 0,
+        *,
+        descriptor: int = -1,
+        wants_descriptor: bool = False,
+        window: Window | None = None,
+    ) -> ColdDone:
+        """Make a call of set-up and wait for its answer.
+
+        Raises:
+            CairnError: the daemon's error, or that it does not answer.
+
+        """
+
+        def submit(sink: Sink) -> int:
+            tag = self._tag()
+            call = ColdCall(tag, sink, until, operation, kind, wants_descriptor=wants_descriptor, window=window)
+            packed = b"" if body is None else encode_cold(body)
+            flags = 0 if descriptor == -1 else int(Flag.DESCRIPTOR)
+            header = pack_header(operation, flags, len(packed), tag, identity)
+            self._link.submit(live, call, [header, packed], descriptor)
+            return tag
+
+        done = self._wait(submit, ColdDone, max(0.0, until - time.monotonic()))
+        done.raise_for_error()
+        return done
+
+    # Blocking calls.
+
+    def lookup(
+        self,
+        request_id: int,
+        keys: Keys,
+        *,
+        timeout_seconds: float = limits.CALL_SECONDS,
+        namespace: int = 0,
+        keep_chain: bool = False,
+        lease: bool = True,
+        prefill_tokens_per_second: int = 0,
+    ) -> LookupDone:
+        """Return the longest readable prefix of a chain, or a miss when time is up. See `submit_lookup`."""
+
+        def submit(sink: Sink) -> int:
+            return self.submit_lookup(
+                request_id,
+                keys,
+                namespace=namespace,
+                keep_chain=keep_chain,
+                lease=lease,
+                prefill_tokens_per_second=prefill_tokens_per_second,
+                timeout_seconds=timeout_seconds + _GUARD_SECONDS,
+                sink=sink,
+            )
+
+        return self._wait(submit, LookupDone, timeout_seconds, exact=True)
+
+    def load(
+        self,
+        window: Window,
+        lease: int,
+        start_depth: int,
+        keys: Keys,
+        rows: Rows,
+        *,
+        shard: int = 0,
+        deadline_ms: int = 0,
+    ) -> LoadDone:
+        """Copy leased blocks into rows and wait for them. See `submit_load`."""
+
+        def submit(sink: Sink) -> int:
+            return self.submit_load(
+                window, lease, start_depth, keys, rows, shard=shard, deadline_ms=deadline_ms, sink=sink
+            )
+
+        return self._wait(submit, LoadDone, (deadline_ms or limits.LOAD_DEADLINE_MS) / 1_000)
+
+    def store(
+        self,
+        window: Window,
+        start_depth: int,
+        parent_key: Buffer | None,
+        keys: Keys,
+        rows: Sequence[int],
+        *,
+        gather: Callable[[int, memoryview], None] | None = None,
+        generation: int | None = None,
+        lease: int = 0,
+        shard: int = 0,
+        deadline_ms: int = 0,
+    ) -> StoreResult:
+        """Offer blocks, gather what is wanted, and wait until they are visible. See `submit_store`.
+
+        With `gather(index, row)` it is called for each wanted block and writes its bytes into the row; without, the
+        bytes lie in the rows already and `generation` is what the window's was before they were put there.
+
+        Raises:
+            ValueError: both or neither of gather and generation.
+
+        """
+        if (gather is None) == (generation is None):
+            raise ValueError("either gather, or generation for rows that are filled")
+        inbox: queue.SimpleQueue[Completion] = queue.SimpleQueue()
+        ready = rows if gather is None else None
+        tag = self.submit_store(
+            window,
+            start_depth,
+            parent_key,
+            keys,
+            rows=ready,
+            generation=generation,
+            lease=lease,
+            shard=shard,
+            deadline_ms=deadline_ms,
+            sink=inbox.put,
+        )
+        bounds = self.daemon_limits
+        fill_ms = limits.LOAD_DEADLINE_MS if bounds is None else bounds.store_fill_ms
+        seconds = max(fill_ms, deadline_ms) / 1_000
+        offered: StoreOffered | None = None
+        while True:
+            said = self._take(inbox, tag, seconds)
+            if isinstance(said, StoreDone):
+                return StoreResult(offered, said)
+            if isinstance(said, FillRefused):
+                self.submit_cancel(tag, sink=_drop)
+            elif isinstance(said, StoreOffered):
+                offered = said
+                if said.final:
+                    return StoreResult(said, StoreDone(tag=tag))
+                if gather is not None and said.wanted > 0:
+                    self._fill(window, tag, said, rows, gather, inbox.put)
+
+    def _fill(
+        self,
+        window: Window,
+        tag: int,
+        offered: StoreOffered,
+        rows: Sequence[int],
+        gather: Callable[[int, memoryview], None],
+        sink: Sink,
+    ) -> None:
+        wanted = offered.wanted_indices()
+        try:
+            for index in wanted:
+                gather(index, window.row(rows[index]))
+        except BaseException:
+            self.submit_cancel(tag, sink=_drop)
+            raise
+        self.submit_fill(tag, wanted, [rows[index] for index in wanted], sink=sink)
+
+    def prefetch(
+        self,
+        *,
+        request_id: int | None = None,
+        lease: int = 0,
+        keys: Keys | None = None,
+        namespace: int = 0,
+        deadline_ms: int = 0,
+        priority: int = 1,
+    ) -> PrefetchDone:
+        """Bring a chain into DRAM and wait for it; refused: none resident. See `submit_prefetch`."""
+        inbox: queue.SimpleQueue[Completion] = queue.SimpleQueue()
+        tag = self.submit_prefetch(
+            request_id=request_id,
+            lease=lease,
+            keys=keys,
+            namespace=namespace,
+            deadline_ms=deadline_ms,
+            priority=priority,
+            sink=inbox.put,
+        )
+        seconds = (deadline_ms or limits.LOAD_DEADLINE_MS) / 1_000
+        while True:
+            said = self._take(inbox, tag, seconds)
+            if isinstance(said, PrefetchDone):
+                return said
+            if isinstance(said, PrefetchOffered) and said.final:
+                return PrefetchDone(tag=tag, error=Failure(ErrorCode.TIER_UNAVAILABLE, said.reason))
+
+    def cancel(self, tag: int) -> CancelDone:
+        """Cancel a job and wait until no byte of it lands any more."""
+        return self._wait(lambda sink: self.submit_cancel(tag, sink=sink), CancelDone, limits.CALL_SECONDS)
+
+    def flush(self, *, timeout_seconds: float = limits.CALL_SECONDS) -> FlushDone:
+        """Wait until no job of this session is in flight."""
+        return self._wait(
+            lambda sink: self.submit_flush(timeout_seconds=timeout_seconds, sink=sink), FlushDone, timeout_seconds
+        )
+
+    def prove(self, key: Buffer, *, ok: bool, namespace: int = 0) -> ProveDone:
+        """Give the verdict on a look-up's proof and wait for the answer."""
+        return self._wait(
+            lambda sink: self.submit_prove(key, ok=ok, namespace=namespace, sink=sink),
+            ProveDone,
+            limits.CALL_SECONDS,
+        )
+
+    def hint(self, key: Buffer, kind: str, *, ttl_ms: int | None = None, value: float | None = None) -> HintDone:
+        """Advise the daemon on a chain and wait for the answer. See `submit_hint`."""
+        return self._wait(
+            lambda sink: self.submit_hint(key, kind, ttl_ms=ttl_ms, value=value, sink=sink),
+            HintDone,
+            limits.CALL_SECONDS,
+        )
+
+    def stats(self) -> StatsDone:
+        """Return what the daemon knows of this instance and the node."""
+        return self._wait(lambda sink: self.submit_stats(sink=sink), StatsDone, limits.CALL_SECONDS)
+
+    def end_request_and_wait(self, request_id: int) -> EndRequestDone:
+        """End a request and wait until the daemon has done so."""
+        return self._wait(
+            lambda sink: self.submit_end_request(request_id, sink=sink), EndRequestDone, limits.CALL_SECONDS
+        )
+
+    def _wait(self, submit: Callable[[Sink], int], kind: type[Done], seconds: float, *, exact: bool = False) -> Done:
+        """Submit a call and wait for its one completion; `exact`: give up at the deadline itself."""
+        inbox: queue.SimpleQueue[Completion] = queue.SimpleQueue()
+        tag = submit(inbox.put)
+        done = self._take(inbox, tag, seconds, exact=exact)
+        if not isinstance(done, kind):
+            raise TypeError(f"{type(done).__name__} where {kind.__name__} was expected")
+        return done
+
+    def _take(
+        self, inbox: queue.SimpleQueue[Completion], tag: int, seconds: float, *, exact: bool = False
+    ) -> Completion:
+        """Take the next completion of a call, or end the call with its deadline.
+
+        The reader thread ends calls in time; a job's only after its rows are safe, which may take it a while. Waiting
+        longer than that for it would mean that it is gone.
+        """
+        if self._link.on_thread():
+            raise RuntimeError("the reader thread cannot wait for itself: submit instead")
+        patience = 0.0 if exact else limits.COMPLETION_GRACE_SECONDS + _GUARD_SECONDS
+        try:
+            return inbox.get(timeout=seconds + patience)
+        except queue.Empty:
+            call = self._link.forget(tag)
+        if call is not None:
+            self._link.statistics.deadlines_exceeded += 1
+            call.fail(Failure(ErrorCode.DEADLINE_EXCEEDED, "the daemon did not answer in time"))
+        return inbox.get(timeout=limits.REGISTER_SECONDS)
+
+
+def _drop(_completion: Completion) -> None:
+    """Take a completion that nobody waits for."""
+
+
+def _after_fork() -> None:
+    for session in list(_sessions):
+        session._link.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork)
