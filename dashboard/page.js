@@ -172,9 +172,16 @@ function remoteText(remote, totals) {
   return `Remote store: ${remote.health} · ${flow} · ${countText(remote.transfers)} transfers, ${countText(remote.waiting)} waiting · ${blocks}`;
 }
 
-function showLower({ devices, remote, totals }) {
+function diskText({ nvmeReadSeconds, nvmeWriteSeconds, nvmeCommitSeconds }) {
+  const reads = `Disk reads ${latencyText(nvmeReadSeconds)}`;
+  const writes = `writes ${latencyText(nvmeWriteSeconds)}`;
+  return `${reads} — ${writes} — written to durable ${latencyText(nvmeCommitSeconds)}`;
+}
+
+function showLower({ devices, remote, totals, recent }) {
   element("lower").hidden = devices.length === 0 && remote === null;
   element("devices").replaceChildren(...devices.map(deviceRow));
+  setText("diskLatency", devices.length === 0 ? "" : diskText(recent.latencySeconds));
   setText("remote", remoteText(remote, totals));
   setText(
     "movement",

@@ -99,7 +99,13 @@ function deviceLines({ stats, devices }: Pick<Status, "stats" | "devices">): str
     return deviceRow(device, reading === undefined ? "" : `${reading.mode}, ${direct}`);
   });
   const head = ["disk", "state", "mode", "used", "read", "written", "waiting r/w", "at disk"];
-  return ["", table([...head, "written a day", "life left"], rows, [3, 4, 5, 6, 7, 8, 9])];
+  const { nvmeReadSeconds, nvmeWriteSeconds, nvmeCommitSeconds } = stats.recent.latencySeconds;
+  return [
+    "",
+    table([...head, "written a day", "life left"], rows, [3, 4, 5, 6, 7, 8, 9]),
+    `disk reads ${latency(nvmeReadSeconds)}  writes ${latency(nvmeWriteSeconds)}  ` +
+      `written to durable ${latency(nvmeCommitSeconds)}`,
+  ];
 }
 
 function remoteLines({ stats, remote }: Pick<Status, "stats" | "remote">): string[] {

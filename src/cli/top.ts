@@ -34,7 +34,7 @@ export function spark(values: readonly (number | null)[], high: number): string 
 /** One line for logs and dumb terminals. */
 export function topLine(stats: Stats): string {
   const { recent, tiers, devices, gauges } = stats;
-  const lookup = recent.latencySeconds.lookupSeconds;
+  const { lookupSeconds: lookup, nvmeReadSeconds: read } = recent.latencySeconds;
   const filled = tiers.map((tier) => {
     const share = tier.capacityBytes > 0 ? tier.usedBytes / tier.capacityBytes : 0;
     return `${tier.tier} ${bar(share, 10)} ${percent(share)} of ${formatBytes(tier.capacityBytes)}`;
@@ -48,6 +48,7 @@ export function topLine(stats: Stats): string {
     lookup === null ? "p99 –" : `p99 ${formatSeconds(lookup.p99)}`,
     `on ${rate(recent.loadBytesPerSecond)}`,
     `off ${rate(recent.storeBytesPerSecond)}`,
+    ...(read === null ? [] : [`disk read p99 ${formatSeconds(read.p99)}`]),
     `engines ${gauges.instances}`,
     `leases ${gauges.leases}`,
     ...ill.map(({ directory, health, full }) => `${directory} ${health}${full ? ", full" : ""}`),

@@ -70,6 +70,9 @@ const LATENCIES = [
   "storeSeconds",
   "frameQueueSeconds",
   "eventLoopSeconds",
+  "nvmeReadSeconds",
+  "nvmeWriteSeconds",
+  "nvmeCommitSeconds",
 ] as const satisfies readonly MetricName[];
 
 export type Totals = Readonly<Record<(typeof TOTALS)[number], number>>;

@@ -3,7 +3,7 @@
  * frames to operations, turns everything an operation throws into one typed error reply, and cleans up
  * after connections. Nothing here waits: an operation answers at once or leaves a job behind.
  */
-import { type Addon, CLOSE_REASON, EVENT, EVENT_WORDS } from "../../addon/binding.ts";
+import { type Addon, CLOSE_REASON, DISK, EVENT, EVENT_WORDS } from "../../addon/binding.ts";
 import { assert } from "../assert.ts";
 import { CairnError, ERRORS, type ErrorName } from "../errors.ts";
 import { LIMITS } from "../limits.ts";
@@ -111,7 +111,7 @@ export class EngineServer implements CopyOwner {
       ledger,
       feed,
       out: new Outbound(addon),
-      copies: new Copies(addon, () => performance.now()),
+      copies: new Copies(addon, () => performance.now(), diskTimes(feed)),
       sessions: new Sessions(options.tenants),
       leases: new Leases(ledger),
       namespaces: options.namespaces,
@@ -464,6 +464,14 @@ function unprovenNamespaces(sessions: Sessions): number {
     }
   }
   return unproven.size;
+}
+
+/** Counts how long batches at disks take; a scrub's are no measure of what engines wait for. */
+function diskTimes(feed: Feed): (kind: number, seconds: number) => void {
+  return (kind, seconds) => {
+    if (kind === DISK.READ) feed.observe(METRIC.nvmeReadSeconds, seconds);
+    else if (kind === DISK.WRITE) feed.observe(METRIC.nvmeWriteSeconds, seconds);
+  };
 }
 
 const FRAME_ERROR_OTHER = FRAME_ERROR_LABELS.indexOf("other");

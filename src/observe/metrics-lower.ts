@@ -1,5 +1,5 @@
 /** Rows of the lower tiers: disks, and the store of objects that nodes share. */
-import { counter, gauge, perDevice } from "./metric-row.ts";
+import { counter, gauge, perDevice, seconds } from "./metric-row.ts";
 
 /** In the order of addon/binding.ts's ITEM. */
 export const ITEM_LABELS = [
@@ -23,6 +23,7 @@ export const NVME_EVENTS = [
   "commitFailures",
   "commits",
   "indexDamaged",
+  "indexOpenFailures",
   "pagesDropped",
   "entriesDropped",
   "headersRebuilt",
@@ -152,6 +153,18 @@ export const DEVICE_METRICS = {
 } as const;
 
 export const NVME_METRICS = {
+  nvmeReadSeconds: seconds(
+    "cairn_nvme_read_seconds",
+    "A batch of reads from a disk, handed over to ended; all disks.",
+  ),
+  nvmeWriteSeconds: seconds(
+    "cairn_nvme_write_seconds",
+    "A batch of writes to a disk, handed over to ended; all disks.",
+  ),
+  nvmeCommitSeconds: seconds(
+    "cairn_nvme_commit_seconds",
+    "Copies written to durable: sync and commit of the index, the wait for the ones before included.",
+  ),
   nvmeDevices: gauge("cairn_nvme_devices", "Disks that the NVMe tier had in this life."),
   nvmeEvents: counter(
     "cairn_nvme_events_total",

@@ -88,6 +88,7 @@ type CopyAddon = Pick<Addon, "copySubmit" | "copyCancel" | "diskSubmit" | "diskC
 export class Copies {
   readonly #addon: CopyAddon;
   readonly #now: () => number;
+  readonly #diskEnded: (kind: number, seconds: number) => void;
   readonly #inFlight = new Map<number, CopyTicket>();
   readonly #free: CopyTicket[] = [];
   readonly #items = new Uint32Array(LIMITS.keysPerFrameMax * ITEM_WORDS);
@@ -95,11 +96,16 @@ export class Copies {
   #lastBatch = 0;
   #itemsInFlight = 0;
 
-  /** now: monotonic milliseconds. */
-  constructor(addon: CopyAddon, now: () => number) {
+  /** now: monotonic milliseconds. diskEnded: a batch of this DISK kind took so long from submit to end. */
+  constructor(
+    addon: CopyAddon,
+    now: () => number,
+    diskEnded: (kind: number, seconds: number) => void = () => undefined,
+  ) {
     assert(ITEM_WORDS === DISK_ITEM_WORDS, "copy and disk items share one array");
     this.#addon = addon;
     this.#now = now;
+    this.#diskEnded = diskEnded;
   }
 
   get batchesInFlight(): number {
@@ -228,6 +234,9 @@ export class Copies {
     this.#inFlight.delete(batch);
     this.#itemsInFlight -= ticket.count;
     ticket.microseconds = microseconds;
+    if (ticket.disk !== NO_DISK) {
+      this.#diskEnded(ticket.kind, (this.#now() - ticket.submittedAt) / 1e3);
+    }
     assert(ticket.owner !== undefined, "a batch has an owner");
     ticket.owner.copied(ticket, statuses, at);
     this.#recycle(ticket);

@@ -29,6 +29,7 @@ import { DEVICE, FakeDaemon, INFO, REMOTE } from "../edge/fixture.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
 const directory = mkdtempSync(join(tmpdir(), "cairn-cli-"));
+const feed = new Feed();
 let edge: EdgeHandle;
 let socket = "";
 
@@ -63,7 +64,6 @@ async function finished(child: ChildProcess) {
 beforeAll(async () => {
   writeFileSync(join(directory, "cairn.yaml"), `dram: {directory: ${directory}/pool}\n`);
   socket = `unix:${join(directory, "edge.sock")}`;
-  const feed = new Feed();
   feed.set(METRIC.ready, 1);
   feed.set(METRIC.orphans, 4);
   feed.add(METRIC.lookupBlocksRequested, 10);
@@ -233,7 +233,12 @@ describe("cairn status and top", () => {
   });
 
   test("status shows each disk with state, mode, wear and life, and the remote store", async () => {
+    feed.observe(METRIC.nvmeReadSeconds, 0.003);
+    feed.observe(METRIC.nvmeCommitSeconds, 0.04);
     const { stdout } = await cairn(["status", "--edge", socket]);
+    expect(stdout).toMatch(
+      /disk reads p50 [\d.]+ ms, p99 [\d.]+ ms {2}writes idle {2}written to durable p50 [\d.]+ ms/,
+    );
     const disk = stdout.split("\n").find((line) => line.startsWith("/mnt/a")) ?? "";
     expect(disk).toMatch(
       /slow, preparing 1 +uring, direct +1 KiB \(25\.0 %\).* 6\/7 +8 +12 B of 13 B +365 days/,
@@ -242,6 +247,7 @@ describe("cairn status and top", () => {
     expect(stdout).toContain("30 disk errors");
     const { stdout: line } = await cairn(["top", "--edge", socket, "--count", "1"]);
     expect(line).toContain("/mnt/a slow");
+    expect(line).toMatch(/disk read p99 [\d.]+ ms/);
   });
 
   test("top prints plain lines where there is no terminal, and objects with --json", async () => {

@@ -87,6 +87,12 @@ function inBrowser(): void {
     await shows("devices", "6 reads, 7 writes82.0 GiB of 8.0 GiB3 years");
     await shows("devices", "/mnt/bfenced");
     await shows("remote", "Remote store: down");
+    feed.observe(METRIC.nvmeReadSeconds, 0.003);
+    await shows("diskLatency", "writes idle");
+    await vi.waitUntil(
+      async () => /Disk reads p50 [\d.]+ ms/.test(await text("diskLatency")),
+      WAIT,
+    );
     const health = 'document.querySelectorAll("#devices .health")[1].dataset.level';
     expect(await browser.evaluate(health)).toBe("bad");
     expect(await browser.evaluate('document.getElementById("lower").hidden')).toBe(false);

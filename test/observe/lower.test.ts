@@ -2,7 +2,7 @@ import { expect, test } from "vitest";
 import { ITEM } from "../../addon/binding.ts";
 import { Digests } from "../../src/edge/digest.ts";
 import { buildMetrics } from "../../src/edge/prometheus.ts";
-import { Feed, FeedReader } from "../../src/observe/feed.ts";
+import { Feed, FeedReader, METRIC } from "../../src/observe/feed.ts";
 import { type DeviceReading, publishDevices, publishRemote } from "../../src/observe/lower.ts";
 import {
   DEVICE_METRICS,
@@ -102,7 +102,15 @@ test("a digest has the disks with their rates, and no remote tier where there is
   for (let second = 2; second <= 11; second++) digests.tick(second * 1_000);
   publishDevices(feed, [{ ...DEVICE, bytesRead: 6_000, bytesWritten: 10_000 }]);
   publishRemote(feed, REMOTE);
-  const { devices, remote } = digests.now(12_000);
+  feed.observe(METRIC.nvmeReadSeconds, 0.003);
+  feed.observe(METRIC.nvmeCommitSeconds, 0.03);
+  const { devices, remote, recent } = digests.now(12_000);
+  const { nvmeReadSeconds: read, nvmeCommitSeconds: commit } = recent.latencySeconds;
+  expect(read?.p99).toBeGreaterThan(0.002);
+  expect(read?.p99).toBeLessThanOrEqual(0.005);
+  expect(commit?.p50).toBeGreaterThan(0.02);
+  // Nothing was written: no data, not zero.
+  expect(recent.latencySeconds.nvmeWriteSeconds).toBeNull();
   expect(devices).toHaveLength(1);
   expect(devices[0]).toMatchObject({
     directory: "/mnt/a",
