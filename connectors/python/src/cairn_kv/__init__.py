@@ -7,7 +7,8 @@ in time, and the daemon's absence, death or slowness is a miss, never an excepti
 imports an engine or a tensor library.
 """
 
-from cairn_kv.client import Session, StoreResult, default_socket
+from cairn_kv.blocking import StoreResult
+from cairn_kv.client import Session, default_socket
 from cairn_kv.completions import (
     CancelDone,
     Completion,

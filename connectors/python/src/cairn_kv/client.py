@@ -2,8 +2,8 @@
 
 One session is one connection: a scheduler has one, and each worker rank has one; those with the same engine id are one
 instance to the daemon and share leases. A session never fails to come about: it connects in the background, and until
-it has, and whenever the daemon is away, each call is a miss at once. The asynchronous calls stand in submit.py; here
-are the session's life, its windows, and the blocking calls for engines that look up synchronously.
+it has, and whenever the daemon is away, each call is a miss at once. The asynchronous calls stand in submit.py,
+the blocking ones in blocking.py; here are the session's life and its windows.
 
 A session belongs to the process that made it. In a forked child it is closed, so that the child does not hold the
 parent's connection open.
@@ -12,36 +12,19 @@ parent's connection open.
 from __future__ import annotations
 
 import os
-import queue
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
 from cairn_kv import limits
+from cairn_kv.blocking import BlockingCalls, drop_completion
 from cairn_kv.calls import ColdCall, Sink, unavailable
-from cairn_kv.completions import (
-    CancelDone,
-    ColdDone,
-    Completion,
-    EndRequestDone,
-    FillRefused,
-    FlushDone,
-    HintDone,
-    LoadDone,
-    LookupDone,
-    PrefetchDone,
-    PrefetchOffered,
-    ProveDone,
-    StatsDone,
-    StoreDone,
-    StoreOffered,
-)
+from cairn_kv.completions import ColdDone
 from cairn_kv.errors import CairnError, ErrorCode, Failure
-from cairn_kv.keys import Buffer, Keys, Rows
 from cairn_kv.link import Identity, Live, Statistics
 from cairn_kv.protocol import (
     DaemonLimits,
@@ -53,12 +36,8 @@ from cairn_kv.protocol import (
     encode_cold,
     pack_header,
 )
-from cairn_kv.submit import SubmitCalls
 from cairn_kv.window import LayoutAdapter, Window, layout_pattern
 
-Done = TypeVar("Done", bound=Completion)
-_GUARD_SECONDS: Final = 1.0
-"""The reader thread ends calls at their deadlines; a blocking call waits this much longer for it to do so."""
 _sessions: Final[weakref.WeakSet[Session]] = weakref.WeakSet()
 
 
@@ -68,14 +47,7 @@ def default_socket() -> str:
     return os.path.join(runtime, "cairn/engine.sock") if runtime else f"/tmp/cairn-{os.getuid()}/engine.sock"  # noqa: S108
 
 
-class StoreResult(msgspec.Struct, frozen=True):
-    """What a blocking `store` gives: the daemon's answer to the offer (None: refused), and the end of the job."""
-
-    offered: StoreOffered | None
-    done: StoreDone
-
-
-class Session(SubmitCalls):
+class Session(BlockingCalls):
     """A connection to the daemon that comes back by itself. Safe to use from several threads.
 
     Args:
@@ -234,13 +206,13 @@ class Session(SubmitCalls):
         window = Window(namespace, descriptor, blocks, stride, offset_bytes, adapter)
         if make not in {"client", "daemon"}:
             raise ValueError(f"make {make!r}: client or daemon")
+        if len(self._link.windows) >= limits.WINDOWS_MAX:
+            raise ValueError(f"more than {limits.WINDOWS_MAX} windows")
         if make == "daemon":
             self._adopt_window(window, timeout_seconds)
         else:
             window.make()
         with self._link.lock:
-            if len(self._link.windows) >= limits.WINDOWS_MAX:
-                raise ValueError(f"more than {limits.WINDOWS_MAX} windows")
             self._link.windows.append(window)
         try:
             self.register_window(window, timeout_seconds)
@@ -340,7 +312,9 @@ class Session(SubmitCalls):
         window.note_proven()
 
     def _unregister(self, live: Live, region: int) -> None:
-        call = ColdCall(self._tag(), _drop, time.monotonic() + limits.CALL_SECONDS, Operation.UNREGISTER, None)
+        call = ColdCall(
+            self._tag(), drop_completion, time.monotonic() + limits.CALL_SECONDS, Operation.UNREGISTER, None
+        )
         self._send_empty(live, call, Operation.UNREGISTER, region)
 
     def _cold(
@@ -375,227 +349,6 @@ class Session(SubmitCalls):
         done = self._wait(submit, ColdDone, max(0.0, until - time.monotonic()))
         done.raise_for_error()
         return done
-
-    # Blocking calls.
-
-    def lookup(
-        self,
-        request_id: int,
-        keys: Keys,
-        *,
-        timeout_seconds: float = limits.CALL_SECONDS,
-        namespace: int = 0,
-        keep_chain: bool = False,
-        lease: bool = True,
-        prefill_tokens_per_second: int = 0,
-    ) -> LookupDone:
-        """Return the longest readable prefix of a chain, or a miss when time is up. See `submit_lookup`."""
-
-        def submit(sink: Sink) -> int:
-            return self.submit_lookup(
-                request_id,
-                keys,
-                namespace=namespace,
-                keep_chain=keep_chain,
-                lease=lease,
-                prefill_tokens_per_second=prefill_tokens_per_second,
-                timeout_seconds=timeout_seconds + _GUARD_SECONDS,
-                sink=sink,
-            )
-
-        return self._wait(submit, LookupDone, timeout_seconds, exact=True)
-
-    def load(
-        self,
-        window: Window,
-        lease: int,
-        start_depth: int,
-        keys: Keys,
-        rows: Rows,
-        *,
-        shard: int = 0,
-        deadline_ms: int = 0,
-    ) -> LoadDone:
-        """Copy leased blocks into rows and wait for them. See `submit_load`."""
-
-        def submit(sink: Sink) -> int:
-            return self.submit_load(
-                window, lease, start_depth, keys, rows, shard=shard, deadline_ms=deadline_ms, sink=sink
-            )
-
-        return self._wait(submit, LoadDone, (deadline_ms or limits.LOAD_DEADLINE_MS) / 1_000)
-
-    def store(
-        self,
-        window: Window,
-        start_depth: int,
-        parent_key: Buffer | None,
-        keys: Keys,
-        rows: Sequence[int],
-        *,
-        gather: Callable[[int, memoryview], None] | None = None,
-        generation: int | None = None,
-        lease: int = 0,
-        shard: int = 0,
-        deadline_ms: int = 0,
-    ) -> StoreResult:
-        """Offer blocks, gather what is wanted, and wait until they are visible. See `submit_store`.
-
-        With `gather(index, row)` it is called for each wanted block and writes its bytes into the row; without, the
-        bytes lie in the rows already and `generation` is what the window's was before they were put there.
-
-        Raises:
-            ValueError: both or neither of gather and generation.
-
-        """
-        if (gather is None) == (generation is None):
-            raise ValueError("either gather, or generation for rows that are filled")
-        inbox: queue.SimpleQueue[Completion] = queue.SimpleQueue()
-        ready = rows if gather is None else None
-        tag = self.submit_store(
-            window,
-            start_depth,
-            parent_key,
-            keys,
-            rows=ready,
-            generation=generation,
-            lease=lease,
-            shard=shard,
-            deadline_ms=deadline_ms,
-            sink=inbox.put,
-        )
-        bounds = self.daemon_limits
-        fill_ms = limits.LOAD_DEADLINE_MS if bounds is None else bounds.store_fill_ms
-        seconds = max(fill_ms, deadline_ms) / 1_000
-        offered: StoreOffered | None = None
-        while True:
-            said = self._take(inbox, tag, seconds)
-            if isinstance(said, StoreDone):
-                return StoreResult(offered, said)
-            if isinstance(said, FillRefused):
-                self.submit_cancel(tag, sink=_drop)
-            elif isinstance(said, StoreOffered):
-                offered = said
-                if said.final:
-                    return StoreResult(said, StoreDone(tag=tag))
-                if gather is not None and said.wanted > 0:
-                    self._fill(window, tag, said, rows, gather, inbox.put)
-
-    def _fill(
-        self,
-        window: Window,
-        tag: int,
-        offered: StoreOffered,
-        rows: Sequence[int],
-        gather: Callable[[int, memoryview], None],
-        sink: Sink,
-    ) -> None:
-        wanted = offered.wanted_indices()
-        try:
-            for index in wanted:
-                gather(index, window.row(rows[index]))
-        except BaseException:
-            self.submit_cancel(tag, sink=_drop)
-            raise
-        self.submit_fill(tag, wanted, [rows[index] for index in wanted], sink=sink)
-
-    def prefetch(
-        self,
-        *,
-        request_id: int | None = None,
-        lease: int = 0,
-        keys: Keys | None = None,
-        namespace: int = 0,
-        deadline_ms: int = 0,
-        priority: int = 1,
-    ) -> PrefetchDone:
-        """Bring a chain into DRAM and wait for it; refused: none resident. See `submit_prefetch`."""
-        inbox: queue.SimpleQueue[Completion] = queue.SimpleQueue()
-        tag = self.submit_prefetch(
-            request_id=request_id,
-            lease=lease,
-            keys=keys,
-            namespace=namespace,
-            deadline_ms=deadline_ms,
-            priority=priority,
-            sink=inbox.put,
-        )
-        seconds = (deadline_ms or limits.LOAD_DEADLINE_MS) / 1_000
-        while True:
-            said = self._take(inbox, tag, seconds)
-            if isinstance(said, PrefetchDone):
-                return said
-            if isinstance(said, PrefetchOffered) and said.final:
-                return PrefetchDone(tag=tag, error=Failure(ErrorCode.TIER_UNAVAILABLE, said.reason))
-
-    def cancel(self, tag: int) -> CancelDone:
-        """Cancel a job and wait until no byte of it lands any more."""
-        return self._wait(lambda sink: self.submit_cancel(tag, sink=sink), CancelDone, limits.CALL_SECONDS)
-
-    def flush(self, *, timeout_seconds: float = limits.CALL_SECONDS) -> FlushDone:
-        """Wait until no job of this session is in flight."""
-        return self._wait(
-            lambda sink: self.submit_flush(timeout_seconds=timeout_seconds, sink=sink), FlushDone, timeout_seconds
-        )
-
-    def prove(self, key: Buffer, *, ok: bool, namespace: int = 0) -> ProveDone:
-        """Give the verdict on a look-up's proof and wait for the answer."""
-        return self._wait(
-            lambda sink: self.submit_prove(key, ok=ok, namespace=namespace, sink=sink),
-            ProveDone,
-            limits.CALL_SECONDS,
-        )
-
-    def hint(self, key: Buffer, kind: str, *, ttl_ms: int | None = None, value: float | None = None) -> HintDone:
-        """Advise the daemon on a chain and wait for the answer. See `submit_hint`."""
-        return self._wait(
-            lambda sink: self.submit_hint(key, kind, ttl_ms=ttl_ms, value=value, sink=sink),
-            HintDone,
-            limits.CALL_SECONDS,
-        )
-
-    def stats(self) -> StatsDone:
-        """Return what the daemon knows of this instance and the node."""
-        return self._wait(lambda sink: self.submit_stats(sink=sink), StatsDone, limits.CALL_SECONDS)
-
-    def end_request_and_wait(self, request_id: int) -> EndRequestDone:
-        """End a request and wait until the daemon has done so."""
-        return self._wait(
-            lambda sink: self.submit_end_request(request_id, sink=sink), EndRequestDone, limits.CALL_SECONDS
-        )
-
-    def _wait(self, submit: Callable[[Sink], int], kind: type[Done], seconds: float, *, exact: bool = False) -> Done:
-        """Submit a call and wait for its one completion; `exact`: give up at the deadline itself."""
-        inbox: queue.SimpleQueue[Completion] = queue.SimpleQueue()
-        tag = submit(inbox.put)
-        done = self._take(inbox, tag, seconds, exact=exact)
-        if not isinstance(done, kind):
-            raise TypeError(f"{type(done).__name__} where {kind.__name__} was expected")
-        return done
-
-    def _take(
-        self, inbox: queue.SimpleQueue[Completion], tag: int, seconds: float, *, exact: bool = False
-    ) -> Completion:
-        """Take the next completion of a call, or end the call with its deadline.
-
-        The reader thread ends calls in time; a job's only after its rows are safe, which may take it a while. Waiting
-        longer than that for it would mean that it is gone.
-        """
-        if self._link.on_thread():
-            raise RuntimeError("the reader thread cannot wait for itself: submit instead")
-        patience = 0.0 if exact else limits.COMPLETION_GRACE_SECONDS + _GUARD_SECONDS
-        try:
-            return inbox.get(timeout=seconds + patience)
-        except queue.Empty:
-            call = self._link.forget(tag)
-        if call is not None:
-            self._link.statistics.deadlines_exceeded += 1
-            call.fail(Failure(ErrorCode.DEADLINE_EXCEEDED, "the daemon did not answer in time"))
-        return inbox.get(timeout=limits.REGISTER_SECONDS)
-
-
-def _drop(_completion: Completion) -> None:
-    """Take a completion that nobody waits for."""
 
 
 def _after_fork() -> None:
