@@ -18,20 +18,14 @@ import {
   EVENT_WORDS,
   ITEM_WORDS,
   NO_DRAM_SLOT,
-  SLOT_INDEX_BITS,
 } from "../addon/binding.ts";
 import { loadAddon } from "../addon/load.ts";
 import { assert } from "../src/assert.ts";
 import { CairnError } from "../src/errors.ts";
 import { XorShift } from "./ledger.ts";
+import { ChainRecords, openArena, startAddon } from "./rig.ts";
 
 const MIB = 2 ** 20;
-const SLAB_BYTES = 64 * MIB;
-const RECORD_WORDS = 16;
-const PARENT_WORD = 8;
-const DEPTH_WORD = 9;
-const NAMESPACE_WORD = 10;
-const NO_PARENT = 0xffff_ffff;
 const EVENTS = 4_096;
 /** Items of one batch, and batches submitted ahead, so that the device's queue never runs dry. */
 const BATCH_ITEMS = 16;
@@ -78,7 +72,7 @@ export class DiskRig {
   readonly #statuses = new Uint8Array(65_536);
   readonly #batches = new Map<number, (ended: Ended) => void>();
   readonly #tasks = new Map<number, (errno: number) => void>();
-  readonly #dramSlots: Uint32Array;
+  #dramSlots: Uint32Array = new Uint32Array(0);
   readonly #poolDirectory = mkdtempSync("/dev/shm/cairn-bench-disk-");
   #info: DiskInfo | undefined;
   #rows: Uint32Array = new Uint32Array(0);
@@ -89,7 +83,6 @@ export class DiskRig {
   constructor(options: DiskRigOptions) {
     this.options = options;
     this.directory = mkdtempSync(join(diskParent(), "cairn-bench-disk-"));
-    this.#dramSlots = new Uint32Array(options.blocks);
   }
 
   /** The disk's answers to its probes: how it is driven. */
@@ -110,23 +103,8 @@ export class DiskRig {
 
   /** Engine started, arena filled, segment written once from end to end, every slot holding a block. */
   async open(): Promise<void> {
-    const addon = this.#addon;
-    addon.start({
-      copyThreads: 1,
-      inbox: new ArrayBuffer(MIB),
-      events: this.#events,
-      statuses: this.#statuses,
-      transport: {
-        frameBodyBytesMax: 65_536,
-        connectionsMax: 1,
-        outboundBytesMax: MIB,
-        frameTimeoutMs: 1_000,
-        helloTimeoutMs: 1_000,
-        magic: 0,
-        version: 0,
-      },
-      onReady: () => this.#drain(),
-    });
+    const shared = { events: this.#events, statuses: this.#statuses };
+    startAddon(this.#addon, { ...shared, onReady: () => this.#drain() });
     await this.#openArena();
     await this.#openDisk();
     const first = await this.write(this.order(0));
@@ -136,19 +114,11 @@ export class DiskRig {
   async #openArena(): Promise<void> {
     const addon = this.#addon;
     const { blocks, blockBytes } = this.options;
-    const perSlab = addon.arenaSlotsPerSlab(SLAB_BYTES, blockBytes);
-    assert(perSlab > 0, "a slab holds blocks of this length");
-    const path = join(this.#poolDirectory, "pool");
-    const slabs = Math.ceil(blocks / perSlab);
-    const options = { path, slabBytes: SLAB_BYTES, slabs, numaNode: -1, hugePages: false };
-    this.#arena = addon.arenaOpen(options).arena;
-    addon.arenaPutNamespace(this.#arena, 0, new Uint8Array(16).fill(7), new Uint8Array(1));
-    for (let slab = 0; slab < slabs; slab++) addon.arenaAssign(this.#arena, slab, blockBytes);
-    for (let block = 0; block < blocks; block++) {
-      const slab = Math.floor(block / perSlab);
-      this.#dramSlots[block] = slab * 2 ** SLOT_INDEX_BITS + (block % perSlab);
-    }
-    this.#attachRecords(blocks);
+    const { arena, slots } = openArena(addon, this.#poolDirectory, blockBytes, blocks);
+    this.#arena = arena;
+    this.#dramSlots = slots;
+    const records = new ChainRecords(addon, blocks);
+    for (let block = 0; block < blocks; block++) records.setKey(block, block * 8 + 1);
     const { region, sizeBytes, descriptor } = addon.regionCreate(blocks * blockBytes);
     this.#region = region;
     this.#rows = new Uint32Array(addon.clientMap(descriptor, sizeBytes));
@@ -161,26 +131,6 @@ export class DiskRig {
       addon.copySubmit({ kind: COPY.STORE, ...this.#common(batch) }, items, blocks),
     );
     assert(failed === 0, "the arena is filled");
-  }
-
-  #attachRecords(blocks: number): void {
-    const records = new Uint32Array(new SharedArrayBuffer(blocks * RECORD_WORDS * 4));
-    for (let block = 0; block < blocks; block++) {
-      const at = block * RECORD_WORDS;
-      for (let word = 0; word < PARENT_WORD; word++) records[at + word] = block * 8 + word + 1;
-      records[at + PARENT_WORD] = block === 0 ? NO_PARENT : block - 1;
-      records[at + DEPTH_WORD] = block + 1;
-    }
-    this.#addon.attachLedger({
-      records,
-      recordWords: RECORD_WORDS,
-      keyWord: 0,
-      parentWord: PARENT_WORD,
-      depthWord: DEPTH_WORD,
-      depthMask: 0xff_ffff,
-      namespaceWord: NAMESPACE_WORD,
-      namespaceMask: 0xffff,
-    });
   }
 
   async #openDisk(): Promise<void> {

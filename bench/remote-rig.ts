@@ -4,8 +4,7 @@
  * is exported, hashed, sent, received, verified and imported is what the daemon does.
  */
 import { mkdtempSync, rmSync } from "node:fs";
-import { join } from "node:path";
-import { type Addon, COPY, EVENT, EVENT_WORDS, ITEM, SLOT_INDEX_BITS } from "../addon/binding.ts";
+import { type Addon, COPY, EVENT, EVENT_WORDS, ITEM } from "../addon/binding.ts";
 import { loadAddon } from "../addon/load.ts";
 import { assert } from "../src/assert.ts";
 import { Copies } from "../src/transfer/copies.ts";
@@ -21,15 +20,8 @@ import {
   KEY_BYTES,
 } from "../tiers/remote/types.ts";
 import { XorShift } from "./ledger.ts";
+import { ChainRecords, openArena, RIG_NAMESPACE, startAddon } from "./rig.ts";
 
-const MIB = 2 ** 20;
-const SLAB_BYTES = 64 * MIB;
-const RECORD_WORDS = 20;
-const KEY_WORDS = 8;
-const PARENT_WORD = 8;
-const DEPTH_WORD = 9;
-const NAMESPACE_WORD = 10;
-const NO_PARENT = 0xffff_ffff;
 const EVENTS = 4_096;
 const DEADLINE_MS = 60_000;
 
@@ -55,7 +47,7 @@ export class RemoteRig {
   readonly #statuses = new Uint8Array(65_536);
   readonly #copies = new Copies(this.#addon, () => performance.now());
   readonly #poolDirectory = mkdtempSync("/dev/shm/cairn-bench-remote-");
-  readonly #records: Uint32Array;
+  readonly #records: ChainRecords;
   readonly #slots: Uint32Array;
   readonly #window: Uint32Array;
   readonly #windowRegion: number;
@@ -68,14 +60,20 @@ export class RemoteRig {
     this.#options = options;
     const { blockBytes, chunkBlocks, chunks, concurrency, stagingBytes } = options;
     const blocks = chunkBlocks * chunks;
-    const namespace = new Uint8Array(16).fill(7);
     const { tenant, sealer } = options;
-    this.space = { namespace, chunkBlocks, payloadBytes: blockBytes, shards: 1, tenant };
-    this.#start();
-    this.#records = new Uint32Array(new SharedArrayBuffer(blocks * RECORD_WORDS * 4));
-    this.#slots = new Uint32Array(2 * blocks);
-    this.#arena = this.#openArena(2 * blocks);
-    this.#attach();
+    this.space = {
+      namespace: RIG_NAMESPACE,
+      chunkBlocks,
+      payloadBytes: blockBytes,
+      shards: 1,
+      tenant,
+    };
+    const shared = { events: this.#events, statuses: this.#statuses };
+    startAddon(this.#addon, { ...shared, onReady: () => this.#drain() });
+    const { arena, slots } = openArena(this.#addon, this.#poolDirectory, blockBytes, 2 * blocks);
+    this.#arena = arena;
+    this.#slots = slots;
+    this.#records = new ChainRecords(this.#addon, blocks);
     const window = this.#addon.regionCreate(blocks * blockBytes);
     this.#windowRegion = window.region;
     this.#window = new Uint32Array(this.#addon.clientMap(window.descriptor, window.sizeBytes));
@@ -109,9 +107,7 @@ export class RemoteRig {
     this.#life += 1;
     const words = this.#options.blockBytes / 4;
     for (let block = 0; block < this.blocks; block += 1) {
-      for (let word = 0; word < KEY_WORDS; word += 1) {
-        this.#records[block * RECORD_WORDS + word] = this.#life * 1_000_003 + block * 8 + word;
-      }
+      this.#records.setKey(block, this.#life * 1_000_003 + block * 8);
       this.#pattern(block).fill(this.#window, block * words, (block + 1) * words);
     }
     const statuses = await this.#copy(COPY.STORE, this.#slots.subarray(0, this.blocks));
@@ -153,8 +149,9 @@ export class RemoteRig {
     const { chunkBlocks } = this.#options;
     const first = index * chunkBlocks;
     const keys = new Uint8Array(chunkBlocks * KEY_BYTES);
-    for (let at = 0; at < chunkBlocks; at += 1) keys.set(this.#key(first + at), at * KEY_BYTES);
-    const parentKey = first === 0 ? new Uint8Array(KEY_BYTES) : this.#key(first - 1);
+    for (let at = 0; at < chunkBlocks; at += 1)
+      keys.set(this.#records.key(first + at), at * KEY_BYTES);
+    const parentKey = first === 0 ? new Uint8Array(KEY_BYTES) : this.#records.key(first - 1);
     return { space: this.space, shard: 0, firstDepth: first + 1, keys, parentKey };
   }
 
@@ -162,11 +159,6 @@ export class RemoteRig {
     await this.tier.close();
     this.#addon.stop();
     rmSync(this.#poolDirectory, { recursive: true, force: true });
-  }
-
-  #key(block: number): Uint8Array {
-    const at = block * RECORD_WORDS;
-    return new Uint8Array(this.#records.slice(at, at + KEY_WORDS).buffer);
   }
 
   #items(index: number, slotsFrom: number): DramItems {
@@ -199,25 +191,6 @@ export class RemoteRig {
     });
   }
 
-  #start(): void {
-    this.#addon.start({
-      copyThreads: 1,
-      inbox: new ArrayBuffer(MIB),
-      events: this.#events,
-      statuses: this.#statuses,
-      transport: {
-        frameBodyBytesMax: 65_536,
-        connectionsMax: 1,
-        outboundBytesMax: MIB,
-        frameTimeoutMs: 1_000,
-        helloTimeoutMs: 1_000,
-        magic: 0,
-        version: 0,
-      },
-      onReady: () => this.#drain(),
-    });
-  }
-
   #drain(): void {
     const count = this.#addon.poll();
     for (let index = 0; index < count; index += 1) {
@@ -225,40 +198,5 @@ export class RemoteRig {
       if (this.#events[at] !== EVENT.COPIED) continue;
       this.#copies.ended(this.#events[at + 1] ?? 0, this.#statuses, this.#events[at + 2] ?? 0);
     }
-  }
-
-  #openArena(slots: number): number {
-    const { blockBytes } = this.#options;
-    const perSlab = this.#addon.arenaSlotsPerSlab(SLAB_BYTES, blockBytes);
-    assert(perSlab > 0, "a slab holds blocks of this length");
-    const slabs = Math.ceil(slots / perSlab);
-    const path = join(this.#poolDirectory, "pool");
-    const options = { path, slabBytes: SLAB_BYTES, slabs, numaNode: -1, hugePages: false };
-    const { arena } = this.#addon.arenaOpen(options);
-    this.#addon.arenaPutNamespace(arena, 0, this.space.namespace, new Uint8Array(1));
-    for (let slab = 0; slab < slabs; slab += 1) this.#addon.arenaAssign(arena, slab, blockBytes);
-    for (let slot = 0; slot < slots; slot += 1) {
-      const slab = Math.floor(slot / perSlab);
-      this.#slots[slot] = slab * 2 ** SLOT_INDEX_BITS + (slot % perSlab);
-    }
-    return arena;
-  }
-
-  #attach(): void {
-    for (let block = 0; block < this.blocks; block += 1) {
-      const at = block * RECORD_WORDS;
-      this.#records[at + PARENT_WORD] = block === 0 ? NO_PARENT : block - 1;
-      this.#records[at + DEPTH_WORD] = block + 1;
-    }
-    this.#addon.attachLedger({
-      records: this.#records,
-      recordWords: RECORD_WORDS,
-      keyWord: 0,
-      parentWord: PARENT_WORD,
-      depthWord: DEPTH_WORD,
-      depthMask: 0xff_ffff,
-      namespaceWord: NAMESPACE_WORD,
-      namespaceMask: 0xffff,
-    });
   }
 }
