@@ -163,7 +163,8 @@ describe("two nodes over one shared directory", () => {
       `${tenant} 2026 ${Buffer.alloc(32, 9).toString("base64")}\n`;
     writeFileSync(files[0], keyLine("default"), { mode: 0o600 });
     writeFileSync(files[1], keyLine("another"), { mode: 0o600 });
-    const first = await engineOf({ sealing: "on", keyFile: files[0] });
+    // One node asks a command for its keys, the other reads a file.
+    const first = await engineOf({ sealing: "on", keyCommand: ["/bin/cat", files[0]] });
     await store(first);
     await eventually(async () => (await uploaded(first.node, "stored")) === 2, 30_000);
     const row = Buffer.from(payloadOf(keyAt(keys, 0), ROW_BYTES)).subarray(0, 64);

@@ -1,5 +1,5 @@
 /** The remote tier over a shared directory: two nodes, what one stores the other reads; and what may be wrong. */
-import { mkdtemp, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, truncate, utimes, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
@@ -300,6 +300,67 @@ describe("what is wrong in the store", () => {
     await mkdir(directory);
     await vi.waitUntil(() => a.tier.health === "ok", { timeout: 20_000 });
     expect(await storeChunk(a, 15, 0)).toMatchObject({ outcome: "stored" });
+  });
+});
+
+describe("collection", () => {
+  const DAY = 86_400_000;
+  const garbage = { intervalMs: DAY, ageMsMax: DAY, bytesMax: 0, graceMs: 0, parts: 1 };
+
+  /** Makes the only object so old. */
+  async function ageOf(ms: number): Promise<void> {
+    const then = new Date(Date.now() - ms);
+    await utimes(await objectPath(), then, then);
+  }
+
+  test("removes what is too old, and the node knows at once that it is gone", async () => {
+    const a = node({ garbage });
+    await storeChunk(a, 1, 0);
+    await ageOf(2 * DAY);
+    await storeChunk(a, 2, 0);
+    expect(await a.tier.collect()).toMatchObject({ objects: 2, removed: 1, fault: undefined });
+    expect(a.tier.snapshot()).toMatchObject({ collected: 1 });
+    expect((await fetchBlocks(a, 1, 0)).result.fault).toBe("missing");
+    expect((await fetchBlocks(a, 2, 0)).whole).toBe(true);
+    expect(await storeChunk(a, 1, 0)).toMatchObject({ outcome: "stored" });
+  });
+
+  test("removes sealed objects of other nodes, too", async () => {
+    const a = node({ garbage });
+    await storeChunk(a, 1, 0);
+    const store = new SharedDirectory({ directory });
+    const name = (await listed(store, ""))[0]?.name ?? "";
+    expect(await store.delete(name, LIMITS)).toMatchObject({ ok: true });
+    const sealed = name.replace(/^v1\//, "v1-gcm/");
+    expect(await store.put(sealed, new Uint8Array(9), LIMITS)).toMatchObject({ value: "stored" });
+    await ageOf(2 * DAY);
+    expect(await a.tier.collect()).toMatchObject({ objects: 1, removed: 1 });
+  });
+
+  test("keeps the newest of what exceeds its bytes", async () => {
+    const { objectBytes } = chunkLayout(SPACE, 0);
+    const a = node({ garbage: { ...garbage, ageMsMax: 0, bytesMax: objectBytes } });
+    await storeChunk(a, 1, 0);
+    await ageOf(DAY / 2);
+    await storeChunk(a, 2, 0);
+    expect(await a.tier.collect()).toMatchObject({ removed: 1, removedBytes: objectBytes });
+    expect((await fetchBlocks(a, 2, 0)).whole).toBe(true);
+  });
+
+  test("is not done twice at once, nor where none is configured, nor by timer before its time", async () => {
+    const a = node({ garbage });
+    await storeChunk(a, 1, 0);
+    const both = await Promise.all([a.tier.collect(), a.tier.collect()]);
+    expect(both.map((report) => report?.objects)).toEqual([1, undefined]);
+    expect(await node().tier.collect()).toBeUndefined();
+    expect(a.tier.snapshot()).toMatchObject({ collected: 0 });
+  });
+
+  test("runs by itself", async () => {
+    const a = node({ garbage: { ...garbage, intervalMs: 5 } });
+    await storeChunk(a, 1, 0);
+    await ageOf(2 * DAY);
+    await vi.waitFor(() => expect(a.tier.snapshot().collected).toBe(1), 20_000);
   });
 });
 
