@@ -30,6 +30,9 @@ export class Recovery {
    */
   #lastBlock = 0;
   #lastParent = 0;
+  /** Times of last access run from here to there, over all that was taken. */
+  #least = Number.POSITIVE_INFINITY;
+  #most = 0;
 
   constructor(core: Core) {
     assert(core.table.used === 0, "recovery starts with an empty ledger");
@@ -51,7 +54,10 @@ export class Recovery {
       tier.slots.discard(from.slot);
       return false;
     }
-    if (this.#lastAccess[block]! < from.lastAccess) this.#lastAccess[block] = from.lastAccess;
+    const { lastAccess } = from;
+    if (this.#lastAccess[block]! < lastAccess) this.#lastAccess[block] = lastAccess;
+    if (lastAccess < this.#least) this.#least = lastAccess;
+    if (lastAccess > this.#most) this.#most = lastAccess;
     return true;
   }
 
@@ -69,14 +75,14 @@ export class Recovery {
     if (!core.table.holds(block, index, keyWords, words, at)) {
       block = core.table.find(index, keyWords, words, at);
     }
-    if (block === NO_BLOCK) {
+    const fresh = block === NO_BLOCK;
+    if (fresh) {
       if (!core.table.ready || capped(tier)) return NO_BLOCK;
       block = core.table.insert(index, keyWords, words, at, parent, from.depth);
-      core.linkWaiting(block);
     } else if (core.depthOf(block) !== from.depth || core.parentOf(block) !== parent) {
       return NO_BLOCK;
     } else if (core.stateOf(block, tier.index) === STATE.ABSENT && capped(tier)) return NO_BLOCK;
-    if (!this.#takeSlot(from, tier, namespace, block)) {
+    if (!this.#takeSlot(from, tier, namespace, block, fresh)) {
       releaseRecord(core, block);
       return NO_BLOCK;
     }
@@ -96,7 +102,14 @@ export class Recovery {
     return parent !== NO_BLOCK && core.depthOf(parent) === from.depth - 1 ? parent : NO_BLOCK;
   }
 
-  #takeSlot(from: RecoveredBlock, tier: Tier, namespace: Namespace, block: Block): boolean {
+  /** `fresh`: the record was just made, and hangs in no waiting list yet; one that is shown at once never does. */
+  #takeSlot(
+    from: RecoveredBlock,
+    tier: Tier,
+    namespace: Namespace,
+    block: Block,
+    fresh: boolean,
+  ): boolean {
     const core = this.#core;
     const t = tier.index;
     const first = core.stateOf(block, t) === STATE.ABSENT;
@@ -106,6 +119,7 @@ export class Recovery {
     if (first) core.openSlots(block, tier);
     core.setSlot(block, tier, from.shard, from.slot);
     if (first && namespace.shards === 1 && showRecovered(core, block, t)) return true;
+    if (fresh) core.linkWaiting(block);
     if (first) transition(core, block, t, EVENT.RESERVE);
     transition(core, block, t, EVENT.START);
     if (!allLanded(core, block, tier)) return true;
@@ -119,12 +133,10 @@ export class Recovery {
   end(now: number): void {
     const core = this.#core;
     if (this.#anyPending()) this.#dropPending();
-    this.#mapAges(now);
     core.recovering = false;
     for (const tier of core.tiers) tier?.slots.takeEnd();
-    for (let block = 0; block < core.table.touched; block += 1) {
-      if (core.inUse(block)) offerBlock(core, block);
-    }
+    this.#index(now);
+    core.tick = AGES_RECOVERED + 1;
     core.flush();
   }
 
@@ -151,30 +163,31 @@ export class Recovery {
     for (let block = 0; block < core.table.touched; block += 1) releaseRecord(core, block);
   }
 
-  /** Times (milliseconds) to ticks, keeping their order; equal or nearly equal ones may become equal. */
-  #mapAges(now: number): void {
+  /**
+   * Times (milliseconds) to ticks, keeping their order; equal or nearly equal ones may become equal. In the same pass
+   * over the records (each is read from memory anew) what may leave goes into the age indexes.
+   */
+  #index(now: number): void {
     const core = this.#core;
+    const { records, tiers } = core;
     const times = this.#lastAccess;
     const earliest = Number.isFinite(now) ? now - BELIEVED_MILLISECONDS : 0;
-    let least = Number.POSITIVE_INFINITY;
-    let most = 0;
+    const believed = (time: number): number => Math.min(now, Math.max(earliest, time));
+    if (this.#least > this.#most) return; // Nothing was taken.
+    const least = believed(this.#least);
+    const most = believed(this.#most);
+    const scale = most > least ? Math.min(1, (AGES_RECOVERED - 1) / (most - least)) : 1;
+    core.timeline.recovered(least, most, 1 + Math.floor((most - least) * scale));
     for (let block = 0; block < core.table.touched; block += 1) {
       if (!core.inUse(block)) continue;
-      times[block] = Math.min(now, Math.max(earliest, times[block]!));
-      least = Math.min(least, times[block]!);
-      most = Math.max(most, times[block]!);
-    }
-    const scale = most > least ? Math.min(1, (AGES_RECOVERED - 1) / (most - least)) : 1;
-    if (least <= most) core.timeline.recovered(least, most, 1 + Math.floor((most - least) * scale));
-    for (let block = 0; block < core.table.touched; block += 1) {
-      const age = 1 + Math.floor((times[block]! - least) * scale);
-      for (const tier of core.tiers) {
-        if (tier === undefined || !core.inUse(block)) continue;
-        const word = block * R.RECORD_WORDS + R.tierWord(tier.index) + R.AGE;
-        core.records[word] = core.stateOf(block, tier.index) === STATE.ABSENT ? 0 : age;
+      const age = 1 + Math.floor((believed(times[block]!) - least) * scale);
+      for (let t = 0; t < tiers.length; t += 1) {
+        if (tiers[t] === undefined) continue;
+        const word = block * R.RECORD_WORDS + R.tierWord(t) + R.AGE;
+        records[word] = core.stateOf(block, t) === STATE.ABSENT ? 0 : age;
       }
+      offerBlock(core, block);
     }
-    core.tick = AGES_RECOVERED + 1;
   }
 }
 
