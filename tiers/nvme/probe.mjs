@@ -6,9 +6,9 @@
 //
 // Exit code 0: the index was read (or there is none), and the file holds, in little-endian words:
 //   HEAD_WORDS words: magic, version, found (0, 1), entries, bytes of meta, damaged pages, pages, 0…
-//   keys of damaged pages; meta (JSON, padded to words); then the entries, SCAN_WORDS words each, sorted by depth,
-//   then generation descending: fields of the slot header (addon/binding.ts SLOT_HEADER), NAMESPACE being the row of
-//   namespaces.json, then segment << 18 | index of the slot.
+//   keys of damaged pages; meta (JSON, padded to words); then the entries, RECORD_WORDS words each, sorted by depth,
+//   then generation descending: the page's entry as it stands there (index-pages.ts; of its first word the parent's
+//   position is 0), the parent's key (zero: none), segment << 18 | index of the slot, payload bytes of its class.
 // Exit code 3: the index is damaged, stderr says why in one line.
 import { closeSync, existsSync, fstatSync, openSync, readSync, writeSync } from "node:fs";
 import { join } from "node:path";
@@ -17,11 +17,11 @@ import { fileURLToPath } from "node:url";
 import { crc32 } from "node:zlib";
 
 export const PROBE_MAGIC = 0x4250_5243; // "CRPB"
-export const PROBE_VERSION = 1;
+export const PROBE_VERSION = 2;
 const DAMAGED = 3;
 const OUTPUT = 3;
 const PROBE_HEAD_WORDS = 8;
-const SCAN_WORDS = 33;
+const RECORD_WORDS = 23;
 const RECORDS_PER_WRITE = 8_192;
 const META_KEY = 0xffff_ffff;
 
@@ -38,16 +38,10 @@ const CRC_WORD = 5;
 const PARENT_NONE = 254;
 const PARENT_SPELLED = 255;
 
-// SLOT_HEADER of addon/binding.ts.
-const NAMESPACE = 2;
-const DEPTH = 3;
-const SHARD = 4;
-const GENERATION = 5;
-const LENGTH = 6;
-const LAST_ACCESS = 8;
-const KEY = 16;
-const PARENT_KEY = 24;
-const SLOT = 32;
+// RECORD of probe.ts.
+const PARENT_KEY = 13;
+const SLOT = 21;
+const PAYLOAD_BYTES = 22;
 
 /** Checks a page in `words[at …]` of `count` words that stood under `key`. Its checksum word becomes 0. */
 export function pageIsGood(words, at, count, key) {
@@ -75,25 +69,20 @@ export function eachEntry(words, at, count, visit) {
 
 /** Writes the record of the entry at `entry` of a page at `page` into `into[to …]`. */
 export function writeRecord(words, page, entry, position, into, to) {
-  into.fill(0, to, to + SCAN_WORDS);
   const first = words[entry];
   const key = words[page + 2];
-  into[to + NAMESPACE] = first & 0xffff;
-  into[to + SHARD] = (first >>> 16) & 0xff;
-  into[to + DEPTH] = words[entry + 1];
-  into[to + GENERATION] = words[entry + 2];
-  into[to + LENGTH] = words[page + 3];
-  into[to + LAST_ACCESS] = words[entry + 3];
-  into[to + LAST_ACCESS + 1] = words[entry + 4];
-  for (let k = 0; k < KEY_WORDS; k++) into[to + KEY + k] = words[entry + 5 + k];
+  into[to] = first & 0xff_ffff;
+  for (let k = 1; k < ENTRY_WORDS; k++) into[to + k] = words[entry + k];
   const parent = first >>> 24;
-  if (parent !== PARENT_NONE) {
+  if (parent === PARENT_NONE) into.fill(0, to + PARENT_KEY, to + PARENT_KEY + KEY_WORDS);
+  else {
     const at = parent === PARENT_SPELLED ? entry + ENTRY_WORDS : entryOf(words, page, parent) + 5;
     for (let k = 0; k < KEY_WORDS; k++) into[to + PARENT_KEY + k] = words[at + k];
   }
   const segment = Math.floor(key / PAGES_PER_SEGMENT);
   const index = (key % PAGES_PER_SEGMENT) * PAGE_SLOTS + position;
   into[to + SLOT] = segment * 2 ** SLOT_INDEX_BITS + index;
+  into[to + PAYLOAD_BYTES] = words[page + 3];
 }
 
 /** Where the entry of a position begins. */
@@ -114,7 +103,7 @@ function damaged(why) {
 
 /**
  * LMDB maps the file by what its meta pages say. At least one of them must be a meta page, and the file must be as
- * long as the shorter of them asks for.
+ * long as the shorter of them asks for. Returns its bytes.
  */
 function checkFile(path) {
   const descriptor = openSync(path, "r");
@@ -132,13 +121,14 @@ function checkFile(path) {
   if (metas.length < 1) return damaged("the meta pages of the index are damaged");
   const bytes = Math.min(...metas.map(({ pageBytes, last }) => (last + 1) * pageBytes));
   if (size < bytes) return damaged(`the index file has ${size} of ${bytes} bytes`);
-  return undefined;
+  return size;
 }
 
-/** Copies every page out of the map, checking each. */
-function readPages(database) {
-  let words = new Uint32Array(1 << 20);
+/** Copies every page out of the map, checking each. `bytes`: of the file, which all pages together do not exceed. */
+function readPages(database, bytes) {
+  let words = new Uint32Array(Math.ceil(bytes / 4));
   let used = 0;
+  let entries = 0;
   const pages = [];
   const bad = [];
   let meta = new Uint8Array(0);
@@ -152,54 +142,56 @@ function readPages(database) {
     }
     const count = value.length >>> 2;
     if (used + count > words.length) {
+      // The file grew since it was measured.
       const wider = new Uint32Array(Math.max(words.length * 2, used + count));
       wider.set(words.subarray(0, used));
       words = wider;
     }
     new Uint8Array(words.buffer, used * 4, count * 4).set(value.subarray(0, count * 4));
     const good = value.length % 4 === 0 && pageIsGood(words, used, count, key);
-    if (good && eachEntry(words, used, count, () => undefined)) {
+    let seen = 0;
+    const counted = () => {
+      seen += 1;
+    };
+    if (good && eachEntry(words, used, count, counted)) {
       pages.push(used);
       used += count;
+      entries += seen;
     } else bad.push(key);
   }
-  return { words, pages, bad, meta };
+  return { words, pages, entries, bad, meta };
 }
 
 /** Entries in order of depth, then generation descending: (page, position, entry) of each. */
-function sortEntries(words, pages) {
-  let count = 0;
-  const each = (visit) => {
-    for (const page of pages) {
-      eachEntry(words, page, words[page + 6], (position, entry) => visit(page, position, entry));
-    }
-  };
-  each(() => {
-    count += 1;
-  });
+function sortEntries(words, pages, count) {
   const page = new Uint32Array(count);
   const entry = new Uint32Array(count);
   const position = new Uint8Array(count);
+  const depths = new Uint32Array(count);
   let deepest = 0;
   let at = 0;
-  each((pageAt, positionAt, entryAt) => {
-    page[at] = pageAt;
-    entry[at] = entryAt;
-    position[at] = positionAt;
-    deepest = Math.max(deepest, words[entryAt + 1]);
-    at += 1;
-  });
+  for (const pageAt of pages) {
+    eachEntry(words, pageAt, words[pageAt + 6], (positionAt, entryAt) => {
+      const depth = words[entryAt + 1];
+      page[at] = pageAt;
+      entry[at] = entryAt;
+      position[at] = positionAt;
+      depths[at] = depth;
+      if (depth > deepest) deepest = depth;
+      at += 1;
+    });
+  }
   // Counting sort by depth: ends[d] becomes the end of depth d's run.
   const ends = new Uint32Array(deepest + 2);
-  for (let i = 0; i < count; i++) ends[words[entry[i] + 1] + 1] += 1;
+  for (let i = 0; i < count; i++) ends[depths[i] + 1] += 1;
   for (let depth = 0; depth <= deepest; depth++) ends[depth + 1] += ends[depth];
   const order = new Uint32Array(count);
-  for (let i = 0; i < count; i++) order[ends[words[entry[i] + 1]]++] = i;
+  for (let i = 0; i < count; i++) order[ends[depths[i]]++] = i;
   for (let depth = 0; depth <= deepest; depth++) {
     const run = order.subarray(depth === 0 ? 0 : ends[depth - 1], ends[depth]);
     sortByGeneration(words, entry, run);
   }
-  return { count, page, entry, position, order };
+  return { page, entry, position, order };
 }
 
 /** Generation descending; mostly they are all the same. */
@@ -229,22 +221,22 @@ async function main(directory) {
   const folder = join(directory, "index");
   const file = join(folder, "data.mdb");
   if (!existsSync(file)) return writeHead(false, 0, 0, [], new Uint8Array(0));
-  checkFile(file);
+  const bytes = checkFile(file);
   const { open } = await import("lmdb");
   const options = { keyEncoding: "uint32", encoding: "binary", cache: false, compression: false };
   const database = open({ path: folder, readOnly: true, ...options });
-  const { words, pages, bad, meta } = readPages(database);
+  const { words, pages, entries, bad, meta } = readPages(database, bytes);
   if (bad.length > pages.length) damaged(`${bad.length} of ${bad.length + pages.length} pages`);
-  const { count, page, entry, position, order } = sortEntries(words, pages);
-  writeHead(true, count, pages.length, bad, meta);
-  const records = new Uint32Array(RECORDS_PER_WRITE * SCAN_WORDS);
-  for (let at = 0; at < count; ) {
+  const { page, entry, position, order } = sortEntries(words, pages, entries);
+  writeHead(true, entries, pages.length, bad, meta);
+  const records = new Uint32Array(RECORDS_PER_WRITE * RECORD_WORDS);
+  for (let at = 0; at < entries; ) {
     let filled = 0;
-    for (; filled < RECORDS_PER_WRITE && at < count; filled++, at++) {
+    for (; filled < RECORDS_PER_WRITE && at < entries; filled++, at++) {
       const i = order[at];
-      writeRecord(words, page[i], entry[i], position[i], records, filled * SCAN_WORDS);
+      writeRecord(words, page[i], entry[i], position[i], records, filled * RECORD_WORDS);
     }
-    writeAll(new Uint8Array(records.buffer, 0, filled * SCAN_WORDS * 4));
+    writeAll(new Uint8Array(records.buffer, 0, filled * RECORD_WORDS * 4));
   }
   // LMDB's own end of the process is of no use to a reader.
   return exit(0);

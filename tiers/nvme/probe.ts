@@ -10,20 +10,36 @@ import { close, constants, openSync, readSync, statfsSync, statSync } from "node
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { SCAN_WORDS } from "../../addon/binding.ts";
 import { assert } from "../../src/assert.ts";
 import { LIMITS } from "../../src/limits.ts";
 import type { EnduranceState } from "./endurance.ts";
 
 const PROBE_MAGIC = 0x4250_5243;
-const PROBE_VERSION = 1;
+const PROBE_VERSION = 2;
 const HEAD_WORDS = 8;
 const RECORDS_PER_PIECE = 8_192;
 const STDERR_BYTES_MAX = 4_096;
 /** Linux: a file that never has a name. Node knows the flag's number only. */
 const O_TMPFILE = 0o20000000 | constants.O_DIRECTORY;
 /** Records take at most this many times the bytes of the index. */
-const RECORDS_FACTOR = 3;
+const RECORDS_FACTOR = 2;
+
+/** Word offsets in a record: an entry of an index page (index-pages.ts), then what its page says of it. */
+export const RECORD = {
+  /** Row of namespaces.json (16 bits) | shard << 16. */
+  ROW: 0,
+  DEPTH: 1,
+  GENERATION: 2,
+  LAST_ACCESS_LOW: 3,
+  LAST_ACCESS_HIGH: 4,
+  KEY: 5,
+  /** Zero: none. */
+  PARENT_KEY: 13,
+  /** segment << SLOT_INDEX_BITS | index */
+  SLOT: 21,
+  PAYLOAD_BYTES: 22,
+} as const;
+export const RECORD_WORDS = 23;
 
 export interface IndexMeta {
   readonly directoryId?: string;
@@ -42,7 +58,7 @@ export interface IndexVerdict {
   readonly meta: IndexMeta;
 }
 
-/** A run of records: SCAN_WORDS words each, valid until the next one is asked for. */
+/** A run of records: RECORD_WORDS words each, valid until the next one is asked for. */
 export interface Piece {
   readonly words: Uint32Array;
   readonly count: number;
@@ -157,8 +173,8 @@ class Probe implements IndexProbe {
       return undefined;
     }
     this.#left -= count;
-    this.#piece ??= new Uint32Array(RECORDS_PER_PIECE * SCAN_WORDS);
-    this.#fill(new Uint8Array(this.#piece.buffer, 0, count * SCAN_WORDS * 4));
+    this.#piece ??= new Uint32Array(RECORDS_PER_PIECE * RECORD_WORDS);
+    this.#fill(new Uint8Array(this.#piece.buffer, 0, count * RECORD_WORDS * 4));
     return { words: this.#piece, count };
   }
 

@@ -3,16 +3,15 @@
  * header is offered (recover.ts of the DRAM tier ends the recovery). Nothing is read from the segments: each read
  * checks header, generation and payload then.
  */
-import { type Addon, SCAN_WORDS, SLOT_HEADER, SLOT_INDEX_BITS } from "../../addon/binding.ts";
+import { type Addon, SLOT_INDEX_BITS } from "../../addon/binding.ts";
 import type { Ledger } from "../../src/ledger/ledger.ts";
 import { type RecoveredBlock, TIER } from "../../src/ledger/types.ts";
 import type { RecoveryReport } from "../tier.ts";
 import type { Device } from "./device.ts";
 import { PAGE_SLOTS, PAGES_PER_SEGMENT, SEGMENTS_MAX } from "./index-pages.ts";
 import { pageOfSlot } from "./marks.ts";
-import type { IndexProbe, Piece } from "./probe.ts";
+import { type IndexProbe, type Piece, RECORD, RECORD_WORDS } from "./probe.ts";
 
-const SLOT_WORD = 32;
 const SLOT_INDEX_MASK = 2 ** SLOT_INDEX_BITS - 1;
 const RESTORE_BATCH = 16_384;
 const NO_SLAB = -1;
@@ -73,13 +72,13 @@ class Source {
     }
     const piece = this.#piece;
     if (piece === undefined) return Number.POSITIVE_INFINITY;
-    return piece.words[this.#at * SCAN_WORDS + SLOT_HEADER.DEPTH]!;
+    return piece.words[this.#at * RECORD_WORDS + RECORD.DEPTH]!;
   }
 
   /** Offers all entries of this depth. */
   offer(ledger: Ledger, depth: number, found: Uint8Array): void {
     while (this.depth === depth) {
-      const at = this.#at * SCAN_WORDS;
+      const at = this.#at * RECORD_WORDS;
       this.#at += 1;
       this.entries += 1;
       if (this.#take(ledger, this.#piece!.words, at, found)) this.recovered += 1;
@@ -87,7 +86,7 @@ class Source {
   }
 
   #take(ledger: Ledger, words: Uint32Array, at: number, found: Uint8Array): boolean {
-    const place = words[at + SLOT_WORD]!;
+    const place = words[at + RECORD.SLOT]!;
     const segment = place >>> SLOT_INDEX_BITS;
     const index = place & SLOT_INDEX_MASK;
     const slab = this.#slabOf[segment]!;
@@ -96,8 +95,8 @@ class Source {
       return false;
     }
     const slot = ((slab << SLOT_INDEX_BITS) | index) >>> 0;
-    const namespace = this.#namespaceOf[words[at + SLOT_HEADER.NAMESPACE]!] ?? -1;
-    const sameClass = words[at + SLOT_HEADER.LENGTH] === this.#payloadOf[segment];
+    const namespace = this.#namespaceOf[words[at + RECORD.ROW]! & 0xffff] ?? -1;
+    const sameClass = words[at + RECORD.PAYLOAD_BYTES] === this.#payloadOf[segment];
     if (namespace < 0 || !sameClass || !this.#offer(ledger, words, at, slot, namespace)) {
       this.device.marks.setDirty(pageOfSlot(slot));
       return false;
@@ -113,15 +112,14 @@ class Source {
 
   #offer(ledger: Ledger, words: Uint32Array, at: number, slot: number, namespace: number): boolean {
     offered.namespace = namespace;
-    offered.depth = words[at + SLOT_HEADER.DEPTH]!;
-    offered.shard = words[at + SLOT_HEADER.SHARD]! & 0xffff;
+    offered.depth = words[at + RECORD.DEPTH]!;
+    offered.shard = words[at + RECORD.ROW]! >>> 16;
     offered.slot = slot;
-    offered.generation = words[at + SLOT_HEADER.GENERATION]!;
+    offered.generation = words[at + RECORD.GENERATION]!;
     offered.lastAccess =
-      words[at + SLOT_HEADER.LAST_ACCESS_HIGH]! * 2 ** 32 +
-      words[at + SLOT_HEADER.LAST_ACCESS_LOW]!;
-    const keyAt = at + SLOT_HEADER.KEY;
-    return ledger.recover(offered, TIER.NVME, words, keyAt, at + SLOT_HEADER.PARENT_KEY);
+      words[at + RECORD.LAST_ACCESS_HIGH]! * 2 ** 32 + words[at + RECORD.LAST_ACCESS_LOW]!;
+    const keyAt = at + RECORD.KEY;
+    return ledger.recover(offered, TIER.NVME, words, keyAt, at + RECORD.PARENT_KEY);
   }
 
   restoreGenerations(): void {

@@ -5,7 +5,6 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
 import { afterAll, describe, expect, it } from "vitest";
-import { SCAN_WORDS, SLOT_HEADER } from "../../../addon/binding.ts";
 import {
   PAGE_SLOTS,
   PAGES_PER_SEGMENT,
@@ -13,7 +12,7 @@ import {
   PARENT,
 } from "../../../tiers/nvme/index-pages.ts";
 import { IndexStore, opensOf, setIndexAside } from "../../../tiers/nvme/index-store.ts";
-import { type IndexProbe, startProbe } from "../../../tiers/nvme/probe.ts";
+import { type IndexProbe, RECORD, RECORD_WORDS, startProbe } from "../../../tiers/nvme/probe.ts";
 
 const GOLDEN = new URL("../../golden/nvme-index-page.hex", import.meta.url);
 const folders: string[] = [];
@@ -69,18 +68,17 @@ function recordsOf(probe: IndexProbe): Found[] {
   const all: Found[] = [];
   for (let piece = probe.next(); piece !== undefined; piece = probe.next()) {
     for (let i = 0; i < piece.count; i++) {
-      const words = piece.words.subarray(i * SCAN_WORDS, (i + 1) * SCAN_WORDS);
+      const words = piece.words.subarray(i * RECORD_WORDS, (i + 1) * RECORD_WORDS);
       all.push({
-        row: words[SLOT_HEADER.NAMESPACE]!,
-        shard: words[SLOT_HEADER.SHARD]!,
-        depth: words[SLOT_HEADER.DEPTH]!,
-        generation: words[SLOT_HEADER.GENERATION]!,
-        lastAccess:
-          words[SLOT_HEADER.LAST_ACCESS_HIGH]! * 2 ** 32 + words[SLOT_HEADER.LAST_ACCESS_LOW]!,
-        payloadBytes: words[SLOT_HEADER.LENGTH]!,
-        key: [...words.subarray(SLOT_HEADER.KEY, SLOT_HEADER.KEY + 8)],
-        parentKey: [...words.subarray(SLOT_HEADER.PARENT_KEY, SLOT_HEADER.PARENT_KEY + 8)],
-        slot: words[32]!,
+        row: words[RECORD.ROW]! & 0xffff,
+        shard: words[RECORD.ROW]! >>> 16,
+        depth: words[RECORD.DEPTH]!,
+        generation: words[RECORD.GENERATION]!,
+        lastAccess: words[RECORD.LAST_ACCESS_HIGH]! * 2 ** 32 + words[RECORD.LAST_ACCESS_LOW]!,
+        payloadBytes: words[RECORD.PAYLOAD_BYTES]!,
+        key: [...words.subarray(RECORD.KEY, RECORD.KEY + 8)],
+        parentKey: [...words.subarray(RECORD.PARENT_KEY, RECORD.PARENT_KEY + 8)],
+        slot: words[RECORD.SLOT]!,
       });
     }
   }
