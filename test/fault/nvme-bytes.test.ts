@@ -1,7 +1,7 @@
 /** Disks that hold other bytes than they were given: a miss each, counted, and everything else unharmed. */
 import { truncateSync, unlinkSync } from "node:fs";
 import { describe, expect, it } from "vitest";
-import { SLOT_HEADER } from "../../addon/binding.ts";
+import { DISK_HEADER_BYTES, SLOT_HEADER } from "../../addon/binding.ts";
 import {
   bytesAt,
   chainsOf,
@@ -32,26 +32,33 @@ async function restUnharmed(node: DiskNode, lost: number): Promise<void> {
   expect(await node.read(chains)).toMatchObject({ hit: ALL, landed: ALL, wrong: 0 });
 }
 
+/** Stores all, hurts the disk while the daemon is down, and reads: `lost` misses by this counter, the rest unharmed. */
+async function hurtAtRest(
+  counter: "nvmeCorruptItems" | "nvmeIdentityItems",
+  lost: number,
+  hurt: (node: DiskNode) => void,
+): Promise<void> {
+  await withDiskNode({}, async (node) => {
+    await node.daemon.launch();
+    await node.storeDurably(chains);
+    await node.killWithoutPool();
+    hurt(node);
+    await node.daemon.launch();
+    const read = await node.daemon.counts(counter, undefined, () => node.read(chains), lost);
+    expect(read).toMatchObject({ hit: ALL, landed: ALL - lost, wrong: 0 });
+    const name = counter === "nvmeCorruptItems" ? "checksumMismatch" : "staleGeneration";
+    expect(read.names).toEqual(Array(lost).fill(name));
+    await restUnharmed(node, lost);
+  });
+}
+
 describe("bytes that changed on the disk while nobody looked", () => {
   it("one in the payload of each of 20 blocks: 20 misses by their checksum", async () => {
-    await withDiskNode({}, async (node) => {
-      await node.daemon.launch();
-      await node.storeDurably(chains);
-      await node.killWithoutPool();
+    await hurtAtRest("nvmeCorruptItems", CHAINS, (node) => {
       for (const [index, keys] of chains.entries()) {
         const { file, at } = node.slotOf(lastOf(keys));
-        flipByte(file, at + 192 + index * 201, 1 << (index % 8));
+        flipByte(file, at + DISK_HEADER_BYTES + index * 201, 1 << (index % 8));
       }
-      await node.daemon.launch();
-      const read = await node.daemon.counts(
-        "nvmeCorruptItems",
-        undefined,
-        () => node.read(chains),
-        CHAINS,
-      );
-      expect(read).toMatchObject({ hit: ALL, landed: ALL - CHAINS, wrong: 0 });
-      expect(read.names).toEqual(Array(CHAINS).fill("checksumMismatch"));
-      await restUnharmed(node, CHAINS);
     });
   });
 
@@ -68,50 +75,25 @@ describe("bytes that changed on the disk while nobody looked", () => {
       SLOT_HEADER.KEY,
       SLOT_HEADER.PARENT_KEY,
     ];
-    await withDiskNode({}, async (node) => {
-      await node.daemon.launch();
-      await node.storeDurably(chains);
-      await node.killWithoutPool();
+    await hurtAtRest("nvmeIdentityItems", CHAINS, (node) => {
       for (const [index, keys] of chains.entries()) {
         const { file, at } = node.slotOf(lastOf(keys));
         flipByte(file, at + words[index % words.length]! * 4 + (index % 4));
       }
-      await node.daemon.launch();
-      const read = await node.daemon.counts(
-        "nvmeIdentityItems",
-        undefined,
-        () => node.read(chains),
-        CHAINS,
-      );
-      expect(read).toMatchObject({ hit: ALL, landed: ALL - CHAINS, wrong: 0 });
-      expect(read.names).toEqual(Array(CHAINS).fill("staleGeneration"));
-      await restUnharmed(node, CHAINS);
     });
   });
 
   it("two whole slots that changed places: both are misses, valid as each one's checksum is", async () => {
-    await withDiskNode({}, async (node) => {
-      await node.daemon.launch();
-      await node.storeDurably(chains);
-      await node.killWithoutPool();
+    await hurtAtRest("nvmeIdentityItems", 2, (node) => {
       const one = node.slotOf(lastOf(chains[3]!));
       const other = node.slotOf(lastOf(chains[11]!));
       const bytes = bytesAt(one.file, one.at, SLOT_BYTES);
       putBytes(one.file, one.at, bytesAt(other.file, other.at, SLOT_BYTES));
       putBytes(other.file, other.at, bytes);
-      await node.daemon.launch();
-      const read = await node.daemon.counts(
-        "nvmeIdentityItems",
-        undefined,
-        () => node.read(chains),
-        2,
-      );
-      expect(read).toMatchObject({ hit: ALL, landed: ALL - 2, wrong: 0 });
-      await restUnharmed(node, 2);
     });
   });
 
-  it("a sector that shows what it held before: the generation tells, and it is a miss", async () => {
+  it("a slot that shows what it held before: its header tells, and it is a miss", async () => {
     // A disk that is smaller than what it is given: slots are written again and again.
     await withDiskNode({ capacityBytes: 16 * 2 ** 20 }, async (node) => {
       await node.daemon.launch();
