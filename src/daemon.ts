@@ -432,10 +432,11 @@ class NodeDaemon implements Daemon {
   #explainSources(): ExplainSources {
     assert(this.parts !== undefined, "the daemon runs");
     const { ledger, nvme, server } = this.parts;
-    const { list } = server.context.namespaces;
+    const { namespaces, notStored } = server.context;
     const below = nvme?.explainSource();
     const remote = this.#remote?.explainSource();
-    return { ledger, namespaces: list, nvme: below, remote, nowMs: Date.now() };
+    const nowMs = Date.now();
+    return { ledger, namespaces: namespaces.list, notStored, nvme: below, remote, nowMs };
   }
 
   /** The feed knows devices by number; the edge is told their directories when these change. */

@@ -16,6 +16,8 @@ const STATE_NAMES = Object.entries(STATE).map(([name]) => name.toLowerCase());
 export interface ExplainSources {
   readonly ledger: Ledger;
   readonly namespaces: readonly Namespace[];
+  /** Why keys were not stored (STORE_REFUSAL). */
+  readonly notStored: Refusals;
   readonly nvme:
     | {
         readonly refusals: Refusals;
@@ -42,6 +44,14 @@ const REFUSAL_WORDS = [
   "it was evicted from DRAM before its turn came",
 ] as const;
 
+/** By STORE_REFUSAL. */
+const STORE_REFUSAL_WORDS = [
+  "no slot could be freed: all is leased, being copied, or has children that are",
+  "no record of the ledger could be freed (ledger.blocksMax)",
+  "the block that it continues was not here",
+  "its bytes did not come before the deadline, or the call was cancelled",
+] as const;
+
 const STATE_WORDS: Readonly<Record<State, string>> = {
   [STATE.ABSENT]: "no copy",
   [STATE.RESERVED]: "a slot is reserved, its bytes have not come yet",
@@ -53,18 +63,32 @@ const STATE_WORDS: Readonly<Record<State, string>> = {
   [STATE.QUARANTINED]: "it proved wrong; readers still hold the slot",
 };
 
+/** What the rings say of one key. */
+interface Notes {
+  /** Why it was not copied down. */
+  readonly copy: RefusalNote | undefined;
+  /** Why it was not stored. */
+  readonly store: RefusalNote | undefined;
+}
+
 /** Everything known of the blocks with this full key, over all namespaces. */
 export function explainKey(sources: ExplainSources, key: Uint8Array): BlockExplanation[] {
-  const { ledger, namespaces, nvme } = sources;
+  const { ledger, namespaces, nvme, notStored } = sources;
   const out: BlockExplanation[] = [];
   const words = new Uint32Array(8);
   new Uint8Array(words.buffer).set(key.subarray(0, 32));
   for (const namespace of namespaces) {
     if (namespace.keyBytes !== key.byteLength) continue;
     const block = ledger.find(namespace.index, words, 0);
-    const note = nvme?.refusals.find(namespace.index, words, 0, namespace.keyWords);
-    if (block !== NO_BLOCK) out.push(explainBlock(sources, namespace, block, note));
-    else if (note !== undefined) out.push(explainGone(sources, namespace, key, note));
+    const { index, keyWords } = namespace;
+    const notes: Notes = {
+      copy: nvme?.refusals.find(index, words, 0, keyWords),
+      store: notStored.find(index, words, 0, keyWords),
+    };
+    if (block !== NO_BLOCK) out.push(explainBlock(sources, namespace, block, notes));
+    else if (notes.copy !== undefined || notes.store !== undefined) {
+      out.push(explainGone(sources, namespace, key, notes));
+    }
   }
   return out;
 }
@@ -73,7 +97,7 @@ function explainBlock(
   sources: ExplainSources,
   namespace: Namespace,
   block: Block,
-  note: RefusalNote | undefined,
+  notes: Notes,
 ): BlockExplanation {
   const { ledger } = sources;
   const { core } = ledger;
@@ -97,8 +121,8 @@ function explainBlock(
     children,
     verdict: verdictOf(core.isVisible(block), hole, copies.length),
     places: [
-      { tier: "dram", why: dramWords(ledger, block) },
-      { tier: "nvme", why: nvmeWords(sources, block, note) },
+      { tier: "dram", why: dramWords(sources, block, notes.store) },
+      { tier: "nvme", why: nvmeWords(sources, block, notes.copy) },
       { tier: "remote", why: remoteWords(sources, namespace, core.depthOf(block)) },
     ],
   };
@@ -109,12 +133,15 @@ function explainGone(
   sources: ExplainSources,
   namespace: Namespace,
   key: Uint8Array,
-  note: RefusalNote,
+  { copy, store }: Notes,
 ): BlockExplanation {
-  const places: BlockPlace[] = [
-    { tier: "dram", why: "no copy: it was stored here and has left since" },
-    { tier: "nvme", why: refusalWords(sources, note) },
-  ];
+  // Of two notes the newer one tells of its last time here.
+  const refused = store !== undefined && (copy === undefined || store.atMs >= copy.atMs);
+  const places: BlockPlace[] = refused
+    ? [{ tier: "dram", why: storeWords(sources, store) }]
+    : [{ tier: "dram", why: "no copy: it was stored here and has left since" }];
+  if (!refused && copy !== undefined)
+    places.push({ tier: "nvme", why: refusalWords(sources, copy) });
   return {
     namespace: namespace.index,
     key: Buffer.from(key).toString("hex"),
@@ -124,7 +151,9 @@ function explainGone(
     copies: [],
     leases: 0,
     children: 0,
-    verdict: "Not readable: its last copy left before it was copied down.",
+    verdict: refused
+      ? "Not readable: it was offered and not stored."
+      : "Not readable: its last copy left before it was copied down.",
     places,
   };
 }
@@ -136,11 +165,13 @@ function verdictOf(visible: boolean, hole: boolean, copies: number): string {
   return "Not readable: a shard is missing, or the parent is not readable.";
 }
 
-function dramWords(ledger: Ledger, block: Block): string {
+function dramWords(sources: ExplainSources, block: Block, note: RefusalNote | undefined): string {
+  const { ledger } = sources;
   const { core } = ledger;
   const state = core.stateOf(block, TIER.DRAM);
   const below = core.stateOf(block, TIER.NVME) === STATE.VISIBLE;
   if (state === STATE.ABSENT) {
+    if (!below && note !== undefined) return storeWords(sources, note);
     return below
       ? "no copy: it left by age, or was found on disk at the start; a load or PREFETCH promotes it"
       : STATE_WORDS[STATE.ABSENT];
@@ -177,8 +208,15 @@ function nvmeWords(sources: ExplainSources, block: Block, note: RefusalNote | un
 }
 
 function refusalWords({ nowMs }: ExplainSources, { reason, atMs }: RefusalNote): string {
-  const seconds = Math.max(0, Math.round((nowMs - atMs) / 1_000));
-  return `not written ${seconds} s ago: ${REFUSAL_WORDS[reason] ?? "unknown"}`;
+  return `not written ${secondsSince(nowMs, atMs)} s ago: ${REFUSAL_WORDS[reason] ?? "unknown"}`;
+}
+
+function storeWords({ nowMs }: ExplainSources, { reason, atMs }: RefusalNote): string {
+  return `not stored ${secondsSince(nowMs, atMs)} s ago: ${STORE_REFUSAL_WORDS[reason] ?? "unknown"}`;
+}
+
+function secondsSince(nowMs: number, atMs: number): number {
+  return Math.max(0, Math.round((nowMs - atMs) / 1_000));
 }
 
 function remoteWords({ remote }: ExplainSources, namespace: Namespace, depth: number): string {

@@ -11,6 +11,7 @@ import type { Ledger } from "../ledger/ledger.ts";
 import type { Feed } from "../observe/feed.ts";
 import type { Copies } from "../transfer/copies.ts";
 import type { Links } from "../transfer/links.ts";
+import type { Refusals } from "../transfer/refusals.ts";
 import type { DiskTier } from "../../tiers/tier.ts";
 import { emptyHeader, type FrameHeader, readHeader } from "./codec.ts";
 import type { Job, Jobs } from "./jobs.ts";
@@ -151,6 +152,8 @@ export interface EngineContext {
   readonly statuses: Uint8Array;
   /** What each way between tiers takes. */
   readonly links: Links;
+  /** Why keys were not stored (STORE_REFUSAL). */
+  readonly notStored: Refusals;
   /** The NVMe tier, undefined when it is off. */
   readonly nvme: DiskTier | undefined;
   /** Blocks of a chain (keys as frames hold them) that the remote tier has, as far as is known; without it undefined. */

@@ -26,6 +26,7 @@ import { type Job, JOB_KIND, POSITION } from "./jobs.ts";
 import type { Lease } from "./leases.ts";
 import type { Namespace } from "./namespaces.ts";
 import { ITEM_ERROR_CODES } from "./op-load.ts";
+import { noteLedgerFull, noteRefused, noteUnfilled } from "./not-stored.ts";
 import { BODY } from "./outbound.ts";
 import { FLAG, OP, STORE_BITS, STORE_FIXED_BYTES, STORE_REPLY_FIXED_BYTES } from "./protocol.ts";
 import type { Region } from "./regions.ts";
@@ -54,6 +55,8 @@ export function store(context: EngineContext, frame: InboundFrame, owner: CopyOw
   job.namespace = namespace;
   job.shard = frame.words[at + 3]! & 0xffff;
   const rowsAt = at + STORE_FIXED_BYTES / 4 + (count + 1) * namespace.keyWords;
+  const keysAt = at + STORE_FIXED_BYTES / 4 + namespace.keyWords;
+  const keys = { namespace, words: frame.words, at: keysAt, count };
   let result: ReserveResult;
   try {
     if (dataReady) takeRows(job, region, frame.words, rowsAt);
@@ -61,8 +64,11 @@ export function store(context: EngineContext, frame: InboundFrame, owner: CopyOw
   } catch (error) {
     for (let index = 0; index < count; index++) job.giveRow(index);
     context.jobs.recycle(job);
+    const full = error instanceof CairnError && error.errorName === "ledgerFull";
+    if (full) noteLedgerFull(context, keys);
     throw error;
   }
+  noteRefused(context, keys);
   if (result.wanted > 0 && !view.proven && namespace.unprovenWriter !== instance.number) {
     namespace.unprovenWriter = namespace.unprovenWriter === 0 ? instance.number : -1;
   }
@@ -360,6 +366,7 @@ export function abortUnfilled(context: EngineContext, job: Job, code: number): v
     job.unfilled--;
     job.fail(index, code);
     context.waiters.remove(job.blocks[index]!, job, index);
+    noteUnfilled(context, job.blocks[index]!);
     context.ledger.fillAbort(job.blocks[index]!, TIER.DRAM, job.shard);
     abortAfter(context, job, index, code);
   }

@@ -12,6 +12,7 @@ import { type Feed, METRIC } from "../observe/feed.ts";
 import { FRAME_ERROR_LABELS } from "../observe/metrics.ts";
 import { Copies, type CopyOwner, type CopyTicket } from "../transfer/copies.ts";
 import { Links } from "../transfer/links.ts";
+import { Refusals } from "../transfer/refusals.ts";
 import { Prefetcher } from "../transfer/prefetcher.ts";
 import type { DiskTier } from "../../tiers/tier.ts";
 import { closeIfDone, drainFinished, removeRegion } from "./completion.ts";
@@ -117,6 +118,7 @@ export class EngineServer implements CopyOwner {
       namespaces: options.namespaces,
       jobs: new Jobs(),
       waiters: new Waiters(),
+      notStored: new Refusals(() => Date.now()),
       windows: new Windows(),
       settings: options.settings,
       frame: new InboundFrame(options.inbox),

@@ -1,5 +1,5 @@
 /**
- * The last few thousand blocks that were not copied to a lower tier, and why, for whoever asks about a key.
+ * The last few thousand blocks that were not stored, or not copied to a lower tier, and why, for whoever asks about a key.
  * A ring in flat arrays: it is written while the daemon is busiest. Blocks are kept by a hash of their key, so an
  * answer may, once in some billions, speak of another block.
  */
@@ -22,6 +22,17 @@ export const REFUSAL = {
   STOPPED: 6,
   /** It left DRAM before its turn came; the ledger counts these. */
   EVICTED: 7,
+} as const;
+/** Why a key of a STORE was not taken, or not kept: in a ring of its own (engine-api/not-stored.ts). */
+export const STORE_REFUSAL = {
+  /** No slot could be freed in DRAM. */
+  FULL: 0,
+  /** No record could be freed. */
+  LEDGER_FULL: 1,
+  /** The block it continues was not here. */
+  PARENT_ABSENT: 2,
+  /** Its bytes did not come in time, or the call was cancelled before. */
+  NOT_FILLED: 3,
 } as const;
 export type Refusal = (typeof REFUSAL)[keyof typeof REFUSAL];
 
