@@ -185,7 +185,7 @@ function uploadSources(
   const slabBytes = Math.ceil(bytes / UPLOAD_SLAB_ALIGN_BYTES) * UPLOAD_SLAB_ALIGN_BYTES;
   try {
     rmSync(path, { force: true });
-    return new UploadSources({
+    const sources = new UploadSources({
       addon,
       copies,
       tier: nvme,
@@ -199,6 +199,9 @@ function uploadSources(
       },
       now: () => performance.now(),
     });
+    // Its memory goes with the process, however that ends.
+    rmSync(path);
+    return sources;
   } catch (error) {
     note("warn", `remote: chunks that are on NVMe alone are not stored: ${String(error)}`);
     return undefined;

@@ -1,5 +1,16 @@
 /** Chunks that leave for the store from NVMe: what stands in DRAM is a small part of what the node has. */
-import { mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync } from "node:fs";
+import {
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
@@ -101,6 +112,25 @@ function objects(directory: string): string[] {
   });
 }
 
+/** Changes a byte of this block wherever it stands on the disk. */
+function damage(key: Uint8Array): void {
+  const disk = join(root, "disk");
+  const needle = payloadOf(key).subarray(0, 64);
+  let found = 0;
+  for (const name of readdirSync(disk, { recursive: true, encoding: "utf8" })) {
+    const path = join(disk, name);
+    if (!statSync(path).isFile() || statSync(path).size < 8 * MIB) continue;
+    const bytes = readFileSync(path);
+    const file = openSync(path, "r+");
+    for (let at = bytes.indexOf(needle); at >= 0; at = bytes.indexOf(needle, at + 1)) {
+      writeSync(file, Buffer.from([bytes[at + 1_000]! ^ 1]), 0, 1, at + 1_000);
+      found++;
+    }
+    closeSync(file);
+  }
+  expect(found).toBeGreaterThan(0);
+}
+
 /** Blocks of the chain that a node without any of them serves after PREFETCH, each compared. */
 async function fetched({ node, client, window }: Engine, family: number): Promise<number> {
   const keys = keysOf(family, BLOCKS);
@@ -147,16 +177,29 @@ describe("a node whose DRAM is a fifth of what it holds", () => {
     expect(await metric(other, "cairn_remote_corrupt_blocks_total")).toBe(0);
   });
 
-  it("stores after a restart what an earlier life left on NVMe", async () => {
-    const node = nodeOf({}, {});
+  it("stores after a restart what an earlier life left on NVMe, and nothing that has rotted there", async () => {
+    // The scrub would find it first.
+    const node = nodeOf({ scrubBytesPerSecond: 0 }, {});
     const engine = await start(node);
     renameSync(shared, join(root, "away"));
     await fill(engine);
     engine.client.close();
     expect(await node.stop()).toBe(0);
     renameSync(join(root, "away"), shared);
+    const rotten = [0, 1, 2];
+    // A block of each second chunk: what stands above it is unharmed.
+    for (const family of rotten) damage(keyAt(keysOf(family, BLOCKS), CHUNK_BLOCKS + 2));
     await start(node);
-    await eventually(() => objects(shared).length === 2 * CHAINS, 120_000);
+    const sound = 2 * CHAINS - rotten.length;
+    await eventually(() => objects(shared).length === sound, 120_000);
+    await eventually(async () => (await metric(node, "cairn_corrupt_blocks_total")) >= 3, 60_000);
+    for (const family of rotten) {
+      const last = keyAt(keysOf(family, BLOCKS), 2 * CHUNK_BLOCKS - 1);
+      const named = objects(shared).filter((path) =>
+        path.includes(Buffer.from(last).toString("hex")),
+      );
+      expect(named).toEqual([]);
+    }
     expect(node.log()).not.toContain("a fault in cairn");
   });
 });
