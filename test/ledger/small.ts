@@ -23,6 +23,7 @@ export interface SmallOptions {
   readonly chained?: boolean;
   readonly holesMax?: number;
   readonly blocksMax?: number;
+  readonly payloadBytes?: number;
   readonly store?: FakeStore;
   /** The lower tier's store, instead of one slab of `nvme` slots. */
   readonly lower?: FakeStore;
@@ -61,7 +62,7 @@ export class Small {
       keyWords: KEY_WORDS,
       shards: options.shards ?? 1,
       chained: options.chained ?? true,
-      payloadBytes: 64,
+      payloadBytes: options.payloadBytes ?? 64,
       tenant: 0,
     });
   }

@@ -1,6 +1,7 @@
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { DISK, DISK_ITEM_WORDS, ITEM } from "../../addon/binding.ts";
 import { NO_BLOCK, STATE, TIER } from "../../src/ledger/types.ts";
+import { LIMITS } from "../../src/limits.ts";
 import { Feed, FeedReader, METRIC } from "../../src/observe/feed.ts";
 import { Copies } from "../../src/transfer/copies.ts";
 import { Links } from "../../src/transfer/links.ts";
@@ -233,6 +234,30 @@ describe("the mover", () => {
     expect(bench.feed.get(METRIC.writtenBackBlocks)).toBe(40);
     mover.step();
     expect(bench.feed.get(METRIC.writeBackBytesInFlight)).toBe(0);
+  });
+
+  it("waits for commits when too many bytes are written and not durable", () => {
+    const payloadBytes = 8 * 2 ** 20;
+    bench = new Bench({ dram: 2_048, nvme: 2_048, blocksMax: 2_048, payloadBytes });
+    const chains = Array.from({ length: 200 }, (_, index) => String.fromCharCode(0x100 + index));
+    for (const chain of chains) bench.small.store(chain);
+    bench.offered = [...chains];
+    bench.mover.step();
+    while (bench.disks.batches.length > 0) bench.disks.end(bench.copies);
+    const waiting = bench.tier.commits.reduce((sum, { slots }) => sum + slots.length, 0);
+    // The round that reaches the bound is ended: sixteen blocks at least, however large they are.
+    const most = LIMITS.writeBackCommittingBytesMax + 16 * payloadBytes;
+    expect(waiting * payloadBytes).toBeGreaterThanOrEqual(LIMITS.writeBackCommittingBytesMax);
+    expect(waiting * payloadBytes).toBeLessThanOrEqual(most);
+    expect(bench.offered.length).toBeGreaterThan(0);
+    bench.mover.step();
+    expect(bench.disks.batches).toEqual([]);
+    while (bench.mover.blocksInFlight > 0) {
+      if (bench.disks.batches.length > 0) bench.disks.end(bench.copies);
+      else bench.tier.commits.shift()?.done(true);
+      bench.mover.step();
+    }
+    expect(bench.written).toHaveLength(chains.length);
   });
 
   it("refuses for a device that is read-only, and leaves it alone for a while", () => {
