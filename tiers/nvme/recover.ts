@@ -175,7 +175,7 @@ export async function recoverNvme(
 export async function forgetGone(device: Device, probe: IndexProbe): Promise<void> {
   for (let piece = probe.next(); piece !== undefined; piece = probe.next()) {
     for (let at = 0; at < piece.count; at++) {
-      const place = piece.words[at * SCAN_WORDS + SLOT_WORD]!;
+      const place = piece.words[at * RECORD_WORDS + RECORD.SLOT]!;
       const segment = place >>> SLOT_INDEX_BITS;
       if (device.segments.ofSegment(segment) === undefined) device.forgetPages([keyOfPlace(place)]);
     }
