@@ -4,7 +4,7 @@
  * asks of the tier goes through here; without the tier there is no such object.
  */
 import { type DrainOutcome, NvmeTier } from "../../tiers/nvme/index.ts";
-import type { NvmeDirectoryOptions } from "../../tiers/nvme/device.ts";
+import type { NvmeDirectoryOptions } from "../../tiers/nvme/context.ts";
 import type { NamespaceRow } from "../../tiers/nvme/namespaces.ts";
 import { directoryFacts, planSegments } from "../../tiers/nvme/plan.ts";
 import type { IndexProbe } from "../../tiers/nvme/probe.ts";
@@ -108,10 +108,8 @@ export class NvmeParts {
     let bytes = 0;
     const { devices, segmentBytes } = this.tier;
     for (const { directory, options, segments } of devices) {
-      const facts = directoryFacts(directory);
       const { capacityBytes } = options;
-      const plan = planSegments(capacityBytes, segmentBytes, segments.count, Infinity, facts);
-      bytes += plan.target * segmentBytes;
+      bytes += plannedOf(directory, capacityBytes, segmentBytes, segments.count);
     }
     return bytes;
   }
@@ -349,6 +347,22 @@ export class NvmeParts {
 
   publish(feed: Feed, ledger: Ledger): void {
     feed.set(METRIC.evictedUnbacked, ledger.core.tier(TIER.DRAM).evictedUnbacked);
+  }
+}
+
+/** A directory that cannot be asked is as large as it is. */
+function plannedOf(
+  directory: string,
+  capacityBytes: number | "auto",
+  segmentBytes: number,
+  segments: number,
+): number {
+  try {
+    const facts = directoryFacts(directory);
+    const plan = planSegments(capacityBytes, segmentBytes, segments, Infinity, facts);
+    return plan.target * segmentBytes;
+  } catch {
+    return segments * segmentBytes; // The device's own look at it says what is wrong.
   }
 }
 

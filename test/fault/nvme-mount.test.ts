@@ -6,7 +6,7 @@ import { unlinkSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { Settings } from "../harness/daemon.ts";
-import { chainsOf, type DiskNode, withDiskNode } from "../harness/disk-node.ts";
+import { chainsOf, type DiskNode, flipByte, putBytes, withDiskNode } from "../harness/disk-node.ts";
 import { eventually } from "../harness/eventually.ts";
 import { mountRefusal, SmallFileSystem } from "../harness/mounts.ts";
 import { scaled } from "../harness/scale.ts";
@@ -89,6 +89,52 @@ function suite(): void {
       unlinkSync(filler);
       await node.daemon.settles("nvmeFull", 0);
       await node.storeDurably(chainsOf("after", 5, BLOCKS));
+    });
+  });
+
+  it.each(["index", "index and namespaces.json"])(
+    "a full file system and a damaged %s at a start: read from headers, indexed anew when there is room",
+    async (what) => {
+      await onFileSystem(96 * MIB, async (node, files) => {
+        await node.daemon.launch();
+        await node.storeDurably(chains);
+        await node.daemon.stop("SIGKILL");
+        const index = join(node.disk, "index", "data.mdb");
+        putBytes(index, 0, new Uint8Array(8_192));
+        if (what !== "index") flipByte(join(node.disk, "namespaces.json"), 30);
+        const filler = files.fill("filler");
+        await node.daemon.launch();
+        await eventually("damage is counted", async () => (await node.event("index_damaged")) > 0);
+        await node.visible(ALL);
+        expect(await node.read(chains)).toEqual({ hit: ALL, landed: ALL, wrong: 0, names: [] });
+        unlinkSync(filler);
+        await node.daemon.settles("nvmeFull", 0);
+        await node.storeDurably(chainsOf("after", 5, BLOCKS));
+        await node.restartWithoutPool();
+        expect(await node.read(chains)).toEqual({ hit: ALL, landed: ALL, wrong: 0, names: [] });
+      });
+    },
+  );
+
+  it("a file system that is read-only at a start, its index damaged: left out, nothing else is held up", async () => {
+    await onFileSystem(96 * MIB, async (node, files) => {
+      await node.daemon.launch();
+      await node.storeDurably(chains);
+      await node.killWithoutPool();
+      putBytes(join(node.disk, "index", "data.mdb"), 0, new Uint8Array(8_192));
+      await files.unmount();
+      files.mount("ro");
+      await node.daemon.launch();
+      expect(node.daemon.log()).toContain("left out until the configuration is read again");
+      const more = chainsOf("more", 5, BLOCKS);
+      await node.store(more);
+      expect(await node.read(more)).toMatchObject({ landed: FIVE, wrong: 0 });
+      await node.daemon.stop();
+      await files.unmount();
+      files.mount();
+      await node.daemon.launch();
+      await node.visible(ALL);
+      expect(await node.read(chains)).toMatchObject({ landed: ALL, wrong: 0 });
     });
   });
 

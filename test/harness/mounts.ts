@@ -38,8 +38,8 @@ export class SmallFileSystem {
     this.mount();
   }
 
-  mount(): void {
-    const options = "loop,errors=remount-ro";
+  mount(how: "rw" | "ro" = "rw"): void {
+    const options = `loop,errors=remount-ro,${how}`;
     execFileSync("mount", ["-o", options, this.#image, this.mountPoint], { stdio: "pipe" });
   }
 

@@ -7,9 +7,9 @@ import { assert } from "../../src/assert.ts";
 import type { Core } from "../../src/ledger/core.ts";
 import { LIMITS } from "../../src/limits.ts";
 import { PAGES_PER_SEGMENT } from "./index-pages.ts";
-import { IndexStore, type PageWrite, pagesBytes } from "./index-store.ts";
+import { IndexStore, type PageWrite, pagesBytes, setIndexAside } from "./index-store.ts";
 import { indexOfPage, type Marks, slabOfPage } from "./marks.ts";
-import { type NamespaceRow, Rows, writeNamespaces } from "./namespaces.ts";
+import { type NamespaceRow, Rows, setNamespacesAside, writeNamespaces } from "./namespaces.ts";
 import type { Segments } from "./segments.ts";
 import { namespacesOfPage, serialisePage } from "./serialise.ts";
 import { withinTime } from "./tasks.ts";
@@ -31,20 +31,21 @@ export class DeviceIndex {
   readonly rows: Rows;
   readonly #parts: IndexParts;
   readonly #stale = new StaleKeys();
+  /** namespaces.json could not be read. */
+  readonly rowsDamaged: boolean;
+  #distrusted = false;
   #store: IndexStore | undefined;
 
-  constructor(parts: IndexParts, rows: readonly NamespaceRow[]) {
+  /** `rows`: undefined when they are damaged. */
+  constructor(parts: IndexParts, rows: readonly NamespaceRow[] | undefined) {
     this.#parts = parts;
-    this.rows = new Rows(rows);
+    this.rows = new Rows(rows ?? []);
+    this.rowsDamaged = rows === undefined;
   }
 
   /** It takes pages. */
   get isOpen(): boolean {
     return this.#store !== undefined && !this.#store.broken;
-  }
-
-  get broken(): boolean {
-    return this.#store?.broken === true;
   }
 
   get bytes(): number {
@@ -61,17 +62,31 @@ export class DeviceIndex {
     return this.#stale.names(segment);
   }
 
-  /** A child has read the index (or it was moved aside, or there was none). @throws LMDB's errors */
-  async open(): Promise<void> {
-    assert(this.#store === undefined, "an index is opened once");
-    this.#store = await IndexStore.open(this.#parts.directory);
+  /** What is there cannot be believed: open() moves it aside, with the rows that it names if these are not good. */
+  distrust(): void {
+    assert(this.#store === undefined, "an open index is replaced, not moved aside");
+    this.#distrusted = true;
   }
 
-  /** A new one in the place of one that is broken. @throws LMDB's errors and errno names */
-  async replace(): Promise<void> {
-    assert(this.broken, "only a broken index is replaced");
-    this.#store = await IndexStore.replace(this.#parts.directory);
-    this.#stale.clear();
+  /**
+   * Whatever keeps the index from taking pages is ended: what is damaged goes aside, what is not open is opened, what
+   * is broken begins anew. A child has read it before. What fails is tried again by the next call.
+   * @throws LMDB's errors and errno names
+   */
+  async open(): Promise<void> {
+    const { directory } = this.#parts;
+    if (this.#distrusted) {
+      // The index first: entries without their rows would be another namespace's.
+      const stamp = new Date().toISOString().replaceAll(/[:.]/g, "-");
+      setIndexAside(directory, stamp);
+      if (this.rowsDamaged) setNamespacesAside(directory, stamp);
+      this.#distrusted = false;
+    }
+    if (this.#store === undefined) this.#store = await IndexStore.open(directory);
+    else if (this.#store.broken) {
+      this.#store = await IndexStore.replace(directory);
+      this.#stale.clear();
+    }
   }
 
   /** There is room again, and want of it was what failed. */

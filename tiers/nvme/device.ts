@@ -4,7 +4,6 @@
  * closed in the ledger (it gives out no slots), a fenced one is lost there, one that comes back is opened again.
  */
 import {
-  type Addon,
   DISK,
   type DiskCounters,
   type DiskInfo,
@@ -18,66 +17,16 @@ import { LIMITS } from "../../src/limits.ts";
 import type { DeviceHealth } from "../tier.ts";
 import { checkDevice } from "./check-file.ts";
 import { type CommitDevice, Committer } from "./committer.ts";
+import type { DeviceContext, NvmeDirectoryOptions } from "./context.ts";
 import { nvmeCounters } from "./counters.ts";
 import { Endurance, type EnduranceState } from "./endurance.ts";
 import { Backoff, FaultWindow, type HealthEvent, nextHealth } from "./health.ts";
 import { DeviceIndex } from "./device-index.ts";
-import { IndexWriteError } from "./index-store.ts";
 import { indexOfPage, Marks } from "./marks.ts";
 import type { NamespaceRow, Rows } from "./namespaces.ts";
 import { directoryFacts, planSegments, type SegmentPlan } from "./plan.ts";
 import { Segments, type SlabNumbers } from "./segments.ts";
-import { TaskError, type Tasks, withinTime } from "./tasks.ts";
-
-/** One entry of the configuration. */
-export interface NvmeDirectoryOptions {
-  readonly path: string;
-  /** Bytes of everything in it; `auto`: what is free there, less the head-room. */
-  readonly capacityBytes: number | "auto";
-  /** 0 = none. */
-  readonly writeBudgetBytesPerDay: number;
-  /** 0 = unknown. */
-  readonly ratedWriteBytes: number;
-}
-
-export type DeviceAddon = Pick<
-  Addon,
-  | "diskOpen"
-  | "diskClose"
-  | "diskSegments"
-  | "diskPrepare"
-  | "diskAttach"
-  | "diskDetach"
-  | "diskAssign"
-  | "diskRelease"
-  | "diskSlotsPerSegment"
-  | "diskRestore"
-  | "diskGenerations"
-  | "diskScan"
-  | "diskScanRead"
-  | "diskSync"
-  | "diskCounters"
->;
-
-export interface DeviceHooks {
-  readonly note: (level: "info" | "warn" | "error", line: string) => void;
-  /** A programming fault; not the device's. */
-  readonly fault: (error: unknown) => void;
-  /** A block on a device that is being drained and may not be evicted: bring it to DRAM, then it may. */
-  readonly promote: (block: number) => void;
-}
-
-/** The parts that all devices share. */
-export interface DeviceContext {
-  readonly addon: DeviceAddon;
-  readonly tasks: Tasks;
-  readonly hooks: DeviceHooks;
-  /** undefined until attach(). */
-  ledger: Ledger | undefined;
-  readonly namespace: (index: number) => NamespaceRow | undefined;
-  /** Opens a directory's disk. @throws CairnError */
-  readonly open: (directory: string) => DiskInfo;
-}
+import { TaskError, withinTime } from "./tasks.ts";
 
 const FACTS_MS = 2_000;
 /** errno and LMDB's code for "no room"; LMDB says EIO for it. */
@@ -136,7 +85,7 @@ export class Device implements CommitDevice {
     index: number,
     options: NvmeDirectoryOptions,
     info: DiskInfo,
-    rows: readonly NamespaceRow[],
+    rows: readonly NamespaceRow[] | undefined,
     numbers: SlabNumbers,
     context: DeviceContext,
   ) {
@@ -197,6 +146,21 @@ export class Device implements CommitDevice {
   }
 
   // The index ---------------------------------------------------------------------------------------------------
+
+  /** At start. An index that cannot be opened is no reason not to read the device: it is tried again. */
+  async openIndex(): Promise<void> {
+    try {
+      await this.deviceIndex.open();
+    } catch (error) {
+      this.counters.indexOpenFailures += 1;
+      this.note(
+        "error",
+        `the index cannot be opened, so no copies are taken yet: ${String(error)}`,
+      );
+      if (this.#noRoom(error)) this.#becomeFull();
+      else this.event("syncFailed");
+    }
+  }
 
   /** Pages in the index whose segment is gone: removed by the next commits. */
   forgetPages(keys: readonly number[]): void {
@@ -267,7 +231,7 @@ export class Device implements CommitDevice {
   #noRoom(error: unknown): boolean {
     const errno = (error as { errno?: unknown }).errno;
     if (errno === ENOSPC || errno === -ENOSPC) return true;
-    const code = error instanceof IndexWriteError ? error.code : 0;
+    const { code } = error as { code?: unknown };
     if (code !== EIO && code !== ENOSPC) return false;
     return code === ENOSPC || this.#facts()?.full === true;
   }
@@ -360,8 +324,8 @@ export class Device implements CommitDevice {
       this.#factsAtMs = nowMs + FACTS_MS;
       this.#room();
     }
-    const { broken } = this.deviceIndex;
-    if ((this.health !== "ok" || this.#stale || broken) && nowMs >= this.#probeAtMs) {
+    const mended = this.health === "ok" && !this.#stale && this.deviceIndex.isOpen;
+    if (!mended && nowMs >= this.#probeAtMs) {
       void this.#probe(); // Never rejects.
     }
     if (nowMs >= this.#refreshAtMs) {
@@ -447,7 +411,11 @@ export class Device implements CommitDevice {
     }
     const { ledger } = this.#context;
     const over = this.segments.count - this.segments.retiring > plan.target;
-    if (ledger !== undefined && over && !this.draining) this.segments.retireOne(ledger.core);
+    // Before its headers were read a segment only looks empty.
+    const known = !this.rebuildNeeded && !this.rebuilding;
+    if (ledger !== undefined && over && known && !this.draining) {
+      this.segments.retireOne(ledger.core);
+    }
   }
 
   /** Writes, syncs and reads back a small file; opens a broken index again. */
@@ -460,7 +428,7 @@ export class Device implements CommitDevice {
     try {
       await withinTime(check);
       if (this.#stale) this.#reopenDisk();
-      if (this.deviceIndex.broken) await this.deviceIndex.replace();
+      await this.deviceIndex.open();
       if (this.health === "ok") this.#dirtyAll();
       this.event("probeOk");
     } catch (error) {

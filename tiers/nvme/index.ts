@@ -8,7 +8,6 @@
  * for each → recoverNvme(), then the DRAM headers, recoverEnd() → engines are served → begin() → tick() every few
  * tens of milliseconds.
  */
-import { join } from "node:path";
 import {
   DISK_HEADER_BYTES,
   DISK_SECTOR_BYTES,
@@ -22,20 +21,10 @@ import { type SlabTierOptions, TIER } from "../../src/ledger/types.ts";
 import { LIMITS } from "../../src/limits.ts";
 import { prepareDirectory } from "../dram/preflight.ts";
 import type { DiskTier, TierLimits } from "../tier.ts";
-import {
-  Device,
-  type DeviceAddon,
-  type DeviceContext,
-  type DeviceHooks,
-  type NvmeDirectoryOptions,
-} from "./device.ts";
-import { opensOf, setIndexAside } from "./index-store.ts";
-import {
-  type NamespaceRow,
-  NAMESPACES_FILE,
-  readNamespaces,
-  setNamespacesAside,
-} from "./namespaces.ts";
+import type { DeviceAddon, DeviceContext, DeviceHooks, NvmeDirectoryOptions } from "./context.ts";
+import { Device } from "./device.ts";
+import { opensOf } from "./index-store.ts";
+import { type NamespaceRow, NAMESPACES_FILE, readNamespaces } from "./namespaces.ts";
 import { type IndexProbe, startProbe } from "./probe.ts";
 import { forgetGone } from "./recover.ts";
 import { rebuildDevice } from "./rebuild.ts";
@@ -66,7 +55,6 @@ export class NvmeTier implements DiskTier {
   readonly segmentBytes: number;
   readonly devices: Device[] = [];
   readonly addon: DeviceAddon;
-  readonly #hooks: DeviceHooks;
   readonly #stagingBytes: number;
   readonly #tasks = new Tasks();
   readonly #context: DeviceContext;
@@ -86,7 +74,6 @@ export class NvmeTier implements DiskTier {
   constructor(addon: DeviceAddon, options: NvmeOptions, hooks: DeviceHooks) {
     this.addon = addon;
     this.segmentBytes = options.segmentBytes;
-    this.#hooks = hooks;
     this.#stagingBytes = options.stagingBytes;
     this.#context = {
       addon,
@@ -114,7 +101,7 @@ export class NvmeTier implements DiskTier {
     const info = this.#context.open(options.path);
     const slabsBefore = this.#slabs;
     try {
-      const rows = this.#rowsOf(options.path);
+      const rows = readNamespaces(options.path);
       const numbers = {
         take: () => this.#takeSlab(index),
         ready: (slab: number) => this.#slabReady(slab),
@@ -134,20 +121,6 @@ export class NvmeTier implements DiskTier {
       if (error instanceof CairnError) throw error;
       throw new CairnError("diskUnusable", `${options.path}: ${String(error)}`);
     }
-  }
-
-  /** Rows of a directory; a damaged table is moved aside: its blocks come back from their headers. */
-  #rowsOf(directory: string): readonly NamespaceRow[] {
-    const rows = readNamespaces(directory);
-    if (rows !== undefined) return rows;
-    const stamp = stampNow();
-    setNamespacesAside(directory, stamp);
-    setIndexAside(directory, stamp);
-    this.#hooks.note(
-      "error",
-      `nvme: ${join(directory, NAMESPACES_FILE)} is damaged and was moved aside`,
-    );
-    return [];
   }
 
   #takeSlab(device: number): number {
@@ -263,18 +236,24 @@ export class NvmeTier implements DiskTier {
     const id = Buffer.from(device.info.directoryId).toString("hex");
     const foreign = verdict.meta.directoryId !== undefined && verdict.meta.directoryId !== id;
     const opens = opensOf(device.directory);
+    const { rowsDamaged, rows } = device.deviceIndex;
     let reason = foreign ? "it belongs to another directory" : verdict.damage;
+    if (rowsDamaged) reason ??= `${NAMESPACES_FILE} is damaged`;
+    if (verdict.entries > 0 && rows.list.length === 0) reason ??= `${NAMESPACES_FILE} is gone`;
     if (opens >= LIMITS.nvmeIndexOpensMax) reason ??= `${opens} starts ended in its first commit`;
     if (reason !== undefined) {
       probe.stop();
-      setIndexAside(device.directory, stampNow());
+      device.deviceIndex.distrust();
       device.counters.indexDamaged += 1;
       device.rebuildNeeded = device.segments.count > 0;
-      device.note("error", `the index is damaged (${reason}); moved aside, rebuilt from headers`);
+      device.note(
+        "error",
+        `the index is not believed (${reason}): moved aside, rebuilt from headers`,
+      );
     } else device.restoreMeta(verdict.meta);
     // Segments without an index: it was taken away, or the first commit never came.
     if (!verdict.found) device.rebuildNeeded = device.segments.count > 0;
-    await device.deviceIndex.open();
+    await device.openIndex();
   }
 
   /** Namespaces known to the directories, for unionNamespaces(). */
@@ -473,10 +452,6 @@ function openDisk(addon: DeviceAddon, options: NvmeOptions, directory: string): 
     if (code === "FORMAT") throw new CairnError("formatUnsupported", reason);
     throw new CairnError("diskUnusable", reason);
   }
-}
-
-export function stampNow(): string {
-  return new Date().toISOString().replaceAll(/[:.]/g, "-");
 }
 
 function pause(): Promise<void> {

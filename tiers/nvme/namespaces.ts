@@ -6,7 +6,7 @@
  *
  * A daemon numbers namespaces for itself; `Rows` translates between its index and a directory's row.
  */
-import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { closeSync, fsyncSync, openSync, readFileSync, renameSync, statSync } from "node:fs";
 import { open, rename } from "node:fs/promises";
 import { join } from "node:path";
 import { crc32 } from "node:zlib";
@@ -99,11 +99,11 @@ export async function writeNamespaces(
   }
 }
 
-/** Moves a damaged file aside for a person to look at. */
+/** Moves a damaged file aside for a person to look at. Its index must have gone before. @throws errno names */
 export function setNamespacesAside(directory: string, stamp: string): void {
   const path = join(directory, NAMESPACES_FILE);
+  if (statSync(path, { throwIfNoEntry: false }) === undefined) return;
   renameSync(path, `${path}.damaged-${stamp}`);
-  writeFileSync(path, encodeNamespaces([]), { mode: 0o600 });
   const folder = openSync(directory, "r");
   fsyncSync(folder);
   closeSync(folder);

@@ -1,7 +1,9 @@
 /** Directories that change while the tier runs: larger, smaller, given back and wanted again, and ones that fail. */
-import { readdirSync } from "node:fs";
+import { readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { TIER } from "../../../src/ledger/types.ts";
+import { IndexStore } from "../../../tiers/nvme/index-store.ts";
 import { addon, MIB, Node, startAddon, until } from "./support.ts";
 
 beforeAll(startAddon);
@@ -107,6 +109,72 @@ describe("a directory's capacity", () => {
     expect(left).toBeLessThanOrEqual(126);
     expect(filesOf(node)).toBe(1);
     node.ledger.audit();
+    await node.close();
+    node.remove();
+  });
+});
+
+describe("an index that cannot be opened at a start", () => {
+  async function withChain(): Promise<string> {
+    const node = await (await new Node().open()).ready();
+    expect(await node.demote(await node.store(1, 100))).toBe(100);
+    await node.close();
+    return node.root;
+  }
+  const noRoom = Object.assign(new Error("no space left on device"), { code: 28 });
+  const failing = Object.assign(new Error("input/output error"), { code: 5 });
+
+  it.each([
+    ["for want of room", noRoom, "ok"],
+    ["for another reason", failing, "readOnly"],
+  ] as const)(
+    "%s: its device is read, takes no copies, and is written once it can be opened",
+    async (_why, error, health) => {
+      const node = new Node(await withChain());
+      vi.spyOn(IndexStore, "open").mockRejectedValueOnce(error);
+      await node.open();
+      const device = node.tier.devices[0]!;
+      expect(device.counters.indexOpenFailures).toBe(1);
+      expect([device.health, device.mayWrite]).toEqual([health, false]);
+      expect(node.notes.some((line) => line.includes("the index cannot be opened"))).toBe(true);
+      expect(node.report.recovered).toBe(100);
+      expect(await node.read(1, 100)).toEqual(zeroes(100));
+      await until(() => device.mayWrite);
+      expect(await node.demote(await node.store(2, 20))).toBe(20);
+      await node.close();
+      const next = await new Node(node.root).open();
+      expect(next.report.recovered).toBe(120);
+      await next.close();
+      next.remove();
+    },
+  );
+
+  it("after damage: its blocks come back from headers meanwhile, and a new index names them", async () => {
+    const node = new Node(await withChain());
+    truncateSync(join(node.directory(), "index", "data.mdb"), 0);
+    writeFileSync(join(node.directory(), "namespaces.json"), "torn");
+    vi.spyOn(IndexStore, "open").mockRejectedValueOnce(noRoom);
+    await node.open();
+    const device = node.tier.devices[0]!;
+    await until(() => device.counters.headersRebuilt === 100);
+    expect(await node.read(1, 100)).toEqual(zeroes(100));
+    await until(() => device.mayWrite && device.owedPages === 0);
+    await device.committer.idle();
+    await node.close();
+    const next = await new Node(node.root).open();
+    expect(next.report.recovered).toBe(100);
+    await next.close();
+    next.remove();
+  });
+
+  it("and rows of namespaces that are gone: entries without rows are not believed, headers are", async () => {
+    const node = new Node(await withChain());
+    rmSync(join(node.directory(), "namespaces.json"));
+    await node.open();
+    const device = node.tier.devices[0]!;
+    expect(device.counters.indexDamaged).toBe(1);
+    await until(() => device.counters.headersRebuilt === 100);
+    expect(await node.read(1, 100)).toEqual(zeroes(100));
     await node.close();
     node.remove();
   });

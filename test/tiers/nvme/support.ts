@@ -19,7 +19,7 @@ import { LruPolicy } from "../../../src/policy/lru.ts";
 import { MAGIC, PROTOCOL_VERSION } from "../../../src/engine-api/protocol.ts";
 import { DramTier } from "../../../tiers/dram/index.ts";
 import { recoverDram } from "../../../tiers/dram/recover.ts";
-import type { DeviceAddon, NvmeDirectoryOptions } from "../../../tiers/nvme/device.ts";
+import type { DeviceAddon, NvmeDirectoryOptions } from "../../../tiers/nvme/context.ts";
 import { NvmeTier } from "../../../tiers/nvme/index.ts";
 import { unionNamespaces } from "../../../tiers/nvme/namespaces.ts";
 import { type NvmeRecoveryReport, recoverNvme } from "../../../tiers/nvme/recover.ts";
