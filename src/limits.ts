@@ -160,11 +160,13 @@ export const LIMITS = {
   /** Chunks that wait to be uploaded, 40 bytes each. More: the oldest is dropped, and looked for later. */
   uploadQueueMax: 16_384,
   /** Uploads begun between two ticks: chunks that are known to be stored cost no time at the store. */
-  uploadStartsPerTick: 64,
-  /** Records one tick of that look reads; it pauses while so many chunks wait, and so long before the next one. */
+  uploadStartsPerTick: 16,
+  /** Records one tick of that look reads; it stands while so many chunks wait. */
   uploadScanRecordsPerStep: 4_096,
   uploadScanWaitingMax: 256,
+  /** Pause before the next look; doubled up to the most while nothing that is found can be stored. */
   uploadScanMs: 10_000,
+  uploadScanMsMax: 3_600_000,
   /** An upload, its waiting included, ends within. */
   uploadDeadlineMs: 60_000,
   /** A store that is down is asked again after. */

@@ -146,6 +146,7 @@ export class RemoteParts {
   /** The configuration was read again: so are the data keys. */
   reload(): void {
     void this.#keys?.refresh();
+    this.uploader.lookAgain();
   }
 
   tick(): void {

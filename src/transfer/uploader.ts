@@ -112,6 +112,9 @@ export class Uploader {
   /** The record that the look through the table comes to next; undefined: none is under way. */
   #cursor: number | undefined;
   #scanAt: number;
+  #pauseMs: number = LIMITS.uploadScanMs;
+  /** Something was stored since the last look began. */
+  #stored = true;
 
   constructor(options: UploaderOptions) {
     this.#options = options;
@@ -173,6 +176,9 @@ export class Uploader {
       if (!this.#lost || now() < this.#scanAt || !settled()) return;
       this.#lost = false;
       this.#cursor = 0;
+      const longer = Math.min(2 * this.#pauseMs, LIMITS.uploadScanMsMax);
+      this.#pauseMs = this.#stored ? LIMITS.uploadScanMs : longer;
+      this.#stored = false;
     }
     const size = core.table.touched;
     const end = Math.min(size, this.#cursor + LIMITS.uploadScanRecordsPerStep);
@@ -182,7 +188,13 @@ export class Uploader {
     }
     if (this.#cursor < size) return;
     this.#cursor = undefined;
-    this.#scanAt = now() + LIMITS.uploadScanMs;
+    this.#scanAt = now() + this.#pauseMs;
+  }
+
+  /** What hindered uploads may have gone (a key has come): what was lost is looked for soon. */
+  lookAgain(): void {
+    this.#stored = true;
+    this.#scanAt = Math.min(this.#scanAt, this.#options.now());
   }
 
   #start(block: Block, space: ChunkSpace): void {
@@ -190,7 +202,7 @@ export class Uploader {
     this.#running++;
     this.#upload(block, space)
       .then((outcome) => {
-        if (outcome === UPLOAD.FAILED) this.#lost = true;
+        if (outcome === UPLOAD.STORED) this.#stored = true;
         feed.addAt(METRIC.uploadedChunks, outcome, 1);
       })
       .catch(fault)
@@ -214,7 +226,11 @@ export class Uploader {
         const chunk = chunkEndingAt(ledger, blocks, space, shard);
         const limits = { deadlineMs: LIMITS.uploadDeadlineMs, signal: this.#stop.signal };
         const result = await storage.upload(chunk, itemsOf(ledger, sources, shard), limits);
-        if (result.outcome === "failed") return UPLOAD.FAILED;
+        if (result.outcome === "failed") {
+          // A name under quarantine is not to be had for long; the rest may do better later.
+          if (result.fault !== "quarantined") this.#lost = true;
+          return UPLOAD.FAILED;
+        }
         if (result.outcome === "present") continue;
         stored = true;
         if (inDram) links.dramToRemote.ended(result.bytes, began);

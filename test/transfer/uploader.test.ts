@@ -342,7 +342,7 @@ describe("the look through the block table", () => {
     expect(bench.counted(UPLOAD.STORED)).toBe(3);
   });
 
-  it.each(["unavailable", "timeout", "busy", "full", "source", "sealing", "quarantined"] as const)(
+  it.each(["unavailable", "timeout", "busy", "full", "source", "sealing"] as const)(
     "comes back to a chunk that failed (%s), not before its time",
     async (fault) => {
       bench.below("ab");
@@ -359,6 +359,47 @@ describe("the look through the block table", () => {
       expect([bench.counted(UPLOAD.FAILED), bench.counted(UPLOAD.STORED)]).toEqual([1, 1]);
     },
   );
+
+  it("does not come back for a name under quarantine", async () => {
+    bench.below("ab");
+    bench.uploader.step();
+    bench.asked().end({ outcome: "failed", fault: "quarantined" });
+    await settle();
+    bench.ms = 10 * LIMITS.uploadScanMs;
+    bench.uploader.step();
+    expect(bench.storage.uploads).toEqual([]);
+  });
+
+  it("pauses longer each time that nothing was stored, until something is or is said to be better", async () => {
+    bench.below("ab");
+    bench.storage.answer = { outcome: "failed", fault: "sealing" };
+    /** Milliseconds from one attempt to the next. */
+    const next = async (): Promise<number> => {
+      const [before, from] = [bench.counted(UPLOAD.FAILED), bench.ms];
+      for (;;) {
+        bench.uploader.step();
+        await settle();
+        if (bench.counted(UPLOAD.FAILED) > before) return bench.ms - from;
+        bench.ms += LIMITS.uploadScanMs;
+      }
+    };
+    await next();
+    const pauses = [await next(), await next(), await next()];
+    expect(pauses).toEqual([1, 2, 4].map((times) => times * LIMITS.uploadScanMs));
+    for (let round = 0; round < 8; round++) await next();
+    expect(await next()).toBe(LIMITS.uploadScanMsMax);
+    bench.uploader.lookAgain();
+    expect(await next()).toBe(0);
+    expect(await next()).toBe(LIMITS.uploadScanMs);
+    bench.storage.answer = STORED;
+    bench.below("cd");
+    bench.offer("cd");
+    bench.uploader.step();
+    await settle();
+    bench.storage.answer = { outcome: "failed", fault: "sealing" };
+    await next();
+    expect(await next()).toBe(LIMITS.uploadScanMs);
+  });
 
   it("reads so many records a step, and waits for what it found", () => {
     bench = new Bench({ dram: 2_048, nvme: 2_048, blocksMax: 4_096 });
