@@ -68,7 +68,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
                 "rank": self.rank,
                 "ranks": self.ranks,
                 "engine": {"name": self.engine_name, "version": self.engine_version},
-                "namespaces": self.namespaces,
+                "namespaces": [msgspec.to_builtins(descriptor) for descriptor in self.namespaces],
             }
         )
 
