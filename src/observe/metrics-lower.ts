@@ -13,7 +13,7 @@ export const ITEM_LABELS = [
 ] as const;
 /** The index is the value of cairn_nvme_health. */
 export const HEALTH_LABELS = ["ok", "slow", "readOnly", "fenced"] as const;
-/** In the order of tiers/nvme/counters.ts. */
+/** Events of disks, counted by tiers/nvme/counters.ts. */
 export const NVME_EVENTS = [
   "ioErrors",
   "corrupt",
@@ -33,7 +33,8 @@ export const NVME_EVENTS = [
   "probesFailed",
   "prepareFailures",
 ] as const;
-const NVME_EVENT_LABELS = NVME_EVENTS.map((name) =>
+/** The same as values of a label. */
+export const NVME_EVENT_LABELS: readonly string[] = NVME_EVENTS.map((name) =>
   name.replaceAll(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`),
 );
 /** The index is the value of cairn_remote_health. */

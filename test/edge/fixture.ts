@@ -63,6 +63,7 @@ export const DEVICE: DeviceReading = {
     fences: 43,
     probesFailed: 44,
     prepareFailures: 45,
+    indexOpenFailures: 46,
   },
 };
 

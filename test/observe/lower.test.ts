@@ -8,10 +8,8 @@ import {
   DEVICE_METRICS,
   HEALTH_LABELS,
   ITEM_LABELS,
-  NVME_EVENTS,
   REMOTE_OUTCOME_LABELS,
 } from "../../src/observe/metrics-lower.ts";
-import { NVME_COUNTERS } from "../../tiers/nvme/counters.ts";
 import { HEALTH_STATES } from "../../tiers/nvme/health.ts";
 import { FAULT_NAMES } from "../../tiers/remote/object-store.ts";
 import { DEVICE, INFO, REMOTE } from "../edge/fixture.ts";
@@ -24,7 +22,6 @@ function scraped(feed: Feed, directories: readonly string[] = []): Promise<strin
 
 test("labels of the lower tiers are the names their owners use", () => {
   expect(HEALTH_LABELS).toEqual(HEALTH_STATES);
-  expect(NVME_EVENTS).toEqual(NVME_COUNTERS);
   expect(REMOTE_OUTCOME_LABELS).toEqual(["ok", ...FAULT_NAMES]);
   expect(ITEM_LABELS).toHaveLength(Object.keys(ITEM).length);
 });
