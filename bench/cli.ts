@@ -17,6 +17,7 @@ import { memory } from "./scenarios/memory.ts";
 import { nvmeRead, nvmeWrite } from "./scenarios/nvme-device.ts";
 import { remoteGet, remotePut } from "./scenarios/remote-transfer.ts";
 import { restart } from "./scenarios/restart.ts";
+import { restartIndex } from "./scenarios/restart-index.ts";
 import { restartNvme } from "./scenarios/restart-nvme.ts";
 
 export const SCENARIOS: readonly Scenario[] = [
@@ -30,6 +31,7 @@ export const SCENARIOS: readonly Scenario[] = [
   nvmeRead,
   nvmeWrite,
   restartNvme,
+  restartIndex,
   remoteGet,
   remotePut,
 ];

@@ -9,79 +9,38 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { DISK_SECTOR_BYTES } from "../../addon/binding.ts";
 import { assert } from "../../src/assert.ts";
-import { CairnError } from "../../src/errors.ts";
-import { type BenchClient, connectBench } from "../client.ts";
 import { type BenchDaemon, type DaemonOptions, withDaemon } from "../daemon.ts";
 import { diskParent } from "../disk.ts";
 import { chainKeys, KEY_WORDS } from "../ledger.ts";
 import { Progress } from "../progress.ts";
+import {
+  BATCH,
+  CHAIN_BLOCKS,
+  type Loaded,
+  loadChain,
+  PAYLOAD_BYTES,
+  RESIDENT_DEFAULT,
+  restarted,
+  SECONDS_MAX,
+  sleep,
+  storeBatch,
+  until,
+  withClient,
+} from "../restarts.ts";
 import { check, type Measurement } from "../result.ts";
 import type { Scenario, ScenarioOptions } from "../scenario.ts";
 import { median, significant } from "../statistics.ts";
-import { type Loaded, loadChain, PAYLOAD_BYTES, storeBatch } from "./restart.ts";
 
 const MIB = 2 ** 20;
-const CHAIN_BLOCKS = 32_768;
-const RESIDENT_DEFAULT = 1_000_000;
-const BATCH = 4_096;
 /** DRAM holds this part of the blocks: its slots are 512 bytes each. */
 const DRAM_SHARE = 8;
 const DRAM_SLOT_BYTES = 512;
 const SEGMENT_BYTES = 256 * MIB;
 /** Blocks that are stored, but not yet on the disk; more, and stores would push out what is not backed. */
 const UNBACKED_MAX = 32_768;
-const SECONDS_MAX = 2;
 const HOT_SHARE_MIN = 0.99;
-const GIVE_UP_MS = 600_000;
-const RETRY_MS = 5;
 const POLL_MS = 100;
 const SETTLE_MS = 1_500;
-const ENGINE_ID = "bench-restart";
-
-function sleep(milliseconds: number): Promise<void> {
-  return new Promise((resolve) => {
-    setTimeout(resolve, milliseconds);
-  });
-}
-
-async function until(what: string, holds: () => Promise<boolean>): Promise<void> {
-  const end = performance.now() + GIVE_UP_MS;
-  while (!(await holds())) {
-    if (performance.now() > end) throw new CairnError("unavailable", `never: ${what}`);
-    await sleep(POLL_MS);
-  }
-}
-
-async function withClient<T>(
-  daemon: BenchDaemon,
-  use: (client: BenchClient) => Promise<T>,
-): Promise<T> {
-  const client = await connectBench(daemon.socket, ENGINE_ID, PAYLOAD_BYTES, BATCH);
-  try {
-    return await use(client);
-  } finally {
-    client.close();
-  }
-}
-
-/** Starts the process and asks until `found` blocks of the chain or more are answered; seconds from exec. */
-async function restarted(daemon: BenchDaemon, words: Uint32Array, found: number): Promise<number> {
-  const startMs = performance.now();
-  daemon.launch();
-  while (performance.now() - startMs < GIVE_UP_MS) {
-    try {
-      const hit = await withClient(
-        daemon,
-        async (client) => (await client.lookup(1, words, CHAIN_BLOCKS)).hit,
-      );
-      if (hit >= found) return (performance.now() - startMs) / 1_000;
-    } catch (error) {
-      if (!(error instanceof CairnError) || !error.row.retryable) throw error;
-    }
-    await sleep(RETRY_MS);
-  }
-  throw new CairnError("unavailable", `no look-up succeeded: ${daemon.logTail()}`);
-}
 
 class Bench {
   readonly #daemon: BenchDaemon;
@@ -114,13 +73,13 @@ class Bench {
         for (let depth = 0; depth < CHAIN_BLOCKS; depth += BATCH) {
           await storeBatch(client, words, depth, BATCH);
           stored += BATCH;
-          await until("the disk keeps up", async () => {
+          await until("the disk keeps up", POLL_MS, async () => {
             return stored - (await daemon.metric("writtenBackBlocks")) <= UNBACKED_MAX;
           });
         }
       }
     });
-    await until("every block is on the disk", async () => {
+    await until("every block is on the disk", POLL_MS, async () => {
       return (await daemon.metric("writtenBackBlocks")) >= stored;
     });
     assert((await daemon.metric("evictedUnbacked")) === 0, "no block left before it was copied");
@@ -153,7 +112,7 @@ class Bench {
     await withClient(daemon, async (client) => {
       for (let chain = 0; chain < this.#chains; chain++) {
         const words = this.#chain(chain);
-        await until("the chain is found again", async () => {
+        await until("the chain is found again", POLL_MS, async () => {
           const { hit } = await client.lookup(1, words, CHAIN_BLOCKS);
           client.endRequest(1);
           return hit === CHAIN_BLOCKS;

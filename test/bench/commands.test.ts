@@ -53,6 +53,7 @@ describe("cairn bench", () => {
       "nvme-read",
       "nvme-write",
       "restart-nvme",
+      "restart-index",
       "remote-get",
       "remote-put",
     ]);

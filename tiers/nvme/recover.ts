@@ -7,9 +7,8 @@ import { type Addon, SLOT_INDEX_BITS } from "../../addon/binding.ts";
 import type { Ledger } from "../../src/ledger/ledger.ts";
 import { type RecoveredBlock, TIER } from "../../src/ledger/types.ts";
 import type { RecoveryReport } from "../tier.ts";
-import type { Device } from "./device.ts";
 import { PAGE_SLOTS, PAGES_PER_SEGMENT, SEGMENTS_MAX } from "./index-pages.ts";
-import { pageOfSlot } from "./marks.ts";
+import { type Marks, pageOfSlot } from "./marks.ts";
 import { type IndexProbe, type Piece, RECORD, RECORD_WORDS } from "./probe.ts";
 
 const SLOT_INDEX_MASK = 2 ** SLOT_INDEX_BITS - 1;
@@ -21,6 +20,26 @@ type Mutable<T> = { -readonly [K in keyof T]: T[K] };
 export interface NvmeRecoveryHooks {
   /** A namespace has at least one block back. */
   readonly found: (namespace: number) => void;
+}
+
+/** What of a device (device.ts) a recovery reads and writes. */
+export interface RecoveryDevice {
+  readonly disk: number;
+  /** Its headers are read later instead. */
+  readonly rebuildNeeded: boolean;
+  readonly marks: Marks;
+  readonly segments: {
+    readonly list: Iterable<{
+      readonly segment: number;
+      readonly slab: number;
+      readonly payloadBytes: number;
+    }>;
+  };
+  /** Of namespaces.json; indexOf(row): the daemon's index of that namespace, −1 if it has none. */
+  readonly rows: { readonly list: readonly unknown[]; indexOf(row: number): number };
+  readonly counters: { entriesDropped: number };
+  dropPages(keys: readonly number[]): void;
+  forgetPages(keys: readonly number[]): void;
 }
 
 export type NvmeRecoveryReport = Omit<RecoveryReport, "clean">;
@@ -36,7 +55,7 @@ const offered: Mutable<RecoveredBlock> = {
 
 /** Entries of one device, and where they go. */
 class Source {
-  readonly device: Device;
+  readonly device: RecoveryDevice;
   readonly #probe: IndexProbe;
   readonly #addon: Pick<Addon, "diskRestore">;
   /** By segment: its slab and its class. */
@@ -52,7 +71,7 @@ class Source {
   entries = 0;
   recovered = 0;
 
-  constructor(device: Device, probe: IndexProbe, addon: Pick<Addon, "diskRestore">) {
+  constructor(device: RecoveryDevice, probe: IndexProbe, addon: Pick<Addon, "diskRestore">) {
     this.device = device;
     this.#probe = probe;
     this.#addon = addon;
@@ -134,7 +153,7 @@ class Source {
  * `probes` as readIndexes() returned them: one for each device, in order.
  */
 export async function recoverNvme(
-  devices: readonly Device[],
+  devices: readonly RecoveryDevice[],
   probes: readonly IndexProbe[],
   addon: Pick<Addon, "diskRestore">,
   ledger: Ledger,
