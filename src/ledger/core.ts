@@ -50,6 +50,8 @@ export class Tier {
   evictedOrphans = 0;
   /** Evictions that took the last copy of a block although a lower tier exists. */
   evictedUnbacked = 0;
+  /** Age indexes of closed devices may name blocks that stand on open ones (devices.ts). */
+  strays = false;
   /** Where evictBelow() goes on (evict.ts). */
   belowCursor = 0;
 
@@ -291,6 +293,8 @@ export class Core {
     const single = namespace.shards === 1;
     const slot = single ? this.records[word]! : tier.shardTable.get(this.records[word]!, shard);
     if (slot === NO_SLOT) return;
+    const { devices } = tier.slots;
+    if (devices > 1 && tier.slots.isDeviceClosed(tier.slots.deviceOf(slot))) tier.strays = true;
     tier.slots.free(slot, tier.slots.fillOf(slot) !== FILL.RESERVED);
     if (single) this.records[word] = NO_SLOT;
     else tier.shardTable.set(this.records[word]!, shard, NO_SLOT);

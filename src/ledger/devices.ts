@@ -16,7 +16,7 @@ import { dropBit, offer, oldestLeaf } from "./ages.ts";
 import type { Core, Tier } from "./core.ts";
 import { loseCopies } from "./holes.ts";
 import * as R from "./table.ts";
-import { NO_BLOCK, NO_SLOT, type Block } from "./types.ts";
+import { NO_BLOCK, NO_SLOT, STATE, type Block } from "./types.ts";
 
 /** Where a new copy of the block should go. */
 export function homeOf(core: Core, tier: Tier, block: Block, classIndex: number): number {
@@ -80,19 +80,56 @@ export function loseDevice(core: Core, tier: Tier, device: number): number {
       (slab) => slots.deviceOfSlab(slab) === device && slots.isLost(slab),
     ),
   );
+  forget(core, tier, device, () => false);
+  return lost;
+}
+
+/**
+ * A block that left a device and came back on another keeps its entry in the first one's age index until that comes
+ * up (ages.ts); on a closed device it never does, and the block could not leave. Moves such entries to where their
+ * blocks are; false: there was none. Reads the indexes of closed devices from end to end, so it is asked only where
+ * no room can be made otherwise, and answers at once while no copy has left a closed device since.
+ */
+export function gatherStrays(core: Core, tier: Tier): boolean {
+  if (!tier.strays) return false;
+  tier.strays = false;
+  let moved = false;
+  for (let device = 0; device < tier.slots.devices; device += 1) {
+    if (!tier.slots.isDeviceClosed(device)) continue;
+    const stands = (block: Block, state: number): boolean =>
+      core.inUse(block) &&
+      core.stateOf(block, tier.index) === state &&
+      core.deviceOf(block, tier) === device;
+    moved = forget(core, tier, device, stands) || moved;
+  }
+  return moved;
+}
+
+/**
+ * Drops from the age indexes of a device what may not stay (`stays` is told the state that the index is of), and
+ * offers those blocks anew. True if any is in use.
+ */
+function forget(
+  core: Core,
+  tier: Tier,
+  device: number,
+  stays: (block: Block, state: number) => boolean,
+): boolean {
   const dropped: Block[] = [];
-  for (const [heaps, bit] of [
-    [tier.heaps, R.IN_HEAP],
-    [tier.orphans, R.IN_ORPHANS],
+  for (const [heaps, bit, state] of [
+    [tier.heaps, R.IN_HEAP, STATE.VISIBLE],
+    [tier.orphans, R.IN_ORPHANS, STATE.ORPHAN],
   ] as const) {
-    const drop = (block: Block): boolean => {
+    const keep = (block: Block): boolean => {
+      if (stays(block, state)) return true;
       dropBit(core, block, tier.index, bit);
       dropped.push(block);
       return false;
     };
-    for (const devices of heaps) devices[device]?.rebuild(drop, (rank) => rank);
+    for (const devices of heaps) devices[device]?.rebuild(keep, (rank) => rank);
   }
   // An entry may be that of a block which came back on another device.
-  for (const block of dropped) if (core.inUse(block)) offer(core, block, tier);
-  return lost;
+  const used = dropped.filter((block) => core.inUse(block));
+  for (const block of used) offer(core, block, tier);
+  return used.length > 0;
 }

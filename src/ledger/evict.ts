@@ -16,6 +16,7 @@
 import { assert } from "../assert.ts";
 import { mayLeave, oldestLeaf, oldestOrphan } from "./ages.ts";
 import type { Core, Tier } from "./core.ts";
+import { gatherStrays } from "./devices.ts";
 import { EVENT } from "./states.ts";
 import { SLOT_INDEX_BITS } from "./slots.ts";
 import { giveUp, releaseRecord, transition } from "./tree.ts";
@@ -143,7 +144,8 @@ export function takeSlot(
       evictOldest(core, tier, classIndex, home) ||
       evictBelow(core, tier) ||
       (mayVacate(tier, classIndex) && vacateOther(core, tier, classIndex)) ||
-      evictSpilled(core, tier, classIndex);
+      evictSpilled(core, tier, classIndex) ||
+      gatherStrays(core, tier);
     if (!freed) return NO_SLOT;
     slot = tier.slots.allocate(classIndex, owner, home);
   }

@@ -367,7 +367,9 @@ export class Ledger implements LedgerApi {
   }
 
   closeDevice(tier: TierIndex, device: number): void {
-    this.core.tier(tier).slots.setDeviceClosed(device, true);
+    const { core } = this;
+    core.tier(tier).slots.setDeviceClosed(device, true);
+    core.tier(tier).strays = true;
   }
 
   openDevice(tier: TierIndex, device: number): void {
