@@ -376,7 +376,8 @@ const RemoteSection = section(
       description: "Requests under way, and sockets kept open.",
     }),
     inFlightBytesMax: bytes(268_435_456, 1_048_576, {
-      description: "Bytes of chunks under way, both ways together. More wait.",
+      description:
+        "Bytes of chunks under way, both ways together; more wait. Above 4 GiB is as good as 4 GiB.",
     }),
     cacheEntries: count(65_536, 1, 10_000_000, {
       description: "Objects whose existence (or absence) is remembered.",

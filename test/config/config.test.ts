@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
@@ -485,6 +485,23 @@ describe("generated pages", () => {
       expect(page).toContain(`\`${path}\``);
       expect(page).toContain(`\`${environment}\``);
     }
+  });
+
+  test("every setting is read by something else than the configuration itself", () => {
+    const root = new URL("../../", import.meta.url).pathname;
+    const text = ["src", "tiers"]
+      .flatMap((folder) =>
+        readdirSync(join(root, folder), { recursive: true, encoding: "utf8" }).map((name) =>
+          join(folder, name),
+        ),
+      )
+      .filter((path) => path.endsWith(".ts") && !path.startsWith(join("src", "config")))
+      .map((path) => readFileSync(join(root, path), "utf8"))
+      .join("\n");
+    const unread = FIELDS.map(({ path }) => path.split(".").at(-1) ?? "").filter(
+      (name) => !new RegExp(`[.{,\\s"]${name}\\b`).test(text),
+    );
+    expect(unread).toEqual([]);
   });
 
   test("docs/errors.md is what the error table says", () => {
