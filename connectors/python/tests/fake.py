@@ -91,6 +91,8 @@ class FakeDaemon:
         self.socket = str(self.directory / "engine.sock")
         self.script: Script = idle
         self.hello: dict[str, object] = hello_reply()
+        self.refuse: Callable[[Frame], bytes] | None = None
+        """Gives what is sent in place of the reply to HELLO."""
         self.connections = 0
         self.frames: list[Frame] = []
         """Frames of HELLO and REGISTER that were answered."""
@@ -117,6 +119,9 @@ class FakeDaemon:
     def _serve(self, peer: Peer) -> None:
         frame = peer.read()
         self.frames.append(frame)
+        if self.refuse is not None:
+            peer.send(self.refuse(frame))
+            return
         peer.send(reply_frame(Operation.HELLO, frame.tag, encode_cold(self.hello)))
         self.script(peer)
 

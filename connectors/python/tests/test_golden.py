@@ -1,4 +1,4 @@
-"""The golden frames of the protocol, from the client's side: what it sends is byte for byte the daemon's expectation."""
+"""The golden frames of the protocol, from the client's side: byte for byte what the daemon expects."""
 
 from __future__ import annotations
 

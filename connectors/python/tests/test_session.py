@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 
 import pytest
@@ -363,19 +364,20 @@ def test_arguments_that_make_no_sense_raise_before_anything_is_sent(session: Ses
     window: Window = session.create_window(4)
     sent = session.statistics().frames_sent
     keys = chain(2)
-    for call in (
-        lambda: session.submit_lookup(-1, keys),
-        lambda: session.submit_lookup(1, keys, namespace=1),
-        lambda: session.submit_lookup(1, bytes(31)),
-        lambda: session.submit_lookup(1, keys, timeout_seconds=-1),
-        lambda: session.submit_load(window, 1, 0, keys, [1]),
-        lambda: session.submit_load(window, 1, -1, keys, [1, 2]),
-        lambda: session.submit_load(window, 1, 0, [], []),
-        lambda: session.submit_store(window, 1, None, keys),
-        lambda: session.submit_store(window, 0, None, keys, rows=[0, 1]),
-        lambda: session.submit_prefetch(),
-        lambda: session.submit_fill(1, [1], []),
-    ):
+    calls: list[Callable[[], object]] = [
+        partial(session.submit_lookup, -1, keys),
+        partial(session.submit_lookup, 1, keys, namespace=1),
+        partial(session.submit_lookup, 1, bytes(31)),
+        partial(session.submit_lookup, 1, keys, timeout_seconds=-1),
+        partial(session.submit_load, window, 1, 0, keys, [1]),
+        partial(session.submit_load, window, 1, -1, keys, [1, 2]),
+        partial(session.submit_load, window, 1, 0, [], []),
+        partial(session.submit_store, window, 1, None, keys),
+        partial(session.submit_store, window, 0, None, keys, rows=[0, 1]),
+        session.submit_prefetch,
+        partial(session.submit_fill, 1, [1], []),
+    ]
+    for call in calls:
         with pytest.raises(ValueError, match=r".+"):
             call()
     assert session.statistics().frames_sent == sent
