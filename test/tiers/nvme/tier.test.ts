@@ -26,6 +26,20 @@ async function withChain(): Promise<string> {
   return node.root;
 }
 
+/** The life after a closed one, with so many blocks back from the index. */
+async function nextLife(of: Node, recovered: number): Promise<Node> {
+  const node = await new Node(of.root).open();
+  expect(node.report.recovered).toBe(recovered);
+  return node;
+}
+
+/** The last life of a directory: the ledger is audited, files are removed. */
+async function end(node: Node): Promise<void> {
+  node.ledger.audit();
+  await node.close();
+  node.remove();
+}
+
 const indexOf = (node: Node): string => join(node.directory(), "index", "data.mdb");
 const asideOf = (node: Node): string[] =>
   readdirSync(node.directory()).filter((name) => name.startsWith("index.damaged-"));
@@ -43,9 +57,7 @@ describe("the NVMe tier on the real addon", () => {
     expect(second.report).toMatchObject({ headers: 100, recovered: 100, dropped: 0 });
     expect(second.chain(1, 100)).toHaveLength(100);
     expect(await second.read(1, 100)).toEqual(zeroes(100));
-    second.ledger.audit();
-    await second.close();
-    second.remove();
+    await end(second);
   });
 
   it("keeps more blocks than a page and a segment hold, over two devices, in order of depth", async () => {
@@ -65,9 +77,7 @@ describe("the NVMe tier on the real addon", () => {
     for (let chain = 1; chain <= 3; chain++) {
       expect(await second.read(chain, 200)).toEqual(zeroes(200));
     }
-    second.ledger.audit();
-    await second.close();
-    second.remove();
+    await end(second);
   });
 
   it("forgets a device that is not configured any more, and the blocks below its own", async () => {
@@ -81,9 +91,7 @@ describe("the NVMe tier on the real addon", () => {
     expect(second.report.recovered).toBeLessThan(600);
     const whole = [1, 2, 3].map((chain) => second.chain(chain, 200).length);
     expect(whole.reduce((sum, count) => sum + count)).toBe(second.report.recovered);
-    second.ledger.audit();
-    await second.close();
-    second.remove();
+    await end(second);
   });
 
   it("takes freed slots out of the index, and the next start does not know them", async () => {
@@ -99,8 +107,7 @@ describe("the NVMe tier on the real addon", () => {
     await first.close();
     const second = await new Node(first.root).open();
     expect(second.report).toMatchObject({ headers: 40, recovered: 40 });
-    await second.close();
-    second.remove();
+    await end(second);
   });
 
   it("has a directory's lock: a second daemon is refused by name", async () => {
@@ -108,8 +115,7 @@ describe("the NVMe tier on the real addon", () => {
     await expect(new Node(first.root).open()).rejects.toMatchObject({
       errorName: "directoryLocked",
     });
-    await first.close();
-    first.remove();
+    await end(first);
   });
 });
 
@@ -153,10 +159,8 @@ describe("a damaged index", () => {
       // What was rebuilt is indexed again.
       await until(() => node.tier.devices[0]!.marks.dirtyPages === 0);
       await node.close();
-      const next = await new Node(node.root).open();
-      expect(next.report.recovered).toBe(100);
-      await next.close();
-      next.remove();
+      const next = await nextLife(node, 100);
+      await end(next);
     },
   );
 
@@ -176,9 +180,7 @@ describe("a damaged index", () => {
     expect(node.tier.devices[0]!.counters.pagesDropped).toBe(1);
     expect(node.chain(1, 100)).toHaveLength(32);
     expect(await node.read(1, 100)).toEqual(zeroes(32));
-    node.ledger.audit();
-    await node.close();
-    node.remove();
+    await end(node);
   });
 
   it("that ended several starts before their first commit is not opened once more", async () => {
@@ -187,8 +189,7 @@ describe("a damaged index", () => {
     await node.open();
     expect(asideOf(node)).toHaveLength(1);
     await until(() => node.tier.devices[0]!.counters.headersRebuilt === 100);
-    await node.close();
-    node.remove();
+    await end(node);
   });
 
   it("of another directory is not believed", async () => {
@@ -198,8 +199,7 @@ describe("a damaged index", () => {
     await node.open();
     expect(node.tier.devices[0]!.counters.indexDamaged).toBe(1);
     await until(() => node.tier.devices[0]!.counters.headersRebuilt === 100);
-    await node.close();
-    node.remove();
+    await end(node);
     other.remove();
   });
 
@@ -212,10 +212,8 @@ describe("a damaged index", () => {
     expect(await node.read(1, 100)).toEqual(zeroes(100));
     await until(() => node.tier.devices[0]!.marks.dirtyPages === 0);
     await node.close();
-    const next = await new Node(node.root).open();
-    expect(next.report.recovered).toBe(100);
-    await next.close();
-    next.remove();
+    const next = await nextLife(node, 100);
+    await end(next);
   });
 });
 
@@ -246,10 +244,8 @@ describe("a device that fails", () => {
     expect(await node.demote(await node.store(3, 50))).toBe(50);
     node.ledger.audit();
     await node.close();
-    const next = await new Node(node.root).open();
-    expect(next.report.recovered).toBe(100);
-    await next.close();
-    next.remove();
+    const next = await nextLife(node, 100);
+    await end(next);
   });
 
   it("and cannot be opened anew yet: it is emptied meanwhile, and given back once it is open", async () => {
@@ -284,9 +280,7 @@ describe("a device that fails", () => {
     await until(() => device.closed);
     expect(await drained).toBe("emptied");
     expect(readdirSync(device.directory).filter((name) => name.startsWith("segment-"))).toEqual([]);
-    node.ledger.audit();
-    await node.close();
-    node.remove();
+    await end(node);
   });
 
   it("by not answering for a free segment: another one is written, and that one when it is idle", async () => {
@@ -320,9 +314,7 @@ describe("a device that fails", () => {
     busy.clear();
     expect(await node.demote(await node.store(2, 50))).toBe(50);
     expect(await node.read(2, 50)).toEqual(zeroes(50));
-    node.ledger.audit();
-    await node.close();
-    node.remove();
+    await end(node);
   });
 
   it("in an index commit: its copies do not count, and a new index is filled from the ledger", async () => {
@@ -343,11 +335,9 @@ describe("a device that fails", () => {
     await until(() => device.marks.dirtyPages === 0);
     node.ledger.audit();
     await node.close();
-    const next = await new Node(node.root).open();
-    expect(next.report.recovered).toBe(150);
+    const next = await nextLife(node, 150);
     expect(await next.read(1, 100)).toEqual(zeroes(100));
-    await next.close();
-    next.remove();
+    await end(next);
   });
 
   it("for want of room: it grows no more, takes no copies, is read, and goes on when there is room", async () => {
@@ -372,8 +362,7 @@ describe("a device that fails", () => {
     await until(() => !device.full && node.tier.mayWrite(0));
     await node.ready(4);
     expect(await node.demote(await node.store(2, 20))).toBe(20);
-    await node.close();
-    node.remove();
+    await end(node);
   });
 
   it("in many reads: it is fenced, its blocks are lost at once, and they come back with it", async () => {
@@ -391,9 +380,7 @@ describe("a device that fails", () => {
     await until(() => device.health === "ok" && device.counters.headersRebuilt === 100);
     await until(() => !device.rebuilding);
     expect(await node.read(1, 100)).toEqual(zeroes(100));
-    node.ledger.audit();
-    await node.close();
-    node.remove();
+    await end(node);
   });
 
   it("again while it is being rebuilt: what came back is lost again, and all comes back at last", async () => {
@@ -407,9 +394,7 @@ describe("a device that fails", () => {
     expect(node.chain(1, 100)).toHaveLength(0);
     await until(() => device.health === "ok" && !device.rebuilding && !device.rebuildNeeded);
     expect(await node.read(1, 100)).toEqual(zeroes(100));
-    node.ledger.audit();
-    await node.close();
-    node.remove();
+    await end(node);
   });
 
   it("that stalls is slow, takes no writes, and is good again when it answers", async () => {
@@ -434,8 +419,7 @@ describe("a device that fails", () => {
     expect(device.health).toBe("fenced");
     oldestMicroseconds = 0;
     await until(() => device.health === "ok");
-    await node.close();
-    node.remove();
+    await end(node);
   });
 });
 
@@ -468,8 +452,7 @@ describe("what operators see of a device", () => {
     const second = await new Node(first.root).open([options]);
     expect(second.report.recovered).toBe(100);
     expect(second.tier.snapshot()[0]!.endurance.writtenBytes).toBeGreaterThanOrEqual(writtenBytes);
-    await second.close();
-    second.remove();
+    await end(second);
   });
 });
 
@@ -484,9 +467,7 @@ describe("directories that come and go", () => {
     expect(rows).toHaveLength(1);
     await until(() => node.tier.devices[1]!.counters.headersRebuilt === 100);
     expect(await node.read(1, 100)).toEqual(zeroes(100));
-    node.ledger.audit();
-    await node.close();
-    node.remove();
+    await end(node);
     old.remove();
   });
 
@@ -511,8 +492,7 @@ describe("directories that come and go", () => {
     expect(await drained).toBe("emptied");
     node.ledger.audit();
     expect(readdirSync(device.directory).filter((name) => name.startsWith("segment-"))).toEqual([]);
-    await node.close();
-    node.remove();
+    await end(node);
   });
 
   it("a directory that cannot be emptied in time is given up", async () => {
@@ -526,9 +506,7 @@ describe("directories that come and go", () => {
     expect(await node.tier.drainDirectory(directory, 50)).toBe("givenUp");
     expect(node.chain(1, 200).length).toBeLessThan(200);
     node.ledger.leaseClose(7);
-    node.ledger.audit();
-    await node.close();
-    node.remove();
+    await end(node);
   });
 
   it("a directory that is no directory of ours is refused by name", async () => {
