@@ -41,6 +41,7 @@ const REFUSAL_WORDS = [
   "it was written, but sync or index commit failed",
   "its copy in DRAM proved wrong",
   "the daemon stopped",
+  "its directory's table of namespaces is full",
   "it was evicted from DRAM before its turn came",
 ] as const;
 

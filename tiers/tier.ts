@@ -67,6 +67,8 @@ export interface DiskTier {
   diskOf(slot: number): number;
   mayRead(slot: number): boolean;
   mayWrite(slot: number): boolean;
+  /** What survives can name the block that this slot is reserved for; false: its table of namespaces is full. */
+  admits(slot: number): boolean;
   /**
    * These slots (all of one disk) were written. `done(true)`: they are synced and indexed, so the copy may count;
    * `done(false)`: they may not. Called once, later; commits are batched.

@@ -97,6 +97,7 @@ function bareDevice(segments: number): RecoveryDevice {
     counters: { entriesDropped: 0 },
     dropPages: dropped,
     forgetPages: dropped,
+    vacateRows: (used) => assert(used(0), "every entry names the one row"),
   };
 }
 

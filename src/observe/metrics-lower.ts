@@ -32,6 +32,7 @@ export const NVME_EVENTS = [
   "fences",
   "probesFailed",
   "prepareFailures",
+  "rowsRefused",
 ] as const;
 /** The same as values of a label. */
 export const NVME_EVENT_LABELS: readonly string[] = NVME_EVENTS.map((name) =>

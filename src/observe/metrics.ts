@@ -42,6 +42,7 @@ export const WRITE_BACK_REFUSAL_LABELS = [
   "not_durable",
   "source_corrupt",
   "stopped",
+  "namespaces_full",
 ] as const;
 /** In the order of transfer/prefetcher.ts's OUTCOME. */
 export const PREFETCH_LABELS = ["done", "clipped", "refused", "cancelled", "deadline"] as const;

@@ -173,6 +173,7 @@ export class Mover implements CopyOwner {
     const { shards, payloadBytes } = ledger.namespace(ledger.namespaceOf(block));
     for (let shard = 0; shard < shards; shard++) {
       const slot = ledger.slotOf(block, TIER.NVME, shard);
+      if (!tier.admits(slot)) return REFUSAL.NAMESPACES;
       const disk = tier.diskOf(slot);
       const device = this.#device(disk);
       const pending = device.bytes + payloadBytes * shards;

@@ -20,8 +20,10 @@ export const REFUSAL = {
   SOURCE_CORRUPT: 5,
   /** The daemon stopped. */
   STOPPED: 6,
+  /** The directory's table of namespaces is full. */
+  NAMESPACES: 7,
   /** It left DRAM before its turn came; the ledger counts these. */
-  EVICTED: 7,
+  EVICTED: 8,
 } as const;
 /** Why a key of a STORE was not taken, or not kept: in a ring of its own (engine-api/not-stored.ts). */
 export const STORE_REFUSAL = {

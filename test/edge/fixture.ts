@@ -64,6 +64,7 @@ export const DEVICE: DeviceReading = {
     probesFailed: 44,
     prepareFailures: 45,
     indexOpenFailures: 46,
+    rowsRefused: 47,
   },
 };
 

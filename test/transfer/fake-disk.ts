@@ -44,6 +44,8 @@ export class FakeDiskTier implements DiskTier {
   readonly name = "nvme";
   readable = true;
   readonly writable = new Set([0, 1]);
+  /** So many of the next blocks cannot be named by the index. */
+  unnamed = 0;
   allowance = Number.POSITIVE_INFINITY;
   readonly endings: { readonly slot: number; readonly kind: number; readonly status: number }[] =
     [];
@@ -68,6 +70,9 @@ export class FakeDiskTier implements DiskTier {
   }
   mayWrite(slot: number): boolean {
     return this.writable.has(this.diskOf(slot));
+  }
+  admits(): boolean {
+    return this.unnamed-- <= 0;
   }
   commit(slots: Uint32Array, count: number, done: (durable: boolean) => void): void {
     this.commits.push({ slots: [...slots.subarray(0, count)], done });

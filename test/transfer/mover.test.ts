@@ -260,6 +260,21 @@ describe("the mover", () => {
     expect(bench.written).toHaveLength(chains.length);
   });
 
+  it("refuses what the directory's index cannot name, and goes on with other blocks there", () => {
+    bench.small.store("a");
+    bench.small.store("x");
+    bench.tier.unnamed = 1;
+    bench.offered = ["a", "x"];
+    bench.mover.step();
+    expect(bench.refusalOf("a")).toBe(REFUSAL.NAMESPACES);
+    expect(bench.state("a", TIER.NVME)).toBe(STATE.ABSENT);
+    expect(bench.refused).toEqual([bench.small.block("a")]);
+    expect(bench.disks.batches.map(({ count }) => count)).toEqual([1]);
+    bench.disks.end(bench.copies);
+    bench.tier.commits.shift()?.done(true);
+    expect(bench.state("x", TIER.NVME)).toBe(STATE.VISIBLE);
+  });
+
   it("refuses for a device that is read-only, and leaves it alone for a while", () => {
     bench.small.store("abc");
     bench.tier.writable.delete(0);

@@ -124,20 +124,23 @@ export class DeviceIndex {
     for (;;) {
       const core = this.#parts.core();
       for (const page of pages) {
-        namespacesOfPage(core, marks, page, (index) => this.#addRow(index));
+        namespacesOfPage(core, marks, page, (index) => {
+          assert(this.admit(index), "a block is refused before it is written for want of a row");
+        });
       }
       if (!this.rows.unwritten) return;
-      const list = [...this.rows.list];
-      await withinTime(writeNamespaces(directory, list));
-      this.rows.written(list.length);
+      const { revision, list } = this.rows;
+      await withinTime(writeNamespaces(directory, [...list]));
+      this.rows.written(revision);
     }
   }
 
-  #addRow(index: number): void {
-    if (this.rows.rowOf(index) >= 0) return;
+  /** Blocks of this namespace can be named by the index: it has a row, or gets one. False: the table is full. */
+  admit(index: number): boolean {
+    if (this.rows.rowOf(index) >= 0) return true;
     const row = this.#parts.namespace(index);
     assert(row !== undefined, "a namespace is made known before it has blocks");
-    this.rows.add(index, row);
+    return this.rows.add(index, row);
   }
 
   /** Writes these pages as the ledger stands now, and removes stale ones; bytes written. @throws IndexWriteError */

@@ -162,6 +162,22 @@ export class Device implements CommitDevice {
     }
   }
 
+  /** Blocks of this namespace may come here: the index can name them. */
+  admits(namespace: number): boolean {
+    if (this.deviceIndex.admit(namespace)) return true;
+    if (this.counters.rowsRefused === 0) {
+      this.note("error", "namespaces.json is full: blocks of further namespaces are not taken");
+    }
+    this.counters.rowsRefused += 1;
+    return false;
+  }
+
+  /** Namespaces that no entry of the index names give up their rows. */
+  vacateRows(used: (row: number) => boolean): void {
+    const count = this.rows.vacate(used);
+    if (count > 0) this.note("info", `${count} namespaces have no block here any more`);
+  }
+
   /** Pages in the index whose segment is gone: removed by the next commits. */
   forgetPages(keys: readonly number[]): void {
     this.deviceIndex.forget(keys);

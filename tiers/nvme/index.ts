@@ -197,6 +197,12 @@ export class NvmeTier implements DiskTier {
     return this.deviceOfSlot(slot).mayWrite;
   }
 
+  admits(slot: number): boolean {
+    const { core } = this.ledger;
+    const owner = core.tier(TIER.NVME).slots.ownerOf(slot);
+    return this.deviceOfSlot(slot).admits(core.namespaceOf(owner).index);
+  }
+
   commit(slots: Uint32Array, count: number, done: (durable: boolean) => void): void {
     assert(count > 0, "a commit names slots");
     this.deviceOfSlot(slots[0]!).committer.commit(slots, count, done);
@@ -258,7 +264,7 @@ export class NvmeTier implements DiskTier {
 
   /** Namespaces known to the directories, for unionNamespaces(). */
   namespaceRows(): readonly (readonly NamespaceRow[])[] {
-    return this.devices.map(({ rows }) => rows.list);
+    return this.devices.map(({ rows }) => rows.named);
   }
 
   /** The daemon numbers this namespace so; called for each, restored or new, before it has blocks here. */
@@ -335,7 +341,7 @@ export class NvmeTier implements DiskTier {
       await this.#giveUp(device);
       throw error;
     }
-    return device.rows.list;
+    return device.rows.named;
   }
 
   async #takeIn(device: Device): Promise<void> {

@@ -1,6 +1,7 @@
 /**
  * namespaces.json: which namespaces have blocks in a directory, in order of their first use here. The row of a
- * namespace stands in index entries, so rows are never renumbered and never taken away. The file is small and
+ * namespace stands in index entries, so rows are never renumbered. Those that no entry of the index names are vacated
+ * at a start, when all entries were seen, and used again; else the file would only ever grow. The file is small and
  * changes seldom: each change replaces it whole (write aside, fsync, rename, fsync of the directory), so a power cut
  * leaves the old one or the new one.
  *
@@ -22,6 +23,13 @@ const DIGEST_PATTERN = /^[0-9a-f]{32}$/;
 export interface NamespaceRow {
   readonly digest: Uint8Array;
   readonly descriptor: Uint8Array;
+}
+
+/** A row that names nothing: its number is given to the next namespace that comes. */
+const VACANT: NamespaceRow = { digest: new Uint8Array(16), descriptor: new Uint8Array(0) };
+
+function isVacant({ descriptor }: NamespaceRow): boolean {
+  return descriptor.length === 0;
 }
 
 /** The text of the file. The checksum covers the rows as they stand in it. */
@@ -121,12 +129,22 @@ export class Rows {
   readonly #rowOfDigest = new Map<string, number>();
   readonly #rowOfIndex: number[] = [];
   readonly #indexOfRow: number[] = [];
-  #written: number;
+  readonly #vacant: number[] = [];
+  /** Counts changes; what the file holds is that of #written. */
+  revision = 0;
+  #written = 0;
 
   constructor(rows: readonly NamespaceRow[]) {
     this.list = [...rows];
-    this.#written = rows.length;
-    for (const [row, { digest }] of rows.entries()) this.#rowOfDigest.set(digestText(digest), row);
+    for (const [number, row] of rows.entries()) {
+      if (isVacant(row)) this.#vacant.push(number);
+      else this.#rowOfDigest.set(digestText(row.digest), number);
+    }
+  }
+
+  /** Rows that name a namespace. */
+  get named(): readonly NamespaceRow[] {
+    return this.list.filter((row) => !isVacant(row));
   }
 
   /** The daemon numbers this namespace so. */
@@ -149,26 +167,47 @@ export class Rows {
     return this.#indexOfRow[row] ?? NO_ROW;
   }
 
-  /** A row for a namespace that comes to this directory; true when the file has to be written. */
+  /** A row for a namespace that comes to this directory, if it has none; false: the table is full. */
   add(index: number, row: NamespaceRow): boolean {
-    if (this.rowOf(index) !== NO_ROW) return this.#written < this.list.length;
-    assert(this.list.length < LIMITS.nvmeNamespaceRowsMax, "rows have 16 bits");
-    this.list.push(row);
-    const number = this.list.length - 1;
+    if (this.rowOf(index) !== NO_ROW) return true;
+    assert(!isVacant(row), "a namespace has a descriptor");
+    const number = this.#vacant.pop() ?? this.list.length;
+    if (number >= LIMITS.nvmeNamespaceRowsMax) return false;
+    this.list[number] = row;
     this.#rowOfDigest.set(digestText(row.digest), number);
     this.#rowOfIndex[index] = number;
     this.#indexOfRow[number] = index;
+    this.revision += 1;
     return true;
   }
 
-  /** The file holds this many rows by now. */
-  written(rows: number): void {
-    assert(rows >= this.#written && rows <= this.list.length, "rows are only added");
-    this.#written = rows;
+  /** Rows that are not in use name nothing from now on. Returns how many these were. */
+  vacate(used: (row: number) => boolean): number {
+    let count = 0;
+    for (const [number, row] of this.list.entries()) {
+      if (isVacant(row) || used(number)) continue;
+      const index = this.indexOf(number);
+      if (index !== NO_ROW) this.#rowOfIndex[index] = NO_ROW;
+      this.#indexOfRow[number] = NO_ROW;
+      this.#rowOfDigest.delete(digestText(row.digest));
+      this.list[number] = VACANT;
+      count += 1;
+    }
+    while (this.list.length > 0 && isVacant(this.list.at(-1)!)) this.list.pop();
+    this.#vacant.length = 0;
+    for (const [number, row] of this.list.entries()) if (isVacant(row)) this.#vacant.push(number);
+    if (count > 0) this.revision += 1;
+    return count;
+  }
+
+  /** The file holds what this revision was. */
+  written(revision: number): void {
+    assert(revision >= this.#written && revision <= this.revision, "revisions come in order");
+    this.#written = revision;
   }
 
   get unwritten(): boolean {
-    return this.#written < this.list.length;
+    return this.#written < this.revision;
   }
 }
 

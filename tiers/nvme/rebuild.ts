@@ -99,6 +99,7 @@ const offered: Mutable<RecoveredBlock> = {
 function adopt(device: Device, ledger: Ledger, words: Uint32Array, at: number): boolean {
   const namespace = words[at + SLOT_HEADER.NAMESPACE]!;
   if (namespace >= ledger.namespaceCount || device.health === "fenced") return false;
+  if (!device.admits(namespace)) return false;
   offered.namespace = namespace;
   offered.depth = words[at + SLOT_HEADER.DEPTH]!;
   offered.shard = words[at + SLOT_HEADER.SHARD]! & 0xffff;

@@ -7,6 +7,7 @@ import { type Addon, SLOT_INDEX_BITS } from "../../addon/binding.ts";
 import type { Ledger } from "../../src/ledger/ledger.ts";
 import { type RecoveredBlock, TIER } from "../../src/ledger/types.ts";
 import type { RecoveryReport } from "../tier.ts";
+import type { Device } from "./device.ts";
 import { PAGE_SLOTS, PAGES_PER_SEGMENT, SEGMENTS_MAX } from "./index-pages.ts";
 import { type Marks, pageOfSlot } from "./marks.ts";
 import { type IndexProbe, type Piece, RECORD, RECORD_WORDS } from "./probe.ts";
@@ -40,6 +41,8 @@ export interface RecoveryDevice {
   readonly counters: { entriesDropped: number };
   dropPages(keys: readonly number[]): void;
   forgetPages(keys: readonly number[]): void;
+  /** All entries were seen: rows that none of them names are for other namespaces. */
+  vacateRows(used: (row: number) => boolean): void;
 }
 
 export type NvmeRecoveryReport = Omit<RecoveryReport, "clean">;
@@ -68,6 +71,8 @@ class Source {
   #restored = 0;
   #piece: Piece | undefined;
   #at = 0;
+  /** By row of namespaces.json: some entry names it. */
+  readonly #rowUsed: Uint8Array;
   entries = 0;
   recovered = 0;
 
@@ -80,6 +85,7 @@ class Source {
       this.#payloadOf[segment] = payloadBytes;
     }
     const { rows } = device;
+    this.#rowUsed = new Uint8Array(rows.list.length);
     this.#namespaceOf = Int32Array.from(rows.list, (_row, index) => rows.indexOf(index));
   }
 
@@ -114,7 +120,9 @@ class Source {
       return false;
     }
     const slot = ((slab << SLOT_INDEX_BITS) | index) >>> 0;
-    const namespace = this.#namespaceOf[words[at + RECORD.ROW]! & 0xffff] ?? -1;
+    const row = words[at + RECORD.ROW]! & 0xffff;
+    this.#rowUsed[row] = 1;
+    const namespace = this.#namespaceOf[row] ?? -1;
     const sameClass = words[at + RECORD.PAYLOAD_BYTES] === this.#payloadOf[segment];
     if (namespace < 0 || !sameClass || !this.#offer(ledger, words, at, slot, namespace)) {
       this.device.marks.setDirty(pageOfSlot(slot));
@@ -139,6 +147,11 @@ class Source {
       words[at + RECORD.LAST_ACCESS_HIGH]! * 2 ** 32 + words[at + RECORD.LAST_ACCESS_LOW]!;
     const keyAt = at + RECORD.KEY;
     return ledger.recover(offered, TIER.NVME, words, keyAt, at + RECORD.PARENT_KEY);
+  }
+
+  /** After the last entry. */
+  vacateRows(): void {
+    this.device.vacateRows((row) => this.#rowUsed[row] === 1);
   }
 
   restoreGenerations(): void {
@@ -176,6 +189,7 @@ export async function recoverNvme(
   let recovered = 0;
   for (const source of sources) {
     source.restoreGenerations();
+    source.vacateRows();
     source.device.counters.entriesDropped += source.entries - source.recovered;
     entries += source.entries;
     recovered += source.recovered;
@@ -191,7 +205,10 @@ export async function recoverNvme(
 }
 
 /** A directory that is added takes its blocks from headers; of its index only what no file stands behind is looked at. */
-export async function forgetGone(device: Device, probe: IndexProbe): Promise<void> {
+export async function forgetGone(
+  device: Pick<Device, "segments" | "forgetPages">,
+  probe: IndexProbe,
+): Promise<void> {
   for (let piece = probe.next(); piece !== undefined; piece = probe.next()) {
     for (let at = 0; at < piece.count; at++) {
       const place = piece.words[at * RECORD_WORDS + RECORD.SLOT]!;

@@ -3,7 +3,13 @@ import { readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { TIER } from "../../../src/ledger/types.ts";
+import { LIMITS } from "../../../src/limits.ts";
 import { IndexStore } from "../../../tiers/nvme/index-store.ts";
+import {
+  type NamespaceRow,
+  readNamespaces,
+  writeNamespaces,
+} from "../../../tiers/nvme/namespaces.ts";
 import { addon, MIB, Node, startAddon, until } from "./support.ts";
 
 beforeAll(startAddon);
@@ -175,6 +181,49 @@ describe("an index that cannot be opened at a start", () => {
     expect(device.counters.indexDamaged).toBe(1);
     await until(() => device.counters.headersRebuilt === 100);
     expect(await node.read(1, 100)).toEqual(zeroes(100));
+    await node.close();
+    node.remove();
+  });
+});
+
+describe("namespaces of a directory", () => {
+  const extra = (number: number): NamespaceRow => ({
+    digest: new Uint8Array(Uint32Array.of(number, 9, 9, 9).buffer),
+    descriptor: Uint8Array.of(123),
+  });
+
+  it("that have no block there any more give up their rows at the next start", async () => {
+    const node = await (await new Node().open()).ready();
+    await node.demote(await node.store(1, 20));
+    await node.close();
+    const [own] = readNamespaces(node.directory())!;
+    await writeNamespaces(node.directory(), [own!, extra(1), extra(2)]);
+    await node.open();
+    expect(node.report.recovered).toBe(20);
+    expect(node.tier.devices[0]!.rows.named).toHaveLength(1);
+    node.namespace = 0;
+    await node.ready();
+    await node.demote(await node.store(2, 20));
+    await node.close();
+    expect(readNamespaces(node.directory())).toEqual([own]);
+    node.remove();
+  });
+
+  it("that find no row are refused by name and counted, and the device goes on", async () => {
+    const node = await (await new Node().open()).ready();
+    const device = node.tier.devices[0]!;
+    for (let index = 1; index < LIMITS.nvmeNamespaceRowsMax; index++) {
+      device.rows.add(index, extra(index));
+    }
+    expect(await node.demote(await node.store(1, 10))).toBe(10);
+    const [block] = node.chain(1, 1);
+    const slot = node.ledger.slotOf(block!, TIER.NVME, 0);
+    expect(node.tier.admits(slot)).toBe(true);
+    device.rows.vacate((row) => device.rows.indexOf(row) !== node.namespace);
+    device.rows.add(70_000, extra(70_000));
+    expect(node.tier.admits(slot)).toBe(false);
+    expect(device.counters.rowsRefused).toBe(1);
+    expect(device.mayWrite).toBe(true);
     await node.close();
     node.remove();
   });

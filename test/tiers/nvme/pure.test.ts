@@ -310,10 +310,44 @@ describe("namespaces.json", () => {
     ]);
     expect(rows.add(4, row(9))).toBe(true);
     expect([rows.rowOf(4), rows.indexOf(2), rows.unwritten]).toEqual([2, 4, true]);
-    rows.written(3);
+    rows.written(rows.revision);
     expect(rows.unwritten).toBe(false);
     rows.bind(7, row(1).digest);
     expect([rows.rowOf(7), rows.indexOf(0), rows.indexOf(1)]).toEqual([0, 7, -1]);
+  });
+
+  it("rows that no entry names are vacated, used again, and cut off at the end of the table", () => {
+    const rows = new Rows([row(1), row(2), row(3), row(4)]);
+    rows.bind(7, row(1).digest);
+    rows.bind(8, row(2).digest);
+    expect(rows.vacate((number) => number === 1)).toBe(3);
+    expect([rows.list.length, rows.rowOf(7), rows.rowOf(8), rows.unwritten]).toEqual([
+      2,
+      -1,
+      1,
+      true,
+    ]);
+    // As the next start reads it: the vacant row names nothing, and is given away.
+    const again = new Rows(decodeNamespaces(encodeNamespaces(rows.list))!);
+    expect(again.named).toEqual([row(2)]);
+    again.bind(0, row(1).digest);
+    expect(again.rowOf(0)).toBe(-1);
+    expect(again.add(0, row(5))).toBe(true);
+    expect([again.rowOf(0), again.list.length]).toEqual([0, 2]);
+    expect(again.vacate(() => true)).toBe(0);
+  });
+
+  it("a table that is full gives no row, and says so", () => {
+    const many = Array.from({ length: LIMITS.nvmeNamespaceRowsMax }, (_, number) => ({
+      digest: new Uint8Array(Uint32Array.of(number, 1, 2, 3).buffer),
+      descriptor: Uint8Array.of(1),
+    }));
+    const rows = new Rows(many);
+    expect(rows.add(0, row(1))).toBe(false);
+    expect([rows.rowOf(0), rows.unwritten]).toEqual([-1, false]);
+    rows.vacate((number) => number !== 500);
+    expect(rows.add(0, row(1))).toBe(true);
+    expect([rows.rowOf(0), rows.list.length]).toEqual([500, LIMITS.nvmeNamespaceRowsMax]);
   });
 
   it("tables are united: the pool keeps its numbers, others follow, none twice, none beyond the bound", () => {
