@@ -161,7 +161,7 @@ export interface LedgerApi {
    * STORE: reserves records and slots for keys of depth startDepth+1…; statuses[i] = RESERVE value;
    * blocks[i] = record (NO_BLOCK if none). parentAt = word offset of the parent key, ignored when
    * startDepth is 0. Each WANTED key has its slot (slotOf) and is RESERVED for `shard`. throws
-   * chainMismatch, ledgerFull (nothing taken), shardOutOfRange.
+   * chainMismatch, ledgerFull (nothing taken; records.ts let go what it could before), shardOutOfRange.
    */
   reserve(
     namespace: NamespaceIndex,
