@@ -36,18 +36,8 @@ function walkOldest(core: Core, tier: Tier, visit: (block: Block) => boolean): v
   let count = 0;
   let more = true;
   while (more && count < LEAVES_MAX) {
-    let best: AgeHeap | undefined;
     const at = count * TAKEN_WORDS;
-    for (let c = 0; c < tier.heaps.length; c += 1) {
-      for (let d = 0; d < tier.slots.devices; d += 1) {
-        if (oldestLeaf(core, tier, c, d) === NO_BLOCK) continue;
-        const heap = tier.heaps[c]![d]!;
-        if (best !== undefined && heap.rankAt(0) >= best.rankAt(0)) continue;
-        best = heap;
-        taken[at + 2] = c;
-        taken[at + 3] = d;
-      }
-    }
+    const best = oldestHeap(core, tier, at);
     if (best === undefined) break;
     const block = best.blockAt(0);
     taken[at] = best.rankAt(0);
@@ -59,6 +49,22 @@ function walkOldest(core: Core, tier: Tier, visit: (block: Block) => boolean): v
   for (let at = 0; at < count * TAKEN_WORDS; at += TAKEN_WORDS) {
     tier.heaps[taken[at + 2]!]![taken[at + 3]!]!.push(taken[at]!, taken[at + 1]!);
   }
+}
+
+/** The age index with the oldest copy that may leave on top; its class and device go to taken[at + 2 …]. */
+function oldestHeap(core: Core, tier: Tier, at: number): AgeHeap | undefined {
+  let best: AgeHeap | undefined;
+  for (let c = 0; c < tier.heaps.length; c += 1) {
+    for (let d = 0; d < tier.slots.devices; d += 1) {
+      if (oldestLeaf(core, tier, c, d) === NO_BLOCK) continue;
+      const heap = tier.heaps[c]![d]!;
+      if (best !== undefined && heap.rankAt(0) >= best.rankAt(0)) continue;
+      best = heap;
+      taken[at + 2] = c;
+      taken[at + 3] = d;
+    }
+  }
+  return best;
 }
 
 /** See LedgerApi.demotable. */
@@ -105,6 +111,11 @@ export function demotable(
 /** See LedgerApi.unbacked. */
 export function unbacked(core: Core, from: TierIndex, to: TierIndex, depth: number): number {
   assert(from !== to && depth >= 0, "a lower copy stands in another tier");
+  // Each block of a LOAD from a disk asks for the next one alone: nothing is taken off for that.
+  if (depth === 1) {
+    const next = oldestHeap(core, core.tier(from), 0);
+    return next === undefined || core.complete(next.blockAt(0), from) ? 0 : 1;
+  }
   const count = new LeavingCount(core, from, depth);
   walkOldest(core, core.tier(from), (leaf) => count.leaf(leaf));
   return count.end();
