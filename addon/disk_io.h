@@ -77,10 +77,17 @@ struct PoolOptions {
 };
 std::unique_ptr<DiskBackend> makePoolBackend(PoolOptions options);
 
-/// The ring belongs to the calling thread, which alone may use it. Tries a real read of `probe` (4 KiB at 0) before
-/// it returns; nullptr and a note when io_uring or the read is refused. Lesser refusals leave a note, too.
-std::unique_ptr<DiskBackend> makeUringBackend(std::shared_ptr<Staging> staging, uint32_t entries,
-                                              std::shared_ptr<SegmentFile> probe,
-                                              std::vector<std::string>& notes);
+struct UringOptions {
+  std::shared_ptr<Staging> staging;
+  uint32_t entries;
+  /// The file of the real read (4 KiB at 0) that the ring must pass.
+  std::shared_ptr<SegmentFile> probe;
+  int64_t probeMicroseconds;
+};
+
+/// The ring belongs to the calling thread, which alone may use it. Tries a real read before it returns; nullptr and a
+/// note when io_uring or the read is refused. Lesser refusals leave a note, too. Throws ETIMEDOUT when the device does
+/// not answer: threads would wait for it as well.
+std::unique_ptr<DiskBackend> makeUringBackend(UringOptions options, std::vector<std::string>& notes);
 
 }  // namespace cairn

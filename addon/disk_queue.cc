@@ -65,7 +65,10 @@ std::shared_ptr<DiskQueue> DiskQueue::start(DiskQueueOptions options, std::share
   queue->thread_ = std::thread([queue] { queue->run(); });
   std::unique_lock lock(queue->mutex_);
   queue->changed_.wait(lock, [&] { return queue->ready_; });
-  return queue;
+  if (!queue->refused_.has_value()) return queue;
+  // Not joined: a thread may end only when its read does.
+  queue->thread_.detach();
+  throw *queue->refused_;
 }
 
 void DiskQueue::submit(std::unique_ptr<DiskBatch> batch) {
@@ -160,7 +163,7 @@ void DiskQueue::close() {
 void DiskQueue::chooseBackend() {
   const uint32_t operations = options_.queueDepth + options_.writeDepth;
   if (options_.mode != DiskMode::kThreads) {
-    backend_ = makeUringBackend(staging_, operations * 4, options_.probe, notes_);
+    backend_ = makeUringBackend({staging_, operations * 4, options_.probe, options_.probeMicroseconds}, notes_);
     uring_ = backend_ != nullptr;
   }
   if (backend_ == nullptr) {
@@ -170,14 +173,27 @@ void DiskQueue::chooseBackend() {
   registeredBuffers_ = backend_->registeredBuffers();
 }
 
+std::optional<Failure> DiskQueue::tryBackend() {
+  try {
+    chooseBackend();
+    return std::nullopt;
+  } catch (const Failure& failure) {
+    return failure;
+  } catch (const std::exception& error) {
+    return Failure{"ENOMEM", std::string("start a disk's queue: ") + error.what()};
+  }
+}
+
 void DiskQueue::run() {
   pthread_setname_np(pthread_self(), "cairn-disk");
-  chooseBackend();
+  std::optional<Failure> refused = tryBackend();
   {
     std::lock_guard lock(mutex_);
     ready_ = true;
+    refused_ = refused;
     changed_.notify_all();
   }
+  if (refused.has_value()) return;
   while (takeMail()) {
     expire(steadyMicroseconds());
     pump();

@@ -21,6 +21,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -44,6 +45,8 @@ struct DiskQueueOptions {
   std::shared_ptr<SegmentFile> probe;
   /// Writes that waited this long go before reads, once.
   int64_t writeWaitMicroseconds = 500'000;
+  /// A device that has not answered the probe by then is refused.
+  int64_t probeMicroseconds = 2'000'000;
 };
 
 struct DiskCounterSet {
@@ -75,7 +78,7 @@ class StagingMap {
 
 class DiskQueue : public std::enable_shared_from_this<DiskQueue> {
  public:
-  /// Starts the thread; returns when the backend is chosen. Throws an errno name.
+  /// Starts the thread; returns when the backend is chosen. Throws an errno name, ETIMEDOUT for a device that hangs.
   static std::shared_ptr<DiskQueue> start(DiskQueueOptions options, std::shared_ptr<DiskEvents> events);
 
   // JS thread.
@@ -127,6 +130,8 @@ class DiskQueue : public std::enable_shared_from_this<DiskQueue> {
 
   DiskQueue(DiskQueueOptions options, std::shared_ptr<DiskEvents> events);
   void chooseBackend();
+  /// chooseBackend() for a thread, which must not throw.
+  std::optional<Failure> tryBackend();
   void run();
   void finishClosing();
   bool takeMail();
@@ -177,6 +182,7 @@ class DiskQueue : public std::enable_shared_from_this<DiskQueue> {
   Mail mail_;                                          // guarded by mutex_
   std::unordered_map<uint32_t, size_t> open_;          // guarded by mutex_; items of each batch not told yet
   bool ready_ = false;                                 // guarded by mutex_
+  std::optional<Failure> refused_;                     // guarded by mutex_; why there is no backend
   bool closing_ = false;                               // guarded by mutex_
   bool ended_ = false;                                 // guarded by mutex_; every batch has ended
   bool leftAlone_ = false;                             // guarded by mutex_; the device still owes answers

@@ -12,7 +12,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <mutex>
+#include <optional>
 #include <unordered_map>
+#include <utility>
 
 #include "disk_io.h"
 
@@ -27,9 +30,17 @@ namespace cairn {
 namespace {
 
 constexpr uint64_t kWakeTag = UINT64_MAX;
+constexpr uint64_t kProbeTag = UINT64_MAX - 1;
 constexpr uint32_t kFilesMax = 4096;
-constexpr int64_t kProbeMicroseconds = 2'000'000;
 constexpr int32_t kNoFile = -1;
+
+/// Memory that the device may yet write to, at any time: nobody's any more, and never given back.
+void keepForEver(std::unique_ptr<SectorBuffer> sector) {
+  static std::mutex mutex;
+  static auto& kept = *new std::vector<std::unique_ptr<SectorBuffer>>();
+  std::lock_guard lock(mutex);
+  kept.push_back(std::move(sector));
+}
 
 class UringBackend : public DiskBackend {
  public:
@@ -41,9 +52,9 @@ class UringBackend : public DiskBackend {
 
   /// 0 or an errno.
   int open(uint32_t entries, std::vector<std::string>& notes);
-  /// A real read through the ring; bytes or a negative errno.
-  int32_t probe(const std::shared_ptr<SegmentFile>& file);
-  void useRegisteredBuffers(bool use) { registeredBuffers_ = use; }
+  /// A real read through the ring; bytes or a negative errno. -ETIME: the read is still at the device, and the ring
+  /// must not be used again.
+  int32_t probe(const SegmentFile& file, int64_t limitMicroseconds);
 
   void submit(const DiskOperation& operation) override;
   void flush() override { enter(0, 0); }
@@ -72,6 +83,8 @@ class UringBackend : public DiskBackend {
   Descriptor wakeFile_;
   uint64_t wakeValue_ = 0;
   bool wakeArmed_ = false;
+  /// What the probe was answered.
+  std::optional<int32_t> probed_;
   io_uring_params params_{};
   std::vector<std::pair<void*, size_t>> mappings_;
   uint8_t* rings_ = nullptr;
@@ -245,6 +258,8 @@ bool UringBackend::reap(std::vector<DiskCompletion>& ended) {
     const io_uring_cqe& entry = entries[head & mask];
     if (entry.user_data == kWakeTag) {
       wakeArmed_ = false;
+    } else if (entry.user_data == kProbeTag) {
+      probed_ = entry.res;
     } else {
       ended.push_back({static_cast<uint32_t>(entry.user_data), entry.res});
     }
@@ -253,35 +268,38 @@ bool UringBackend::reap(std::vector<DiskCompletion>& ended) {
   return came;
 }
 
-int32_t UringBackend::probe(const std::shared_ptr<SegmentFile>& file) {
-  submit({0, false, file, staging_->data(), kSectorBytes, 0});
-  std::vector<DiskCompletion> ended;
-  const int64_t until = steadyMicroseconds() + kProbeMicroseconds;
-  for (int64_t now = steadyMicroseconds(); ended.empty() && now < until; now = steadyMicroseconds()) {
-    wait(until - now, ended);
+int32_t UringBackend::probe(const SegmentFile& file, int64_t limitMicroseconds) {
+  CAIRN_ASSERT(!probed_.has_value(), "one probe at a time");
+  auto sector = std::make_unique<SectorBuffer>(kSectorBytes);
+  io_uring_sqe& entry = next();
+  entry.opcode = IORING_OP_READ;
+  entry.fd = file.file.get();
+  entry.addr = reinterpret_cast<uint64_t>(sector->data());
+  entry.len = kSectorBytes;
+  entry.user_data = kProbeTag;
+  std::vector<DiskCompletion> none;
+  const int64_t until = steadyMicroseconds() + limitMicroseconds;
+  for (int64_t now = steadyMicroseconds(); !probed_.has_value() && now < until; now = steadyMicroseconds()) {
+    enter(1, until - now);
+    reap(none);
   }
-  forget(*file);
-  return ended.empty() ? -ETIME : ended.front().result;
+  CAIRN_ASSERT(none.empty(), "nothing but the probe is at the device");
+  if (!probed_.has_value()) keepForEver(std::move(sector));
+  return std::exchange(probed_, std::nullopt).value_or(-ETIME);
 }
 
 }  // namespace
 
-std::unique_ptr<DiskBackend> makeUringBackend(std::shared_ptr<Staging> staging, uint32_t entries,
-                                              std::shared_ptr<SegmentFile> probe,
-                                              std::vector<std::string>& notes) {
-  auto backend = std::make_unique<UringBackend>(std::move(staging));
-  const int error = backend->open(entries, notes);
+std::unique_ptr<DiskBackend> makeUringBackend(UringOptions options, std::vector<std::string>& notes) {
+  auto backend = std::make_unique<UringBackend>(std::move(options.staging));
+  const int error = backend->open(options.entries, notes);
   if (error != 0) {
     notes.push_back(std::string("io_uring is refused, a pool of threads stands in: ") + strerrordesc_np(error));
     return nullptr;
   }
-  int32_t result = backend->probe(probe);
-  if (result != static_cast<int32_t>(kSectorBytes) && backend->registeredBuffers()) {
-    notes.push_back("io_uring does not read into registered buffers here");
-    backend->useRegisteredBuffers(false);
-    result = backend->probe(probe);
-  }
+  const int32_t result = backend->probe(*options.probe, options.probeMicroseconds);
   if (result == static_cast<int32_t>(kSectorBytes)) return backend;
+  if (result == -ETIME) failErrno("the device does not answer a read", ETIMEDOUT);
   notes.push_back(std::string("io_uring does not read here, a pool of threads stands in: ") +
                   (result < 0 ? strerrordesc_np(-result) : "short read"));
   return nullptr;

@@ -335,6 +335,32 @@ TEST("a read that io_uring does not get answered ends DEADLINE, and its answer l
   EXPECT(bench.statusOf(next) == kItemIdentity);
 }
 
+TEST("a device that does not answer io_uring's probe is refused, and its late answer hurts nobody") {
+  TemporaryDirectory dir;
+  EventPump pump;
+  EXPECT(mkdir(dir.file("disk").c_str(), 0700) == 0);
+  const auto directory = DiskDirectory::open(dir.file("disk"), kSegment);
+  const auto events = std::make_shared<DiskEvents>(pump.hub);
+  const std::vector<uint8_t> answer(kSectorBytes, 0xaa);
+  for (const DiskMode mode : {DiskMode::kUring, DiskMode::kAuto}) {
+    int ends[2];
+    EXPECT(pipe2(ends, O_CLOEXEC) == 0);
+    const Descriptor device(ends[1]);
+    const auto probe = std::make_shared<SegmentFile>(directory, 0, Descriptor(ends[0]));
+    const auto start = [&](int64_t probeMicroseconds) {
+      const auto operations = FileOperations::system();
+      return DiskQueue::start({mode, 4, 2, 1u << 20, operations, probe, 500'000, probeMicroseconds}, events);
+    };
+    EXPECT(codeOf([&] { start(20'000); }) == "ETIMEDOUT");
+    EXPECT(::write(device.get(), answer.data(), answer.size()) == static_cast<ssize_t>(answer.size()));
+    // The first read may have taken that answer, or may have gone with its ring.
+    EXPECT(::write(device.get(), answer.data(), answer.size()) == static_cast<ssize_t>(answer.size()));
+    const auto queue = start(10'000'000);
+    EXPECT(queue->uring() && queue->notes().empty());
+    queue->close();
+  }
+}
+
 TEST("a queue whose reads io_uring never gets answered is closed, and goes when the answer comes") {
   PipeBench bench;
   const uint32_t batch = bench.read(0);
