@@ -264,7 +264,6 @@ export interface DiskInfo {
   readonly segmentBytes: number;
   readonly mode: "uring" | "threads";
   readonly direct: boolean;
-  readonly registeredBuffers: boolean;
   /** Why a better mode was not taken; one line each, for the log. */
   readonly notes: readonly string[];
 }
@@ -288,6 +287,8 @@ export interface DiskCounters {
   readonly readsQueued: number;
   readonly writesQueued: number;
   readonly inFlight: number;
+  /** io_uring reads and writes registered memory. Not at first: memory is touched and registered beside the first work. */
+  readonly registeredBuffers: boolean;
   /** Microseconds the oldest operation at the device has taken so far; 0 when idle. A stalled device shows here. */
   readonly oldestMicroseconds: number;
   /** Microseconds of CPU of this disk's threads. */

@@ -75,7 +75,6 @@ class Disk {
   const DiskDirectory& directory() const { return *directory_; }
   bool direct() const { return direct_; }
   bool uring() const { return queue_->uring(); }
-  bool registeredBuffers() const { return queue_->registeredBuffers(); }
   std::vector<std::string> notes() const;
   std::map<uint32_t, SegmentState> segments() const { return files_->list(); }
 

@@ -16,7 +16,8 @@
 
 namespace cairn {
 
-/// One mapping that all disk I/O goes through; unmapped with its last user.
+/// One mapping that all disk I/O goes through; unmapped with its last user. Its pages come as they are used: to touch
+/// them all takes long enough to be missed at a start.
 class Staging {
  public:
   /// Throws an errno name.
@@ -64,6 +65,9 @@ class DiskBackend {
   virtual void wake() = 0;
   /// The file will not be used again.
   virtual void forget(const SegmentFile& file) = 0;
+  /// A short step of set-up that is not needed to serve, for moments without anything else to do; false when none
+  /// is left.
+  virtual bool prepareMore() { return false; }
   virtual bool registeredBuffers() const { return false; }
 };
 

@@ -10,7 +10,6 @@
 #include <thread>
 
 #include "disk_io.h"
-#include "populate.h"
 
 namespace cairn {
 namespace {
@@ -125,10 +124,6 @@ Staging::Staging(size_t bytes) : bytes_(bytes) {
   data_ = reinterpret_cast<uint8_t*>(roundUp(reinterpret_cast<uintptr_t>(mapped_), kHugePageBytes));
   static_cast<void>(madvise(data_, bytes, MADV_HUGEPAGE));
   static_cast<void>(madvise(data_, bytes, MADV_DONTDUMP));
-  const int error = populateRange(data_, bytes);
-  if (error == 0) return;
-  munmap(mapped_, mappedBytes_);
-  failErrno("touch staging memory", error);
 }
 
 Staging::~Staging() { munmap(mapped_, mappedBytes_); }

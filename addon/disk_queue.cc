@@ -170,7 +170,6 @@ void DiskQueue::chooseBackend() {
     const uint32_t threads = std::max(operations, 4u) + kPoolSpareThreads;
     backend_ = makePoolBackend({options_.operations, staging_, threads, cpu_});
   }
-  registeredBuffers_ = backend_->registeredBuffers();
 }
 
 std::optional<Failure> DiskQueue::tryBackend() {
@@ -198,7 +197,8 @@ void DiskQueue::run() {
     expire(steadyMicroseconds());
     pump();
     backend_->flush();
-    collect(landed_.empty() ? waitMicroseconds(steadyMicroseconds()) : 0);
+    const bool wait = landed_.empty() && !prepareMore();
+    collect(wait ? waitMicroseconds(steadyMicroseconds()) : 0);
     if (landed_.empty()) continue;
     // The device gets its next operations before the bytes of the last one are looked at.
     pump();
@@ -246,6 +246,7 @@ bool DiskQueue::takeMail() {
     std::swap(mail, mail_);
     closing = closing_;
   }
+  asked_ = asked_ || !mail.batches.empty() || !mail.scans.empty();
   for (auto& batch : mail.batches) enqueue(std::move(batch));
   for (auto& scan : mail.scans) scans_.push_back(std::move(scan));
   for (const auto& file : mail.forgotten) backend_->forget(*file);
@@ -288,6 +289,15 @@ void DiskQueue::pump() {
   if (!writes_.empty()) return;
   // Checks leave half of the depth to reads that come meanwhile.
   if (!startReads(verifies_, std::max(1u, options_.queueDepth / 2)) && !scans_.empty()) startScan();
+}
+
+/// What the backend left for later, once somebody uses the disk: a start has better things to do. False when there is
+/// nothing.
+bool DiskQueue::prepareMore() {
+  if (!asked_) return false;
+  const bool did = backend_->prepareMore();
+  counters_.registeredBuffers.store(backend_->registeredBuffers(), std::memory_order_relaxed);
+  return did;
 }
 
 /// Begins items of the queue's batches in order; true when one waits.

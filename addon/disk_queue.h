@@ -60,6 +60,7 @@ struct DiskCounterSet {
   std::atomic<uint64_t> readsQueued{0};
   std::atomic<uint64_t> writesQueued{0};
   std::atomic<uint64_t> inFlight{0};
+  std::atomic<bool> registeredBuffers{false};
   /// Monotonic microseconds at which the oldest operation at the device began, 0 = none.
   std::atomic<int64_t> oldestBegan{0};
 };
@@ -92,7 +93,6 @@ class DiskQueue : public std::enable_shared_from_this<DiskQueue> {
   void close();
 
   bool uring() const { return uring_; }
-  bool registeredBuffers() const { return registeredBuffers_; }
   const std::vector<std::string>& notes() const { return notes_; }
   const DiskCounterSet& counters() const { return counters_; }
   const std::shared_ptr<std::atomic<uint64_t>>& cpuMicroseconds() const { return cpu_; }
@@ -139,6 +139,7 @@ class DiskQueue : public std::enable_shared_from_this<DiskQueue> {
 
   // Starting work (disk_queue.cc).
   void pump();
+  bool prepareMore();
   bool startReads(std::deque<DiskBatch*>& queue, uint32_t depth);
   void startWrites();
   void startScan();
@@ -173,7 +174,6 @@ class DiskQueue : public std::enable_shared_from_this<DiskQueue> {
   DiskCounterSet counters_;
   std::vector<std::string> notes_;
   bool uring_ = false;
-  bool registeredBuffers_ = false;
   /// Set before the thread serves, used by wake() from any thread until the thread has ended.
   std::unique_ptr<DiskBackend> backend_;
 
@@ -210,6 +210,8 @@ class DiskQueue : public std::enable_shared_from_this<DiskQueue> {
   uint32_t lost_ = 0;
   int64_t writesWaitSince_ = 0;
   int64_t nextDeadline_ = INT64_MAX;
+  /// Somebody uses this disk.
+  bool asked_ = false;
 };
 
 }  // namespace cairn

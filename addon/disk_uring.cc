@@ -1,6 +1,10 @@
 // Disk I/O by io_uring, straight on the kernel's interface. One ring a disk, owned by its coordinating thread;
 // the staging area is one registered buffer and segment files are registered, which saves most of the CPU cost of
 // an operation. What a kernel or a sandbox refuses is done without, step by step, each with a note.
+//
+// Registering a buffer pins all of it, and pages that were never touched are made on the way: too long for an open,
+// and for a read that waits. So the ring serves with unregistered buffers at first; when the thread has work but
+// waits for the device, it touches the staging area piece by piece, and registers it at the end.
 #include <linux/io_uring.h>
 #include <linux/time_types.h>
 #include <sys/eventfd.h>
@@ -18,6 +22,7 @@
 #include <utility>
 
 #include "disk_io.h"
+#include "populate.h"
 
 #ifndef IORING_SETUP_COOP_TASKRUN
 #define IORING_SETUP_COOP_TASKRUN (1U << 8)
@@ -33,6 +38,8 @@ constexpr uint64_t kWakeTag = UINT64_MAX;
 constexpr uint64_t kProbeTag = UINT64_MAX - 1;
 constexpr uint32_t kFilesMax = 4096;
 constexpr int32_t kNoFile = -1;
+/// What is touched at a time; one huge page.
+constexpr size_t kTouchBytes = 2u << 20;
 
 /// Memory that the device may yet write to, at any time: nobody's any more, and never given back.
 void keepForEver(std::unique_ptr<SectorBuffer> sector) {
@@ -64,12 +71,13 @@ class UringBackend : public DiskBackend {
     static_cast<void>(!::write(wakeFile_.get(), &one, sizeof one));
   }
   void forget(const SegmentFile& file) override;
+  bool prepareMore() override;
   bool registeredBuffers() const override { return registeredBuffers_; }
 
  private:
   int setup(uint32_t entries, uint32_t flags);
   int map();
-  void registerBuffers(std::vector<std::string>& notes);
+  void foreseeBuffers(std::vector<std::string>& notes);
   void registerFiles(std::vector<std::string>& notes);
   int updateFile(uint32_t slot, int32_t fd);
   int32_t fileSlot(const SegmentFile& file);
@@ -92,6 +100,8 @@ class UringBackend : public DiskBackend {
   uint32_t tail_ = 0;
   uint32_t unsubmitted_ = 0;
   bool registeredBuffers_ = false;
+  /// Bytes of the staging area whose pages are there.
+  size_t touched_ = 0;
   std::vector<uint32_t> freeSlots_;
   std::unordered_map<const SegmentFile*, uint32_t> slots_;
 
@@ -133,16 +143,33 @@ int UringBackend::open(uint32_t entries, std::vector<std::string>& notes) {
   }
   if (error == 0) error = map();
   if (error != 0) return error;
-  registerBuffers(notes);
+  foreseeBuffers(notes);
   registerFiles(notes);
   return 0;
 }
 
-void UringBackend::registerBuffers(std::vector<std::string>& notes) {
-  const iovec piece{staging_->data(), staging_->bytes()};
-  registeredBuffers_ = syscall(SYS_io_uring_register, ring_.get(), IORING_REGISTER_BUFFERS, &piece, 1) == 0;
-  if (registeredBuffers_) return;
-  notes.push_back(std::string("io_uring registers no buffers here (RLIMIT_MEMLOCK?): ") + strerrordesc_np(errno));
+/// Whether the staging area is to be registered, as far as that can be known before it is tried.
+void UringBackend::foreseeBuffers(std::vector<std::string>& notes) {
+  // Kernels before 5.13 register a buffer only when nothing is at the device.
+  if ((params_.features & IORING_FEAT_RSRC_TAGS) == 0) {
+    notes.push_back("this kernel's io_uring registers no buffers while it is in use");
+    touched_ = staging_->bytes();
+    return;
+  }
+  rlimit limit{};
+  if (geteuid() == 0 || getrlimit(RLIMIT_MEMLOCK, &limit) != 0 || limit.rlim_cur >= staging_->bytes()) return;
+  notes.push_back("RLIMIT_MEMLOCK is less than the staging memory: io_uring may register no buffers");
+}
+
+bool UringBackend::prepareMore() {
+  if (touched_ == staging_->bytes()) return false;
+  const size_t bytes = std::min(kTouchBytes, staging_->bytes() - touched_);
+  const bool there = populateRange(staging_->data() + touched_, bytes) == 0;
+  touched_ = there ? touched_ + bytes : staging_->bytes();
+  if (!there || touched_ < staging_->bytes()) return there;
+  const iovec whole{staging_->data(), staging_->bytes()};
+  registeredBuffers_ = syscall(SYS_io_uring_register, ring_.get(), IORING_REGISTER_BUFFERS, &whole, 1) == 0;
+  return false;
 }
 
 void UringBackend::registerFiles(std::vector<std::string>& notes) {

@@ -56,7 +56,6 @@ napi_value diskOpen(Call& call) {
   call.set(info, "segmentBytes", static_cast<double>(disk->directory().segmentBytes()));
   call.set(info, "mode", text(call, disk->uring() ? "uring" : "threads"));
   call.set(info, "direct", call.boolean(disk->direct(), nullptr));
-  call.set(info, "registeredBuffers", call.boolean(disk->registeredBuffers(), nullptr));
   napi_value notes;
   check(napi_create_array(call.env, &notes), "array");
   uint32_t count = 0;
@@ -245,6 +244,8 @@ napi_value diskCounters(Call& call) {
   set("readsQueued", counters.readsQueued);
   set("writesQueued", counters.writesQueued);
   set("inFlight", counters.inFlight);
+  const bool registered = counters.registeredBuffers.load(std::memory_order_relaxed);
+  call.set(result, "registeredBuffers", call.boolean(registered, nullptr));
   const int64_t began = counters.oldestBegan.load(std::memory_order_relaxed);
   call.set(result, "oldestMicroseconds", began == 0 ? 0 : static_cast<double>(steadyMicroseconds() - began));
   call.set(result, "cpuMicroseconds", static_cast<double>(disk.cpuMicroseconds()));

@@ -91,6 +91,11 @@ export class DiskRig {
     return this.#info;
   }
 
+  /** io_uring reads and writes registered memory, as it does soon after the first work. */
+  get registeredBuffers(): boolean {
+    return this.#addon.diskCounters(this.info.disk).registeredBuffers;
+  }
+
   /** Bytes of one slot on disk: what one read or write moves. */
   get slotBytes(): number {
     const bytes = DISK_HEADER_BYTES + this.options.blockBytes;

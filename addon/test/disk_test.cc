@@ -1,7 +1,10 @@
 // Blocks through a disk: right bytes, wrong bytes, order, sync and scan. What a device that fails or stalls does
 // stands in disk_fault_test.cc.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <set>
 #include <vector>
 
@@ -13,6 +16,14 @@ using namespace cairn::test;
 namespace {
 
 constexpr DiskMode kModes[] = {DiskMode::kThreads, DiskMode::kUring};
+
+size_t residentBytes() {
+  std::ifstream file("/proc/self/statm");
+  size_t pages = 0;
+  size_t resident = 0;
+  file >> pages >> resident;
+  return resident * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+}
 
 }  // namespace
 
@@ -50,6 +61,31 @@ TEST("without O_DIRECT, or by another mode than before, the same bytes come back
     for (uint32_t i = 0; i < 4; i++) EXPECT(bench.holds(i, i));
     EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(4)), 4, kItemOk));
     EXPECT(bench.sync().c == 1);
+  }
+}
+
+TEST("opening a disk touches none of its staging memory; io_uring registers it beside the first work") {
+  for (const DiskMode mode : kModes) {
+    DiskBench bench(mode);
+    bench.prepare();
+    EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(1)), 1, kItemOk));
+    bench.options.stagingBytes = 64u << 20;
+    bench.close();
+    const size_t before = residentBytes();
+    bench.open();
+    EXPECT(residentBytes() < before + (16u << 20));
+    EXPECT(!bench.disk->counters().registeredBuffers);
+    bench.disk->attach(0, kDiskSlabNumber);
+    // Work goes on before, during and after.
+    while (mode == DiskMode::kUring && !bench.disk->counters().registeredBuffers) {
+      EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(4)), 4, kItemOk));
+      EXPECT(all(bench.run(DiskKind::kRead, bench.reads(4)), 4, kItemOk));
+    }
+    EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(8)), 8, kItemOk));
+    memset(bench.region->base(), 0, 1 << 20);
+    EXPECT(all(bench.run(DiskKind::kRead, bench.reads(8)), 8, kItemOk));
+    for (uint32_t i = 0; i < 8; i++) EXPECT(bench.holds(i, i));
+    EXPECT((residentBytes() < before + (16u << 20)) == (mode == DiskMode::kThreads));
   }
 }
 

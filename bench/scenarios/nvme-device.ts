@@ -72,7 +72,8 @@ async function measure(write: boolean, slots: number, repetitions: number): Prom
       pairs.push({ fio, ...(await watched(() => pass(seed), bytes / 1e9)) });
       progress.update(repetition + 1);
     }
-    const { mode, direct, registeredBuffers } = rig.info;
+    const { registeredBuffers } = rig;
+    const { mode, direct } = rig.info;
     const detail = { fio: version, depth, mode, direct, registeredBuffers, slots };
     return { pairs, wrong: await rig.wrong(), bytes, detail };
   } finally {
