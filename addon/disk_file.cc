@@ -319,12 +319,17 @@ int SegmentFiles::writeAll(const SegmentFile& file, const std::function<bool(uin
   const int fd = file.file.get();
   if (operations_->fallocate(fd, 0, static_cast<off_t>(total)) != 0 && errno != EOPNOTSUPP) return errno;
   SectorBuffer zeroes(kPrepareBytes);
+  uint32_t again = 0;
   for (uint64_t at = kSectorBytes; at < total;) {
     if (!step(at)) return ECANCELED;
     const uint64_t bytes = std::min(kPrepareBytes - at % kPrepareBytes, total - at);
     const ssize_t put = operations_->pwrite(fd, zeroes.data(), bytes, static_cast<off_t>(at));
-    if (put < 0 && errno == EINTR) continue;
+    if (put < 0 && (errno == EINTR || errno == EAGAIN)) {
+      if (++again > kAskAgainMax) return EIO;
+      continue;
+    }
     if (put < 0) return errno;
+    again = 0;
     const uint64_t done = static_cast<uint64_t>(put) / kSectorBytes * kSectorBytes;
     if (done == 0) return EIO;
     at += done;

@@ -28,6 +28,8 @@ namespace cairn {
 
 constexpr uint32_t kDiskFormat = 1;
 constexpr uint64_t kSegmentBytesMin = 1u << 20;
+/// EINTR and EAGAIN in a row before an operation fails with EIO.
+constexpr uint32_t kAskAgainMax = 100;
 
 /// The system calls that touch payload, as a table, so that tests can make them fail, tear or never return.
 /// Each answers as its system call does (-1 and errno).

@@ -42,6 +42,11 @@ bool DiskQueue::continueShort(Operation& operation, int32_t& result) {
   if (operation.lost) return false;
   const bool again = result == -EINTR || result == -EAGAIN;
   if (result < 0 && !again) return false;
+  operation.again = again ? operation.again + 1 : 0;
+  if (operation.again > kAskAgainMax) {
+    result = -EIO;
+    return false;
+  }
   const uint32_t moved = again ? 0 : static_cast<uint32_t>(result);
   CAIRN_ASSERT(moved <= operation.io.bytes, "no more moves than was asked for");
   if (moved == operation.io.bytes) {

@@ -113,6 +113,8 @@ class DiskQueue : public std::enable_shared_from_this<DiskQueue> {
     size_t staging = 0;
     size_t stagingBytes = 0;
     uint32_t done = 0;
+    /// Times in a row that the device asked to be asked again.
+    uint32_t again = 0;
     int64_t began = 0;
     DiskKind kind = DiskKind::kRead;
     bool active = false;

@@ -38,6 +38,7 @@ constexpr uint64_t kWakeTag = UINT64_MAX;
 constexpr uint64_t kProbeTag = UINT64_MAX - 1;
 constexpr uint32_t kFilesMax = 4096;
 constexpr int32_t kNoFile = -1;
+constexpr useconds_t kRefusedMicroseconds = 1000;
 /// What is touched at a time; one huge page.
 constexpr size_t kTouchBytes = 2u << 20;
 
@@ -259,7 +260,9 @@ void UringBackend::enter(uint32_t complete, int64_t timeoutMicroseconds) {
   const uint32_t flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
   const long taken =
       syscall(SYS_io_uring_enter, ring_.get(), unsubmitted_, complete, flags, &argument, sizeof argument);
-  // ETIME, EINTR, EAGAIN and EBUSY leave what was not taken for the next call.
+  // ETIME, EINTR, EAGAIN and EBUSY leave what was not taken for the next call; a kernel without memory or room for
+  // answers is not asked without a pause.
+  if (taken < 0 && (errno == EAGAIN || errno == EBUSY)) usleep(kRefusedMicroseconds);
   if (taken > 0) unsubmitted_ -= std::min(unsubmitted_, static_cast<uint32_t>(taken));
   const uint32_t head = __atomic_load_n(word(params_.sq_off.head), __ATOMIC_ACQUIRE);
   unsubmitted_ = tail_ - head;

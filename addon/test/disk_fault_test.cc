@@ -116,6 +116,28 @@ TEST("short and interrupted answers are continued; an end of file is IO") {
   EXPECT(all(bench.run(DiskKind::kRead, bench.reads(2)), 2, kItemIo));
 }
 
+TEST("a device that only ever asks to be asked again ends each operation with IO, a segment with EIO") {
+  DiskBench bench;
+  bench.prepare();
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(4)), 4, kItemOk));
+  for (const int error : {EINTR, EAGAIN}) {
+    const auto refuse = [error](void*, size_t, off_t) { return ssize_t{-error}; };
+    bench.faults->setRead(refuse);
+    bench.faults->setWrite(refuse);
+    EXPECT(all(bench.run(DiskKind::kRead, bench.reads(2)), 2, kItemIo));
+    EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(2)), 2, kItemIo));
+    // The header passes, what follows it does not.
+    bench.faults->setWrite([error](void*, size_t, off_t at) { return at > 0 ? ssize_t{-error} : Faults::kPass; });
+    bench.disk->prepare(1, ++bench.lastTask);
+    EXPECT(bench.ended(bench.lastTask).d == EIO);
+  }
+  bench.faults->setRead(nullptr);
+  bench.faults->setWrite(nullptr);
+  EXPECT(bench.disk->counters().ioErrors == 8);
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(4)), 4, kItemOk));
+  EXPECT(all(bench.run(DiskKind::kRead, bench.reads(4)), 4, kItemOk));
+}
+
 TEST("a write that the device tore is CORRUPT when it is read") {
   DiskBench bench;
   bench.prepare();
