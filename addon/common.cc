@@ -6,6 +6,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <system_error>
 #include <utility>
 
 namespace cairn {
@@ -23,6 +24,14 @@ void assertionFailed(const char* condition, const char* message, const char* fil
   fprintf(stderr, "cairn: assertion failed: %s (%s) at %s:%d\n", message, condition, file, line);
   fflush(stderr);
   _exit(70);
+}
+
+std::thread startThread(std::function<void()> body) {
+  try {
+    return std::thread(std::move(body));
+  } catch (const std::system_error& error) {
+    failErrno("start a thread", error.code().value());
+  }
 }
 
 int64_t steadyMicroseconds() {

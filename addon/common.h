@@ -8,7 +8,9 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <thread>
 
 namespace cairn {
 
@@ -22,6 +24,9 @@ struct Failure {
 /// Throws Failure with the errno's name as code; `what` says which step failed.
 [[noreturn]] void failErrno(const std::string& what, int error = errno);
 [[noreturn]] void assertionFailed(const char* condition, const char* message, const char* file, int line);
+
+/// Begins a thread. Throws EAGAIN where the process may have no more of them.
+std::thread startThread(std::function<void()> body);
 
 /// Monotonic clock.
 int64_t steadyMicroseconds();

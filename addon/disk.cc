@@ -30,14 +30,16 @@ std::shared_ptr<SegmentFile> openProbe(const std::shared_ptr<DiskDirectory>& dir
 
 // ---- workers --------------------------------------------------------------------------------------------
 
+DiskWorker::DiskWorker(std::shared_ptr<std::atomic<uint64_t>> cpu) : state_(std::make_shared<State>()) {
+  state_->cpu = std::move(cpu);
+  state_->running = true;
+  startThread([state = state_] { run(state); }).detach();
+}
+
 void DiskWorker::post(std::function<void()> task) {
   std::lock_guard lock(state_->mutex);
   if (state_->closing) return;
   state_->tasks.push_back(std::move(task));
-  if (!state_->running) {
-    state_->running = true;
-    std::thread([state = state_] { run(state); }).detach();
-  }
   state_->wake.notify_one();
 }
 
@@ -88,9 +90,14 @@ Disk::Disk(const DiskOptions& options, EventHub& hub) : operations_(options.oper
   queue_ = DiskQueue::start({options.mode, options.queueDepth, options.writeDepth, options.stagingBytes,
                              operations_, openProbe(directory_, direct_), options.writeWaitMicroseconds},
                             events_);
-  preparer_ = std::make_unique<DiskWorker>(queue_->cpuMicroseconds());
-  syncer_ = std::make_unique<DiskWorker>(queue_->cpuMicroseconds());
-  sorter_ = std::make_unique<DiskWorker>(queue_->cpuMicroseconds());
+  try {
+    for (auto* worker : {&preparer_, &syncer_, &sorter_}) {
+      *worker = std::make_unique<DiskWorker>(queue_->cpuMicroseconds());
+    }
+  } catch (const Failure&) {
+    queue_->close();
+    throw;
+  }
 }
 
 void Disk::close() {

@@ -24,9 +24,8 @@ namespace cairn {
 /// it returns.
 class DiskWorker {
  public:
-  explicit DiskWorker(std::shared_ptr<std::atomic<uint64_t>> cpu) : state_(std::make_shared<State>()) {
-    state_->cpu = std::move(cpu);
-  }
+  /// Begins the thread: what is posted later always runs. Throws EAGAIN.
+  explicit DiskWorker(std::shared_ptr<std::atomic<uint64_t>> cpu);
   ~DiskWorker() { close(); }
   void post(std::function<void()> task);
   /// Tasks not begun are dropped, the one that runs is the last.

@@ -79,10 +79,7 @@ class PoolBackend : public DiskBackend {
   void submit(const DiskOperation& operation) override {
     std::lock_guard lock(pool_->mutex);
     pool_->queue.push_back(operation);
-    if (pool_->idle < pool_->queue.size() && pool_->threads < pool_->options.threadsMax) {
-      pool_->threads++;
-      std::thread([pool = pool_] { work(pool); }).detach();
-    }
+    if (pool_->idle < pool_->queue.size() && pool_->threads < pool_->options.threadsMax && !grow()) return;
     pool_->work.notify_one();
   }
 
@@ -110,6 +107,21 @@ class PoolBackend : public DiskBackend {
   void forget(const SegmentFile&) override {}
 
  private:
+  /// One more thread. False when there is none at all, and the newest operation ended at once.
+  bool grow() {
+    try {
+      startThread([pool = pool_] { work(pool); }).detach();
+      pool_->threads++;
+      return true;
+    } catch (const Failure&) {
+      // Those that there are will do; another one is tried with the next operation.
+      if (pool_->threads > 0) return true;
+    }
+    pool_->ended.push_back({pool_->queue.back().id, -ENOMEM});
+    pool_->queue.pop_back();
+    return false;
+  }
+
   std::shared_ptr<Pool> pool_;
 };
 

@@ -62,7 +62,7 @@ DiskQueue::DiskQueue(DiskQueueOptions options, std::shared_ptr<DiskEvents> event
 
 std::shared_ptr<DiskQueue> DiskQueue::start(DiskQueueOptions options, std::shared_ptr<DiskEvents> events) {
   std::shared_ptr<DiskQueue> queue(new DiskQueue(std::move(options), std::move(events)));
-  queue->thread_ = std::thread([queue] { queue->run(); });
+  queue->thread_ = startThread([queue] { queue->run(); });
   std::unique_lock lock(queue->mutex_);
   queue->changed_.wait(lock, [&] { return queue->ready_; });
   if (!queue->refused_.has_value()) return queue;

@@ -1,5 +1,6 @@
 // A device that errs, answers short, stalls or never answers: every batch ends once, late bytes go nowhere, and the
 // disk can be closed.
+#include <pthread.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -12,6 +13,26 @@ using namespace cairn;
 using namespace cairn::test;
 
 namespace {
+
+/// While this lives the process gets no new thread: its stack would be larger than the address space.
+class NoMoreThreads {
+ public:
+  NoMoreThreads() {
+    EXPECT(pthread_getattr_default_np(&before_) == 0);
+    set(size_t{1} << 47);
+  }
+  ~NoMoreThreads() { EXPECT(pthread_setattr_default_np(&before_) == 0); }
+
+ private:
+  static void set(size_t stackBytes) {
+    pthread_attr_t attributes;
+    EXPECT(pthread_getattr_default_np(&attributes) == 0);
+    EXPECT(pthread_attr_setstacksize(&attributes, stackBytes) == 0);
+    EXPECT(pthread_setattr_default_np(&attributes) == 0);
+    pthread_attr_destroy(&attributes);
+  }
+  pthread_attr_t before_;
+};
 
 /// A queue over a pipe that nobody writes to: io_uring's reads of it stay in the kernel until somebody does.
 struct PipeBench {
@@ -136,6 +157,27 @@ TEST("a device that only ever asks to be asked again ends each operation with IO
   EXPECT(bench.disk->counters().ioErrors == 8);
   EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(4)), 4, kItemOk));
   EXPECT(all(bench.run(DiskKind::kRead, bench.reads(4)), 4, kItemOk));
+}
+
+TEST("where no thread is to be had a disk is not opened, and an open one answers IO and goes on afterwards") {
+  DiskBench bench;
+  bench.close();
+  {
+    const NoMoreThreads none;
+    EXPECT(codeOf([&] { bench.open(); }) == "EAGAIN");
+  }
+  bench.open();
+  {
+    const NoMoreThreads none;
+    // What prepares and syncs has its threads since the opening.
+    bench.prepare();
+    EXPECT(bench.sync().c == 1);
+    EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(3)), 3, kItemIo));
+    EXPECT(all(bench.run(DiskKind::kRead, bench.reads(3)), 3, kItemIo));
+  }
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(3)), 3, kItemOk));
+  const NoMoreThreads none;
+  EXPECT(all(bench.run(DiskKind::kRead, bench.reads(3)), 3, kItemOk));
 }
 
 TEST("a write that the device tore is CORRUPT when it is read") {
