@@ -82,10 +82,9 @@ SegmentHeader makeSegmentHeader(uint32_t segment, const uint8_t* directoryId, ui
 }
 
 SegmentHeaderState segmentHeaderState(const SegmentHeader& header) {
-  if (header.magic != kSegmentMagic) return SegmentHeaderState::kDamaged;
-  if (header.version != kDiskFormat) return SegmentHeaderState::kOtherVersion;
   const bool holds = header.hash == hashOf(&header, sizeof header);
-  return holds ? SegmentHeaderState::kValid : SegmentHeaderState::kDamaged;
+  if (header.magic != kSegmentMagic || !holds) return SegmentHeaderState::kDamaged;
+  return header.version == kDiskFormat ? SegmentHeaderState::kValid : SegmentHeaderState::kOtherVersion;
 }
 
 uint32_t slotsPerSegment(uint64_t segmentBytes, uint32_t payloadBytes) {
@@ -169,10 +168,10 @@ bool DiskDirectory::readIdentity() {
   Identity identity;
   memcpy(&identity, bytes, sizeof identity);
   if (identity.magic != kIdentityMagic) fail("FORMAT", identityPath() + " is damaged, or not a disk's identity");
+  if (identity.hash != hashOf(&identity, sizeof identity)) fail("FORMAT", identityPath() + " is damaged");
   if (identity.version != kDiskFormat) {
     fail("FORMAT", identityPath() + " has format version " + std::to_string(identity.version));
   }
-  if (identity.hash != hashOf(&identity, sizeof identity)) fail("FORMAT", identityPath() + " is damaged");
   if (identity.segmentBytes < kSegmentBytesMin || identity.segmentBytes % kSectorBytes != 0) {
     fail("FORMAT", identityPath() + " contradicts itself");
   }

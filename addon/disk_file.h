@@ -5,7 +5,8 @@
 // segment-NNNNNN.cairn: a 4 KiB header (magic, version, number, directory id, payload bytes of its slots,
 // prepared flag, segment bytes, hash), then slots. A segment is made in this order: header with prepared = 0,
 // fsync; space; every byte written once, so that later writes find no unwritten extents; fsync of file and
-// directory; prepared = 1, fsync. Any change bumps kDiskFormat and test/golden/disk-segment-header.hex.
+// directory; prepared = 1, fsync. Any change bumps kDiskFormat and test/golden/disk-segment-header.hex; magic, version
+// and hash keep their places in every version, so that another version and a flipped bit are told apart.
 //
 // A file whose header does not verify, or that belongs to another directory, is left alone: never truncated,
 // never deleted, its number not used. A file that is empty was made by an open that was cut short.
@@ -56,6 +57,7 @@ static_assert(sizeof(SegmentHeader) == 56);
 
 SegmentHeader makeSegmentHeader(uint32_t segment, const uint8_t* directoryId, uint32_t payloadBytes,
                                 bool prepared, uint64_t segmentBytes);
+/// kOtherVersion: intact, and of another version. A header whose hash does not hold is damaged, whatever it says.
 enum class SegmentHeaderState { kValid, kDamaged, kOtherVersion };
 SegmentHeaderState segmentHeaderState(const SegmentHeader& header);
 

@@ -10,6 +10,8 @@
 #include <fstream>
 #include <vector>
 
+#include <xxhash.h>
+
 #include "disk_fixture.h"
 
 using namespace cairn;
@@ -36,6 +38,13 @@ void writeFile(const std::string& path, const std::vector<uint8_t>& bytes) {
   EXPECT(chmod(path.c_str(), 0600) == 0);
 }
 
+/// The header as another version of the format would have written it.
+SegmentHeader ofVersion(SegmentHeader header, uint32_t version) {
+  header.version = version;
+  header.hash = XXH3_64bits(&header, offsetof(SegmentHeader, hash));
+  return header;
+}
+
 }  // namespace
 
 TEST("one segment header stands in test/golden/disk-segment-header.hex byte for byte") {
@@ -46,16 +55,17 @@ TEST("one segment header stands in test/golden/disk-segment-header.hex byte for 
   EXPECT(goldenHolds("test/golden/disk-segment-header.hex", reinterpret_cast<const uint8_t*>(&header), sizeof header));
 }
 
-TEST("a segment header with any changed byte does not verify, and another version says so") {
+TEST("a segment header with any changed byte is damaged, its version's too; an intact one of another version says so") {
   const uint8_t id[kDirectoryIdBytes] = {1};
   SegmentHeader header = makeSegmentHeader(7, id, 4096, true, 1u << 30);
   auto* raw = reinterpret_cast<uint8_t*>(&header);
   for (size_t i = 0; i < sizeof header; i++) {
     raw[i] ^= 4;
-    const bool version = i >= 8 && i < 12;
-    EXPECT(segmentHeaderState(header) == (version ? SegmentHeaderState::kOtherVersion : SegmentHeaderState::kDamaged));
+    EXPECT(segmentHeaderState(header) == SegmentHeaderState::kDamaged);
     raw[i] ^= 4;
   }
+  EXPECT(segmentHeaderState(ofVersion(header, kDiskFormat + 1)) == SegmentHeaderState::kOtherVersion);
+  EXPECT(segmentHeaderState(ofVersion(header, kDiskFormat)) == SegmentHeaderState::kValid);
 }
 
 TEST("a directory keeps its id and segment size, and is locked while anything of it is in use") {
@@ -160,7 +170,9 @@ TEST("a segment that is damaged, or of another directory, is left alone; one of 
   const SegmentHeader renumbered = makeSegmentHeader(4, header.directoryId, 0, true, kSegment);
   SegmentHeader damaged = header;
   damaged.payloadBytes ^= 1;
-  for (const SegmentHeader& one : {foreign, renumbered, damaged}) {
+  SegmentHeader flipped = header;
+  flipped.version ^= 4;
+  for (const SegmentHeader& one : {foreign, renumbered, damaged, flipped}) {
     bench.patch(0, [&](uint8_t* bytes) { memcpy(bytes, &one, sizeof one); });
     const std::vector<uint8_t> before = contentOf(path);
     bench.open();
@@ -172,8 +184,7 @@ TEST("a segment that is damaged, or of another directory, is left alone; one of 
     bench.close();
     EXPECT(contentOf(path) == before);
   }
-  SegmentHeader newer = header;
-  newer.version++;
+  const SegmentHeader newer = ofVersion(header, kDiskFormat + 1);
   bench.patch(0, [&](uint8_t* bytes) { memcpy(bytes, &newer, sizeof newer); });
   EXPECT(codeOf([&] { bench.open(); }) == "FORMAT");
   EXPECT(contentOf(path).size() == kSegment);

@@ -9,6 +9,7 @@ import {
   truncateSync,
   writeFileSync,
 } from "node:fs";
+import { createRequire } from "node:module";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import {
@@ -29,8 +30,21 @@ const ALL = CHAINS * BLOCKS;
 const chains = chainsOf("index", CHAINS, BLOCKS);
 const whole = { hit: ALL, landed: ALL, wrong: 0, names: [] };
 
-/** Behind the magic, in the directory's identity and in segment headers. */
+/** Behind the magic, in the directory's identity and in segment headers; the hash covers all before it. */
 const VERSION_AT = 8;
+const HASH_AT = { "directory.cairn": 40, "segment-000000.cairn": 48 } as const;
+const { XXHash3 } = createRequire(import.meta.url)("xxhash-addon") as {
+  readonly XXHash3: { hash(bytes: Buffer): Buffer };
+};
+
+/** Changes the version as another version of cairn would have written it, or back. */
+function otherVersion(node: DiskNode, name: keyof typeof HASH_AT): void {
+  const file = join(node.disk, name);
+  flipByte(file, VERSION_AT, 0x40);
+  const covered = readFileSync(file).subarray(0, HASH_AT[name]);
+  // The package answers in network order.
+  putBytes(file, HASH_AT[name], XXHash3.hash(covered).reverse());
+}
 
 const dataFile = (node: DiskNode): string => join(node.disk, "index", "data.mdb");
 
@@ -233,18 +247,35 @@ describe("formats and locks", () => {
         await node.storeDurably(chains.slice(0, 2));
         await node.daemon.stop();
         const file = join(node.disk, name);
-        // Magic, then version.
-        flipByte(file, VERSION_AT, 0x40);
+        otherVersion(node, name);
         const before = readFileSync(file);
         expect(await node.daemon.failToStart()).toEqual({ code: 1, signal: null });
         expect(node.daemon.log()).toContain("has format version");
         expect(Buffer.compare(before, readFileSync(file))).toBe(0);
-        flipByte(file, VERSION_AT, 0x40);
+        otherVersion(node, name);
         await node.daemon.launch();
         expect(await node.read(chains.slice(0, 2))).toMatchObject({ landed: 2 * BLOCKS, wrong: 0 });
       });
     },
   );
+
+  it("a flipped bit in a segment's version: that file is left alone, its blocks are misses, stores go on", async () => {
+    await withDiskNode({}, async (node) => {
+      await node.daemon.launch();
+      await node.storeDurably(chains);
+      await node.killWithoutPool();
+      const file = join(node.disk, "segment-000000.cairn");
+      flipByte(file, VERSION_AT, 0x40);
+      const before = readFileSync(file);
+      await node.daemon.launch();
+      const read = await node.read(chains);
+      expect(read).toMatchObject({ landed: read.hit, wrong: 0, names: [] });
+      expect(read.hit).toBeLessThan(ALL);
+      await node.store(chains);
+      expect(await node.read(chains)).toEqual(whole);
+      expect(Buffer.compare(before, readFileSync(file))).toBe(0);
+    });
+  });
 
   it("a second daemon on the same directory ends with directoryLocked; the first serves on", async () => {
     await withDiskNode({}, async (node) => {
