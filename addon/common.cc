@@ -26,6 +26,17 @@ void assertionFailed(const char* condition, const char* message, const char* fil
   _exit(70);
 }
 
+std::optional<Failure> failureOf(const std::function<void()>& work) {
+  try {
+    work();
+    return std::nullopt;
+  } catch (const Failure& failure) {
+    return failure;
+  } catch (const std::exception& error) {
+    return Failure{"ENOMEM", error.what()};
+  }
+}
+
 std::thread startThread(std::function<void()> body) {
   try {
     return std::thread(std::move(body));

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -24,6 +25,9 @@ struct Failure {
 /// Throws Failure with the errno's name as code; `what` says which step failed.
 [[noreturn]] void failErrno(const std::string& what, int error = errno);
 [[noreturn]] void assertionFailed(const char* condition, const char* message, const char* file, int line);
+
+/// Set-up on a thread, which must not throw: what `work` threw.
+std::optional<Failure> failureOf(const std::function<void()>& work);
 
 /// Begins a thread. Throws EAGAIN where the process may have no more of them.
 std::thread startThread(std::function<void()> body);

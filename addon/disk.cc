@@ -12,7 +12,7 @@
 namespace cairn {
 namespace {
 
-constexpr std::chrono::milliseconds kWorkerCloseMilliseconds{500};
+constexpr std::chrono::milliseconds kWorkersCloseMilliseconds{500};
 constexpr size_t kStagingBytesMin = 1u << 20;
 constexpr uint32_t kDepthMax = 1024;
 constexpr size_t kScanWords = sizeof(SlotHeader) / 4 + 1;
@@ -68,13 +68,78 @@ void DiskWorker::beginClose() {
   state_->wake.notify_all();
 }
 
-void DiskWorker::close() {
+void DiskWorker::close(std::chrono::steady_clock::time_point until) {
   beginClose();
   std::unique_lock lock(state_->mutex);
-  state_->ended.wait_for(lock, kWorkerCloseMilliseconds, [this] { return !state_->running; });
+  state_->ended.wait_until(lock, until, [this] { return !state_->running; });
 }
 
 // ---- life -----------------------------------------------------------------------------------------------
+
+struct Disk::Opening {
+  DiskOptions options;
+  std::shared_ptr<DiskEvents> events;
+  std::mutex mutex;
+  std::condition_variable changed;
+  Parts parts;
+  std::optional<Failure> failure;
+  uint32_t steps = 0;      // guarded by mutex
+  bool ended = false;      // guarded by mutex; the parts belong to the JS thread from here on
+  bool abandoned = false;  // guarded by mutex; nobody waits for the parts
+};
+
+void Disk::makeParts(const DiskOptions& options, const std::shared_ptr<DiskEvents>& events, Parts& parts,
+                     const std::function<void()>& step) {
+  parts.directory = DiskDirectory::open(options.directory, options.segmentBytes);
+  step();
+  parts.direct = options.direct && probeDirect(*parts.directory, parts.notes);
+  step();
+  parts.files = std::make_shared<SegmentFiles>(parts.directory, options.operations, parts.direct, step);
+  parts.queue = DiskQueue::start({options.mode, options.queueDepth, options.writeDepth, options.stagingBytes,
+                                  options.operations, openProbe(parts.directory, parts.direct),
+                                  options.writeWaitMicroseconds},
+                                 events);
+  for (auto* worker : {&parts.preparer, &parts.syncer, &parts.sorter}) {
+    *worker = std::make_unique<DiskWorker>(parts.queue->cpuMicroseconds());
+  }
+}
+
+/// On the thread of the opening, which a device that hangs may hold for as long as it likes.
+void Disk::runOpening(Opening& opening) {
+  opening.failure = failureOf([&] {
+    makeParts(opening.options, opening.events, opening.parts, [&] {
+      std::lock_guard lock(opening.mutex);
+      opening.steps++;
+      opening.changed.notify_all();
+    });
+  });
+  std::lock_guard lock(opening.mutex);
+  if (opening.failure.has_value() || opening.abandoned) {
+    if (opening.parts.queue != nullptr) opening.parts.queue->close();
+    opening.parts = {};
+  }
+  opening.ended = true;
+  opening.changed.notify_all();
+}
+
+Disk::Parts Disk::open(const DiskOptions& options) {
+  const auto opening = std::make_shared<Opening>();
+  opening->options = options;
+  opening->events = events_;
+  startThread([opening] { runOpening(*opening); }).detach();
+  std::unique_lock lock(opening->mutex);
+  for (bool answered = true; answered && !opening->ended;) {
+    const auto moved = [&, seen = opening->steps] { return opening->ended || opening->steps != seen; };
+    answered = opening->changed.wait_for(lock, std::chrono::milliseconds(options.openMilliseconds), moved);
+  }
+  if (!opening->ended) {
+    opening->abandoned = true;
+    events_->cut();
+    failErrno("open " + options.directory + ", whose device does not answer", ETIMEDOUT);
+  }
+  if (opening->failure.has_value()) throw *opening->failure;
+  return std::move(opening->parts);
+}
 
 Disk::Disk(const DiskOptions& options, EventHub& hub) : operations_(options.operations) {
   if (options.queueDepth == 0 || options.queueDepth > kDepthMax) fail("ARGUMENT", "queueDepth must be 1 to 1024");
@@ -83,21 +148,16 @@ Disk::Disk(const DiskOptions& options, EventHub& hub) : operations_(options.oper
     fail("ARGUMENT", "stagingBytes must be a multiple of 4096, at least 1 MiB");
   }
   stagingBytes_ = options.stagingBytes;
-  directory_ = DiskDirectory::open(options.directory, options.segmentBytes);
-  direct_ = options.direct && probeDirect(*directory_, notes_);
-  files_ = std::make_shared<SegmentFiles>(directory_, operations_, direct_);
   events_ = std::make_shared<DiskEvents>(hub);
-  queue_ = DiskQueue::start({options.mode, options.queueDepth, options.writeDepth, options.stagingBytes,
-                             operations_, openProbe(directory_, direct_), options.writeWaitMicroseconds},
-                            events_);
-  try {
-    for (auto* worker : {&preparer_, &syncer_, &sorter_}) {
-      *worker = std::make_unique<DiskWorker>(queue_->cpuMicroseconds());
-    }
-  } catch (const Failure&) {
-    queue_->close();
-    throw;
-  }
+  Parts parts = open(options);
+  directory_ = std::move(parts.directory);
+  files_ = std::move(parts.files);
+  queue_ = std::move(parts.queue);
+  preparer_ = std::move(parts.preparer);
+  syncer_ = std::move(parts.syncer);
+  sorter_ = std::move(parts.sorter);
+  notes_ = std::move(parts.notes);
+  direct_ = parts.direct;
 }
 
 void Disk::close() {
@@ -105,9 +165,10 @@ void Disk::close() {
   closed_ = true;
   state_->closing.store(true);
   DiskWorker* const workers[] = {preparer_.get(), syncer_.get(), sorter_.get()};
+  const auto until = std::chrono::steady_clock::now() + kWorkersCloseMilliseconds;
   for (DiskWorker* worker : workers) worker->beginClose();
   queue_->close();
-  for (DiskWorker* worker : workers) worker->close();
+  for (DiskWorker* worker : workers) worker->close(until);
   events_->cut();
   slabs_.clear();
   scan_.reset();

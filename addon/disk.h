@@ -1,9 +1,11 @@
 // One device: its directory, its attached segments, its queues, and the slow work beside them (making segments,
 // fdatasync, sorting a scan), each kind on a thread of its own so that none waits for another.
 //
-// All methods belong to the JS thread. Nothing here waits for the device but open().
+// All methods belong to the JS thread. Opening waits for the device, on a thread of its own that is let go when the
+// device does not answer; closing waits for it a moment. Nothing else does.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -30,8 +32,8 @@ class DiskWorker {
   void post(std::function<void()> task);
   /// Tasks not begun are dropped, the one that runs is the last.
   void beginClose();
-  /// The same, and waits a while for that one. Idempotent.
-  void close();
+  /// The same, and waits for that one until then. Idempotent.
+  void close(std::chrono::steady_clock::time_point until = std::chrono::steady_clock::now());
 
  private:
   struct State {
@@ -58,17 +60,21 @@ struct DiskOptions {
   std::shared_ptr<const FileOperations> operations = FileOperations::system();
   /// Writes that waited this long go before reads, once.
   int64_t writeWaitMicroseconds = 500'000;
+  /// A device that leaves one step of the opening without an answer for this long is refused. More than the queue's
+  /// own probe takes.
+  uint32_t openMilliseconds = 3'000;
 };
 
 class Disk {
  public:
-  /// Throws LOCKED, UNSAFE, FORMAT, ARGUMENT or an errno name.
+  /// Throws LOCKED, UNSAFE, FORMAT, ARGUMENT or an errno name: ETIMEDOUT for a device that hangs, whose directory
+  /// stays LOCKED until it answers.
   Disk(const DiskOptions& options, EventHub& hub);
   ~Disk() { close(); }
   Disk(const Disk&) = delete;
   Disk& operator=(const Disk&) = delete;
 
-  /// Ends everything; at most a few seconds, whatever the device does. Idempotent.
+  /// Ends everything; takes half a second when the device hangs, twice that when it hangs in the kernel. Idempotent.
   void close();
 
   const DiskDirectory& directory() const { return *directory_; }
@@ -104,6 +110,22 @@ class Disk {
     std::atomic<int> error{0};
     std::atomic<bool> closing{false};
   };
+  /// What an opening makes.
+  struct Parts {
+    std::shared_ptr<DiskDirectory> directory;
+    std::shared_ptr<SegmentFiles> files;
+    std::shared_ptr<DiskQueue> queue;
+    std::unique_ptr<DiskWorker> preparer;
+    std::unique_ptr<DiskWorker> syncer;
+    std::unique_ptr<DiskWorker> sorter;
+    std::vector<std::string> notes;
+    bool direct = false;
+  };
+  struct Opening;
+  static void makeParts(const DiskOptions& options, const std::shared_ptr<DiskEvents>& events, Parts& parts,
+                        const std::function<void()>& step);
+  static void runOpening(Opening& opening);
+  Parts open(const DiskOptions& options);
   DiskSlab& attached(uint32_t slab) const;
   void checkIdle(const DiskSlab& slab) const;
   void fillGenerations(DiskSlab& slab);

@@ -200,7 +200,8 @@ void DiskDirectory::writeIdentity() {
 // ---- segments -------------------------------------------------------------------------------------------
 
 SegmentFiles::SegmentFiles(std::shared_ptr<DiskDirectory> directory,
-                           std::shared_ptr<const FileOperations> operations, bool direct)
+                           std::shared_ptr<const FileOperations> operations, bool direct,
+                           const std::function<void()>& step)
     : directory_(std::move(directory)), operations_(std::move(operations)), direct_(direct) {
   DIR* names = opendir(directory_->path().c_str());
   if (names == nullptr) failErrno("read " + directory_->path());
@@ -211,7 +212,10 @@ SegmentFiles::SegmentFiles(std::shared_ptr<DiskDirectory> directory,
   }
   closedir(names);
   std::sort(numbers.begin(), numbers.end());
-  for (const uint32_t number : numbers) add(number);
+  for (const uint32_t number : numbers) {
+    add(number);
+    step();
+  }
 }
 
 Descriptor SegmentFiles::openSegment(const std::string& path, int flags) const {

@@ -116,9 +116,9 @@ struct SegmentState {
 /// The segments of a directory; used by the JS thread and the thread that prepares.
 class SegmentFiles {
  public:
-  /// Reads the headers of all segment files. Throws FORMAT for another version.
+  /// Reads the headers of all segment files; `step` is called after each. Throws FORMAT for another version.
   SegmentFiles(std::shared_ptr<DiskDirectory> directory, std::shared_ptr<const FileOperations> operations,
-               bool direct);
+               bool direct, const std::function<void()>& step);
 
   std::map<uint32_t, SegmentState> list() const;
   SegmentState get(uint32_t segment) const;

@@ -11,7 +11,7 @@ namespace {
 
 /// close() waits this long for the device; then it is left alone with what it holds.
 constexpr int64_t kCloseMicroseconds = 300'000;
-constexpr std::chrono::milliseconds kStuckMilliseconds{2'000};
+constexpr std::chrono::milliseconds kStuckMilliseconds{1'000};
 constexpr uint32_t kPoolSpareThreads = 8;
 /// Headers of slots up to this distance are read with everything in between.
 constexpr uint64_t kScanDenseBytes = 64 * 1024;
@@ -172,20 +172,9 @@ void DiskQueue::chooseBackend() {
   }
 }
 
-std::optional<Failure> DiskQueue::tryBackend() {
-  try {
-    chooseBackend();
-    return std::nullopt;
-  } catch (const Failure& failure) {
-    return failure;
-  } catch (const std::exception& error) {
-    return Failure{"ENOMEM", std::string("start a disk's queue: ") + error.what()};
-  }
-}
-
 void DiskQueue::run() {
   pthread_setname_np(pthread_self(), "cairn-disk");
-  std::optional<Failure> refused = tryBackend();
+  const std::optional<Failure> refused = failureOf([this] { chooseBackend(); });
   {
     std::lock_guard lock(mutex_);
     ready_ = true;

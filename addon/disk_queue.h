@@ -132,8 +132,6 @@ class DiskQueue : public std::enable_shared_from_this<DiskQueue> {
 
   DiskQueue(DiskQueueOptions options, std::shared_ptr<DiskEvents> events);
   void chooseBackend();
-  /// chooseBackend() for a thread, which must not throw.
-  std::optional<Failure> tryBackend();
   void run();
   void finishClosing();
   bool takeMail();

@@ -356,6 +356,28 @@ TEST("a disk whose device never answers is closed: its batches end CANCELLED, it
   EXPECT(code.empty());
 }
 
+TEST("a device that hangs while it is opened is refused, and can be opened when it has answered") {
+  DiskBench bench;
+  bench.prepare();
+  bench.close();
+  auto stall = std::make_shared<Stall>();
+  bench.faults->setRead([stall](void*, size_t, off_t) {
+    stall->hold();
+    return Faults::kPass;
+  });
+  bench.options.openMilliseconds = 50;
+  EXPECT(codeOf([&] { bench.open(); }) == "ETIMEDOUT");
+  EXPECT(codeOf([&] { bench.open(); }) == "LOCKED");
+  stall->letGo();
+  bench.options.openMilliseconds = 10'000;
+  std::string code = "LOCKED";
+  for (int i = 0; i < 5000 && code == "LOCKED"; i++) {
+    code = codeOf([&] { bench.open(); });
+    if (code == "LOCKED") usleep(1000);
+  }
+  EXPECT(code.empty() && bench.disk->segments().at(0).prepared);
+}
+
 TEST("a disk is closed in the middle of everything") {
   for (const DiskMode mode : {DiskMode::kThreads, DiskMode::kUring}) {
     for (int round = 0; round < 6; round++) {
