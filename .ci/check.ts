@@ -157,6 +157,10 @@ export function count(
     const ended = /^\d+ cases, \d+ failed checks$/m.test(output);
     return ended ? settle(cases("ok"), cases("FAIL")) : [cases("ok"), cases("FAIL") + 1];
   }
+  if (kind === "python") {
+    const found = /^(\d+) passed, (\d+) failed$/.exec(output.trimEnd().split("\n").at(-1) ?? "");
+    return found === null ? [0, 1] : settle(Number(found[1]), Number(found[2]));
+  }
   const result = lastObject(output);
   const problems = PROBLEMS[kind];
   if (exitCode !== 0 || result === undefined || problems === undefined) return [0, 1];

@@ -34,6 +34,13 @@ describe("the check run counts", () => {
     expect(ci.count("vitest", 0, "", { testResults: [good, page] })).toEqual([4, 0]);
   });
 
+  it("reads the last line of the Python suite, and fails a run that did not reach it", () => {
+    expect(ci.count("python", 0, "ok   wheel\n93 passed, 0 failed\n", undefined)).toEqual([93, 0]);
+    expect(ci.count("python", 1, "FAIL ruff\n92 passed, 1 failed\n", undefined)).toEqual([92, 1]);
+    expect(ci.count("python", 1, "93 passed, 0 failed\n", undefined)).toEqual([93, 1]);
+    expect(ci.count("python", 137, "ok   wheel\n", undefined)).toEqual([0, 1]);
+  });
+
   it("a suite that ends badly or tells nothing as a failure", () => {
     expect(ci.count("vitest", 1, "", report)).toEqual([3, 1]);
     expect(ci.count("vitest", 0, "", undefined)).toEqual([0, 1]);

@@ -270,6 +270,12 @@ def test_fuzzed_replies_to_hello_and_register_neither_crash_nor_hang_the_client(
         os.close(frame.descriptor)
         peer.send(fuzzer._flip(register_reply(frame.tag, 1)))
 
+    def whole(peer: Peer) -> None:
+        frame = peer.read()
+        os.close(frame.descriptor)
+        peer.send(register_reply(frame.tag, 1))
+
+    fake.script = whole
     with Session(fake.socket, "shaken", [descriptor()], seed=chance.randrange(2**32)) as session:
         window = session.create_window(4)
         for round_number in range(400):

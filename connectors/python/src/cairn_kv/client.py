@@ -24,7 +24,7 @@ from cairn_kv import limits
 from cairn_kv.blocking import BlockingCalls, drop_completion
 from cairn_kv.calls import ColdCall, Sink, unavailable
 from cairn_kv.completions import ColdDone
-from cairn_kv.errors import CairnError, ErrorCode, Failure
+from cairn_kv.errors import CairnError, ErrorCode, Failure, Unavailable
 from cairn_kv.link import Identity, Live, Statistics
 from cairn_kv.protocol import (
     DaemonLimits,
@@ -216,9 +216,9 @@ class Session(BlockingCalls):
             self._link.windows.append(window)
         try:
             self.register_window(window, timeout_seconds)
+        except Unavailable:
+            return window  # The daemon went away meanwhile; the reader thread registers it with the next.
         except CairnError:
-            if not self.connected:
-                return window  # The daemon went away meanwhile, or never came.
             self.remove_window(window)
             raise
         return window
