@@ -33,6 +33,7 @@ export const NVME_EVENTS = [
   "probesFailed",
   "prepareFailures",
   "rowsRefused",
+  "entriesHeld",
 ] as const;
 /** The same as values of a label. */
 export const NVME_EVENT_LABELS: readonly string[] = NVME_EVENTS.map((name) =>

@@ -65,6 +65,7 @@ export const DEVICE: DeviceReading = {
     prepareFailures: 45,
     indexOpenFailures: 46,
     rowsRefused: 47,
+    entriesHeld: 48,
   },
 };
 

@@ -48,6 +48,11 @@ export class DeviceIndex {
     return this.#store !== undefined && !this.#store.broken;
   }
 
+  /** A commit failed: open() begins a new one. */
+  get broken(): boolean {
+    return this.#store?.broken === true;
+  }
+
   get bytes(): number {
     return this.#store?.bytes ?? 0;
   }

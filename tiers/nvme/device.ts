@@ -22,6 +22,7 @@ import { nvmeCounters } from "./counters.ts";
 import { Endurance, type EnduranceState } from "./endurance.ts";
 import { Backoff, FaultWindow, type HealthEvent, nextHealth } from "./health.ts";
 import { DeviceIndex } from "./device-index.ts";
+import { HeldSegments } from "./held.ts";
 import { indexOfPage, Marks } from "./marks.ts";
 import type { NamespaceRow, Rows } from "./namespaces.ts";
 import { directoryFacts, planSegments, type SegmentPlan } from "./plan.ts";
@@ -40,6 +41,7 @@ export class Device implements CommitDevice {
   readonly marks = new Marks();
   readonly segments: Segments;
   readonly deviceIndex: DeviceIndex;
+  readonly held: HeldSegments;
   readonly committer: Committer;
   readonly endurance: Endurance;
   readonly counters = nvmeCounters();
@@ -96,6 +98,7 @@ export class Device implements CommitDevice {
     const mayUse = (segment: number): boolean => !this.deviceIndex.names(segment);
     this.segments = new Segments(context.addon, () => this.disk, this.marks, numbers, mayUse);
     const { marks, segments } = this;
+    this.held = new HeldSegments(segments, marks);
     const parts = {
       directory: options.path,
       marks,
@@ -170,6 +173,13 @@ export class Device implements CommitDevice {
     }
     this.counters.rowsRefused += 1;
     return false;
+  }
+
+  /** An entry of a namespace that is not bound: kept, unread. False: its row names nothing. */
+  hold(slot: number, slab: number, row: number): boolean {
+    if (!this.rows.names(row)) return false;
+    this.held.hold(slot, slab);
+    return true;
   }
 
   /** Namespaces that no entry of the index names give up their rows. */
@@ -292,6 +302,7 @@ export class Device implements CommitDevice {
     this.counters.fences += 1;
     this.rebuildNeeded = true;
     this.#stale = true;
+    this.held.forget(undefined);
     this.#context.ledger?.loseDevice(TIER.NVME, this.index);
   }
 
@@ -444,6 +455,7 @@ export class Device implements CommitDevice {
     try {
       await withinTime(check);
       if (this.#stale) this.#reopenDisk();
+      if (this.deviceIndex.broken) this.held.forget(this.#ledger.core);
       await this.deviceIndex.open();
       if (this.health === "ok") this.#dirtyAll();
       this.event("probeOk");
@@ -530,8 +542,17 @@ export class Device implements CommitDevice {
   /** Begins the next segment if the plan has room for it. */
   grow(): void {
     if (!this.mayWrite || this.plan === undefined || this.segments.preparing !== undefined) return;
-    if (this.segments.planned >= this.plan.target) return;
+    if (this.segments.planned >= this.plan.target) return this.#useHeld();
     this.#prepare().catch((error: unknown) => this.fault(error));
+  }
+
+  /** There will be no more segments: those that are held for namespaces that are not bound, as far as needed. */
+  #useHeld(): void {
+    const { core } = this.#ledger;
+    const { lowWatermark } = core.tier(TIER.NVME).options;
+    const segment = this.held.useOne(core, this.index, lowWatermark);
+    if (segment === undefined) return;
+    this.note("info", `room is short: segment ${segment} is used, whose namespaces are not known`);
   }
 
   async #prepare(): Promise<void> {

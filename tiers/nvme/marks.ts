@@ -37,6 +37,8 @@ export class Marks {
   #queue: number[] = [];
   #head = 0;
   #dirtyCount = 0;
+  /** Slabs whose pages stay in the index as they are. */
+  readonly #frozen = new Set<number>();
 
   get dirtyPages(): number {
     return this.#dirtyCount;
@@ -63,6 +65,24 @@ export class Marks {
     for (const flag of this.#dirty.get(slab) ?? []) this.#dirtyCount -= flag;
     this.#durable.delete(slab);
     this.#dirty.delete(slab);
+    this.#frozen.delete(slab);
+  }
+
+  /** The index names this slot for somebody who is not here: its slab's pages are not written until thaw(). */
+  freeze(slot: number): void {
+    const slab = slot >>> SLOT_INDEX_BITS;
+    this.#room(slot);
+    if (this.#frozen.has(slab)) return;
+    this.#frozen.add(slab);
+    const flags = this.#dirty.get(slab)!;
+    for (const flag of flags) this.#dirtyCount -= flag;
+    flags.fill(0);
+  }
+
+  /** The slab's pages are written as the ledger knows them. */
+  thaw(slab: number): void {
+    if (!this.#frozen.delete(slab)) return;
+    for (let page = 0; page < this.pagesOf(slab); page++) this.setDirty(slab * PAGES + page);
   }
 
   /** All slots that hold a durable copy. */
@@ -109,7 +129,7 @@ export class Marks {
     this.#room(firstSlotOfPage(page));
     const flags = this.#dirty.get(slabOfPage(page))!;
     const index = indexOfPage(page);
-    if (flags[index] === 1) return;
+    if (flags[index] === 1 || this.#frozen.has(slabOfPage(page))) return;
     flags[index] = 1;
     this.#dirtyCount += 1;
     this.#queue.push(page);

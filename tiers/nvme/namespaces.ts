@@ -142,6 +142,12 @@ export class Rows {
     }
   }
 
+  /** Whether there is such a row, and it names a namespace. */
+  names(row: number): boolean {
+    const found = this.list[row];
+    return found !== undefined && !isVacant(found);
+  }
+
   /** Rows that name a namespace. */
   get named(): readonly NamespaceRow[] {
     return this.list.filter((row) => !isVacant(row));

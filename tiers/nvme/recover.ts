@@ -4,6 +4,7 @@
  * checks header, generation and payload then.
  */
 import { type Addon, SLOT_INDEX_BITS } from "../../addon/binding.ts";
+import type { Core } from "../../src/ledger/core.ts";
 import type { Ledger } from "../../src/ledger/ledger.ts";
 import { type RecoveredBlock, TIER } from "../../src/ledger/types.ts";
 import type { RecoveryReport } from "../tier.ts";
@@ -38,7 +39,10 @@ export interface RecoveryDevice {
   };
   /** Of namespaces.json; indexOf(row): the daemon's index of that namespace, −1 if it has none. */
   readonly rows: { readonly list: readonly unknown[]; indexOf(row: number): number };
-  readonly counters: { entriesDropped: number };
+  readonly counters: { entriesDropped: number; entriesHeld: number };
+  readonly held: { close(core: Core): void };
+  /** An entry of a row that is not bound stays in the index, unread. False: the row names nothing. */
+  hold(slot: number, slab: number, row: number): boolean;
   dropPages(keys: readonly number[]): void;
   forgetPages(keys: readonly number[]): void;
   /** All entries were seen: rows that none of them names are for other namespaces. */
@@ -75,6 +79,7 @@ class Source {
   readonly #rowUsed: Uint8Array;
   entries = 0;
   recovered = 0;
+  held = 0;
 
   constructor(device: RecoveryDevice, probe: IndexProbe, addon: Pick<Addon, "diskRestore">) {
     this.device = device;
@@ -124,6 +129,10 @@ class Source {
     this.#rowUsed[row] = 1;
     const namespace = this.#namespaceOf[row] ?? -1;
     const sameClass = words[at + RECORD.PAYLOAD_BYTES] === this.#payloadOf[segment];
+    if (namespace < 0 && sameClass && this.device.hold(slot, slab, row)) {
+      this.held += 1;
+      return false;
+    }
     if (namespace < 0 || !sameClass || !this.#offer(ledger, words, at, slot, namespace)) {
       this.device.marks.setDirty(pageOfSlot(slot));
       return false;
@@ -187,10 +196,15 @@ export async function recoverNvme(
   merge(ledger, sources, found);
   let entries = 0;
   let recovered = 0;
+  let unread = 0;
   for (const source of sources) {
     source.restoreGenerations();
     source.vacateRows();
-    source.device.counters.entriesDropped += source.entries - source.recovered;
+    const { device, held } = source;
+    device.counters.entriesDropped += source.entries - source.recovered - held;
+    device.counters.entriesHeld += held;
+    device.held.close(ledger.core);
+    unread += held;
     entries += source.entries;
     recovered += source.recovered;
   }
@@ -199,7 +213,7 @@ export async function recoverNvme(
     reopened: sources.some((source) => source.entries > 0),
     headers: entries,
     recovered,
-    dropped: entries - recovered,
+    dropped: entries - recovered - unread,
     milliseconds: performance.now() - began,
   };
 }

@@ -19,6 +19,8 @@ export interface Segment {
   readonly slab: number;
   /** Payload bytes of its slots as the file says, 0 = free. */
   payloadBytes: number;
+  /** The index names slots of it for namespaces that are not bound: it gives out none (held.ts). */
+  held: boolean;
   /** Being emptied, to be taken away. */
   retiring: boolean;
   /** Slot at which emptying goes on; negative: from the last one. */
@@ -124,7 +126,14 @@ export class Segments {
     if (slab < 0) return undefined;
     this.#addon.diskAttach(this.#disk, segment, slab);
     this.#marks.addSlab(slab);
-    const entry: Segment = { segment, slab, payloadBytes, retiring: false, cursor: -1 };
+    const entry: Segment = {
+      segment,
+      slab,
+      payloadBytes,
+      held: false,
+      retiring: false,
+      cursor: -1,
+    };
     this.#bySlab.set(slab, entry);
     this.#bySegment.set(segment, entry);
     return entry;
@@ -200,7 +209,7 @@ export class Segments {
 
   release(slab: number): void {
     const segment = this.#bySlab.get(slab);
-    if (segment === undefined || segment.payloadBytes === 0) return;
+    if (segment === undefined || segment.payloadBytes === 0 || segment.held) return;
     // A read that the device still owes an answer to keeps the segment's class: assign() releases it.
     if (whileIdle(() => this.#addon.diskRelease(this.#disk, slab))) segment.payloadBytes = 0;
   }
@@ -228,7 +237,7 @@ export class Segments {
       if (!segment.retiring) continue;
       segment.retiring = false;
       segment.cursor = -1;
-      core.tier(TIER.NVME).slots.reopen(segment.slab);
+      if (!segment.held) core.tier(TIER.NVME).slots.reopen(segment.slab);
     }
   }
 

@@ -21,7 +21,7 @@ import { DramTier } from "../../../tiers/dram/index.ts";
 import { recoverDram } from "../../../tiers/dram/recover.ts";
 import type { DeviceAddon, NvmeDirectoryOptions } from "../../../tiers/nvme/context.ts";
 import { NvmeTier } from "../../../tiers/nvme/index.ts";
-import { unionNamespaces } from "../../../tiers/nvme/namespaces.ts";
+import { type NamespaceRow, unionNamespaces } from "../../../tiers/nvme/namespaces.ts";
 import { type NvmeRecoveryReport, recoverNvme } from "../../../tiers/nvme/recover.ts";
 
 export const MIB = 1024 * 1024;
@@ -118,6 +118,8 @@ export class Node {
   dram!: DramTier;
   report!: NvmeRecoveryReport;
   namespace = 0;
+  /** Digests of namespaces that this life takes back from directories; undefined: all. */
+  known: readonly Uint8Array[] | undefined;
   region = 0;
   rows!: Uint8Array;
 
@@ -204,8 +206,12 @@ export class Node {
       1,
     );
     this.tier.attach(this.ledger, this.dram.arena);
-    const { all, added } = unionNamespaces(this.dram.namespaces(), this.tier.namespaceRows(), 64);
-    const rows = all.length > 0 ? all : [{ index: 0, digest: DIGEST, descriptor: DESCRIPTOR }];
+    const isKnown = ({ digest }: NamespaceRow): boolean =>
+      this.known?.some((one) => Buffer.compare(one, digest) === 0) ?? true;
+    const directories = this.tier.namespaceRows().map((list) => list.filter(isKnown));
+    const { all, added } = unionNamespaces(this.dram.namespaces(), directories, 64);
+    const own = { index: 0, digest: this.known?.[0] ?? DIGEST, descriptor: DESCRIPTOR };
+    const rows = all.length > 0 ? all : [own];
     for (const { index, digest, descriptor } of all.length > 0 ? added : rows) {
       this.dram.putNamespace(index, digest, descriptor);
     }
