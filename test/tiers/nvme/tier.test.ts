@@ -427,7 +427,7 @@ describe("what operators see of a device", () => {
   it("counts its bytes and its copies, within the budget it was given, before and after a clean stop", async () => {
     const entry = {
       ...new Node().entry(),
-      writeBudgetBytesPerDay: 10 ** 12,
+      writeBudgetBytesPerDay: 10 ** 10,
       ratedWriteBytes: 10 ** 15,
     };
     const first = new Node();
