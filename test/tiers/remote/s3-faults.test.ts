@@ -48,7 +48,8 @@ function open(options: Partial<S3Options> = {}): S3Store {
     credentials: FAKE_KEYS,
     signPayload: false,
     socketsMax: 4,
-    idleMs: 10_000,
+    // Longer than a test: what ends a request that hangs is its deadline.
+    idleMs: 600_000,
     ...options,
   });
   closing.push(() => store.close());
