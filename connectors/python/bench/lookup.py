@@ -1,0 +1,110 @@
+"""Look-ups of a long chain from Python, one after the other: how long the engine's thread is held.
+
+Prints one JSON object: for a list of keys and for one buffer, the blocking look-up's microseconds and those of the
+submit alone, with the load average, since figures of a busy machine are orientation only. Needs a running daemon.
+
+usage: python bench/lookup.py [SOCKET] [KEYS] [ROUNDS]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from cairn_kv import LookupDone, NamespaceDescriptor, Session, default_socket
+from cairn_kv.keys import Keys
+
+ROW_BYTES = 4_096
+STORED = 512
+
+
+def namespace() -> NamespaceDescriptor:
+    """A namespace of the benchmark's own."""
+    return NamespaceDescriptor(
+        model="bench/lookup",
+        revision=str(os.getpid()),
+        kv_dtype="bf16",
+        quant_scales=False,
+        layout="opaque",
+        row_bytes=ROW_BYTES,
+        group_kinds=("full",),
+        draft=False,
+        block_tokens=16,
+        hash_algorithm="sha256",
+        hash_seed="0",
+        engine_build="bench",
+        key_bytes=32,
+        shards=1,
+        chained=True,
+    )
+
+
+def chain(count: int) -> list[bytes]:
+    """Keys of one chain."""
+    keys, key = [], b""
+    for _ in range(count):
+        key = hashlib.sha256(key).digest()
+        keys.append(key)
+    return keys
+
+
+def percentiles(rounds: int, once: Callable[[], None], between: Callable[[], None]) -> dict[str, float]:
+    """Microseconds of `once`, p50 and p99, after a tenth of the rounds to warm up; `between` is not counted."""
+    taken = []
+    for index in range(rounds + rounds // 10):
+        start = time.perf_counter_ns()
+        once()
+        if index >= rounds // 10:
+            taken.append((time.perf_counter_ns() - start) / 1_000)
+        between()
+    taken.sort()
+    return {"p50Microseconds": taken[len(taken) // 2], "p99Microseconds": taken[len(taken) * 99 // 100]}
+
+
+def measure(session: Session, keys: Keys, rounds: int) -> dict[str, object]:
+    """The two ways to look one chain up."""
+
+    def blocking() -> None:
+        if session.lookup(1, keys).hit != STORED:
+            raise AssertionError("the stored prefix was not found")
+
+    def submit() -> None:
+        session.submit_lookup(1, keys)
+
+    def answered() -> None:
+        while not any(isinstance(done, LookupDone) for done in session.poll()):
+            time.sleep(0.0001)
+
+    held = percentiles(rounds, blocking, lambda: None)
+    handed = percentiles(rounds, submit, answered)
+    return {"lookup": held, "submit": handed}
+
+
+def main(arguments: list[str]) -> None:
+    """Store a prefix, look it up."""
+    socket = arguments[0] if arguments else default_socket()
+    count = int(arguments[1]) if len(arguments) > 1 else 8_192
+    rounds = int(arguments[2]) if len(arguments) > 2 else 2_000  # noqa: PLR2004 (the third argument)
+    with Session(socket, f"bench-{os.getpid()}", [namespace()], engine=("bench", "1")) as session:
+        if not session.wait_connected(10.0):
+            raise SystemExit(str(session.last_error))
+        keys = chain(count)
+        window = session.create_window(STORED)
+        stored = session.store(window, 0, None, keys[:STORED], range(STORED), generation=window.generation)
+        stored.done.raise_for_error()
+        result = {
+            "keys": count,
+            "rounds": rounds,
+            "list": measure(session, keys, rounds),
+            "buffer": measure(session, b"".join(keys), rounds),
+            "loadAverage": os.getloadavg()[0],
+        }
+        print(json.dumps(result))  # noqa: T201 (the result)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
