@@ -1,15 +1,18 @@
 /** A disk that keeps whoever checks it: the daemon serves on with all its threads, and can be stopped. */
 import { execFileSync } from "node:child_process";
-import { readdirSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, it } from "vitest";
 import { CHECK_FILE } from "../../tiers/nvme/check-file.ts";
 import { ALWAYS, chainsOf, DISK_FAULT, withDiskNode } from "../harness/disk-node.ts";
 import { eventually } from "../harness/eventually.ts";
 
-/** A check has a thread of its own, for as long as the disk keeps it. */
-function threadsOf(pid: number): number {
-  return readdirSync(`/proc/${pid}/task`).length;
+/** Some thread of the process waits for the other end of a pipe: the kernel says in which of its functions. */
+function waitsForPipe(pid: number): boolean {
+  const tasks = `/proc/${pid}/task`;
+  return readdirSync(tasks).some((task) =>
+    readFileSync(`${tasks}/${task}/wchan`, "utf8").includes("wait_for_partner"),
+  );
 }
 
 const chains = chainsOf("check", 2, 8);
@@ -25,10 +28,8 @@ it("a check that hangs stops neither stores nor loads, nor the end of the daemon
     const more = chainsOf("more", 2, 8);
     await node.store(more);
     await eventually("the disk is read-only", () => node.daemon.log().includes("ok → readOnly"));
-    const threads = threadsOf(node.daemon.pid);
-    await eventually("the disk is being checked", () => threadsOf(node.daemon.pid) > threads);
+    await eventually("the disk is being checked", () => waitsForPipe(node.daemon.pid));
     expect(await node.read([...chains, ...more])).toMatchObject({ landed: 32, wrong: 0 });
     expect(await node.daemon.stop()).toEqual({ code: null, signal: "SIGKILL" });
-    expect(node.daemon.log()).toContain("a disk does not answer its check");
   });
 });
