@@ -1,0 +1,45 @@
+"""What `kv_connector_extra_config` may hold. Unknown names are kept aside and told, never an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_NAMES = {
+    "socket": "socket",
+    "windowBytes": "window_bytes",
+    "lookupTimeoutMs": "lookup_timeout_ms",
+    "loadBlocksMin": "load_blocks_min",
+    "keepFailurePolicy": "keep_failure_policy",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The connector's options.
+
+    ``socket``: the daemon's, None for its default place. ``window_bytes``: memory shared with the daemon per worker,
+    through which blocks travel. ``lookup_timeout_ms``: a look-up that takes longer is a miss. ``load_blocks_min``: hits
+    of fewer blocks are computed. ``keep_failure_policy``: leave the engine's policy for failed loads as it is.
+    """
+
+    socket: str | None = None
+    window_bytes: int = 256 << 20
+    lookup_timeout_ms: float = 50.0
+    load_blocks_min: int = 1
+    keep_failure_policy: bool = False
+    unknown: tuple[str, ...] = field(default=())
+
+    @staticmethod
+    def read(config: Mapping[str, Any]) -> Options:
+        """From the engine's configuration. Raises ValueError for a value that is out of range."""
+        known = {field_name: config[name] for name, field_name in _NAMES.items() if name in config}
+        options = Options(**known, unknown=tuple(sorted(set(config) - set(_NAMES))))
+        if not 1 << 16 <= int(options.window_bytes) <= 1 << 40:
+            raise ValueError(f"windowBytes is {options.window_bytes}; 65536 to 2^40")
+        if not 0 < float(options.lookup_timeout_ms) <= 60_000:
+            raise ValueError(f"lookupTimeoutMs is {options.lookup_timeout_ms}; up to 60000")
+        if not 1 <= int(options.load_blocks_min) <= 1 << 20:
+            raise ValueError(f"loadBlocksMin is {options.load_blocks_min}; 1 to 2^20")
+        return options

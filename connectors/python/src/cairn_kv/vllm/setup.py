@@ -1,0 +1,156 @@
+"""Puts a half of the connector together: identity, session, window, layout proof."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cairn_kv import CairnError, NamespaceDescriptor, Session, Window, layout_pattern
+
+from .counters import CairnStats
+from .identity import Identity, NotServed, identity_of
+from .links import SchedulerSession, WorkerSession
+from .options import Options
+from .rows import BlockRows
+from .scheduler import SchedulerSide
+from .worker import ROWS_MIN, WorkerSide
+
+#: How long an engine's start waits for the daemon; without one it starts all the same.
+CONNECT_SECONDS = 2.0
+ROW_ALIGNMENT_BYTES = 64
+#: Seed of the pattern that a layout is tried with before the daemon tries it with its own.
+PATTERN_SEED = 0xCA1
+
+
+def describe_engine(vllm_config: Any, kv_cache_config: Any) -> Identity:
+    """What this engine's blocks are. Raises NotServed."""
+    import vllm
+
+    return identity_of(vllm_config, kv_cache_config, str(vllm.__version__), _machine())
+
+
+def _machine() -> str:
+    """What decides about a block's bytes beside the engine's own configuration."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"cuda torch {torch.__version__}"
+    tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}{' AMX' if tiles else ''} torch {torch.__version__}"
+
+
+def open_scheduler(
+    identity: Identity, engine_id: str, options: Options, stats: CairnStats
+) -> tuple[SchedulerSide, Callable[[], None]]:
+    """The scheduler's half and how to close it."""
+    session = _session(identity, engine_id, options, "scheduler", 0)
+    seconds = options.lookup_timeout_ms / 1_000
+    link = SchedulerSession(session, max(seconds, 1.0))
+    return SchedulerSide(identity, link, stats, seconds, options.load_blocks_min), session.close
+
+
+def open_worker(
+    identity: Identity, engine_id: str, options: Options, tensors: Mapping[str, Any], stats: CairnStats
+) -> WorkerSide:
+    """A worker's half, its window registered if there is a daemon. Raises NotServed."""
+    rank = _rank()
+    stride_bytes = -(-identity.row_bytes // ROW_ALIGNMENT_BYTES) * ROW_ALIGNMENT_BYTES
+    rows = max(ROWS_MIN, int(options.window_bytes) // stride_bytes)
+    session = _session(identity, engine_id, options, "worker", rank)
+    adapter = _Adapter(identity, tensors)
+    session.wait_connected(CONNECT_SECONDS)
+    try:
+        window = session.create_window(rows, stride_bytes=stride_bytes, adapter=adapter)
+        copies = BlockRows(identity, tensors, _address(window.memory), stride_bytes)
+        _prove(copies, adapter, window)
+    except (NotServed, CairnError, OSError) as error:
+        session.close()
+        raise error if isinstance(error, NotServed) else NotServed(f"no window: {error}") from error
+    link = WorkerSession(session, window, identity, rank)
+    dtype = next(iter(tensors.values())).dtype
+    return WorkerSide(identity, rank, link, rows, copies, dtype, stats)
+
+
+def _session(identity: Identity, engine_id: str, options: Options, role: str, rank: int) -> Session:
+    import vllm
+
+    descriptor = identity.descriptor
+    declared = NamespaceDescriptor(
+        model=descriptor["model"],
+        revision=descriptor["revision"],
+        kv_dtype=descriptor["kvDtype"],
+        quant_scales=descriptor["quantScales"],
+        layout=descriptor["layout"],
+        row_bytes=descriptor["rowBytes"],
+        group_kinds=tuple(descriptor["groupKinds"]),
+        draft=descriptor["draft"],
+        block_tokens=descriptor["blockTokens"],
+        hash_algorithm=descriptor["hashAlgorithm"],
+        hash_seed=descriptor["hashSeed"],
+        engine_build=descriptor["engineBuild"],
+        key_bytes=descriptor["keyBytes"],
+        shards=descriptor["shards"],
+        chained=descriptor["chained"],
+    )
+    return Session(
+        options.socket or os.environ.get("CAIRN_SOCKET"),
+        engine_id,
+        [declared],
+        role=role,
+        rank=rank,
+        ranks=identity.world,
+        engine=("vllm", str(vllm.__version__)),
+    )
+
+
+class _Adapter:
+    """The engine's own way of moving one block: through the views of its tensors that its kernels use."""
+
+    def __init__(self, identity: Identity, tensors: Mapping[str, Any]) -> None:
+        self._identity = identity
+        self._tensors = tensors
+
+    def gather(self, pattern: memoryview, row: memoryview) -> None:
+        """Writes the pattern through the view of the last block, which nobody has yet, and copies it out."""
+        copies = self._over(row)
+        copies.write_through_view(copies.blocks - 1, bytes(pattern))
+        copies.gather(copies.blocks - 1, 0)
+
+    def scatter(self, row: memoryview) -> bytes:
+        """Copies a row into the block; what the engine sees there."""
+        copies = self._over(row)
+        copies.scatter(0, copies.blocks - 1)
+        found = copies.read_through_view(copies.blocks - 1)
+        copies.write_through_view(copies.blocks - 1, bytes(len(found)))
+        return found
+
+    def _over(self, row: memoryview) -> BlockRows:
+        return BlockRows(self._identity, self._tensors, _address(row), self._identity.row_bytes)
+
+
+def _prove(copies: BlockRows, adapter: _Adapter, window: Window) -> None:
+    """The same proof without a daemon: it may come later, when no block is free for it any more. Raises NotServed."""
+    row = window.row(0)
+    for seed in (PATTERN_SEED, PATTERN_SEED + 1):
+        pattern = layout_pattern(seed, len(row))
+        adapter.gather(memoryview(pattern), row)
+        if bytes(row) != pattern or adapter.scatter(row) != pattern:
+            raise NotServed("the layout's proof failed: a block's view and its address are not the same bytes")
+    row[:] = bytes(len(row))
+    window.note_proven()
+    assert copies.blocks > 1
+
+
+def _address(memory: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def _rank() -> int:
+    """The worker's rank in its engine: pipeline stage first, then tensor-parallel rank."""
+    from vllm.distributed import parallel_state
+
+    tensor = parallel_state.get_tp_group()
+    pipeline = parallel_state.get_pp_group()
+    return int(pipeline.rank_in_group) * int(tensor.world_size) + int(tensor.rank_in_group)
