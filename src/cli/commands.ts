@@ -109,6 +109,19 @@ block is damaged on purpose; the daemon is killed and comes back. Exit code 1 if
     run: async (words) => (await import("./siblings.ts")).demoCommand(words),
   },
   {
+    name: "verify-engine",
+    summary: "run an engine with and without this daemon, and compare to the bit",
+    usage: `usage: cairn verify-engine vllm [--python PATH] [--dtype float32|bfloat16] [options]
+
+An acceptance test after each upgrade. Writes a tiny model, runs the engine without cairn, then with it (cold), then
+in a new process that loads what the first one stored; compares tokens and log-probabilities. Needs a running daemon.
+Prints pass, or the first difference and exit code 1.
+
+  --python PATH          the interpreter that the engine is installed for (default python3)
+  --dtype TYPE           float32 (default) or bfloat16${CONFIG_NOTE}`,
+    run: async (words) => (await import("./verify-engine.ts")).verifyEngineCommand(words),
+  },
+  {
     name: "bench",
     summary: "measure one scenario against its bar and its reference",
     usage: "usage: cairn bench NAME [--json] [options]",
