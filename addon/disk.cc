@@ -343,8 +343,8 @@ void Disk::scan(const Arena& arena, uint32_t task) {
     const auto total = static_cast<uint32_t>(valid + scan->invalid);
     events->progress(task, valid, total, whole ? kEnded : kFailed, whole ? 0 : ECANCELED);
   };
-  queue_->scan(scan, [sorted, sorter = sorter_.get()](bool whole) {
-    // A scan that was cut short has nothing to sort, and its disk no sorter any more.
+  queue_->scan(scan, [sorted, sorter = sorter_](bool whole) {
+    // A scan that was cut short has nothing to sort, and its disk's sorter takes no task any more.
     if (whole) {
       sorter->post([sorted] { sorted(true); });
     } else {

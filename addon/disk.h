@@ -140,7 +140,8 @@ class Disk {
   std::shared_ptr<DiskScan> scan_;
   std::unique_ptr<DiskWorker> preparer_;
   std::unique_ptr<DiskWorker> syncer_;
-  std::unique_ptr<DiskWorker> sorter_;
+  /// Shared with the scan: a queue that close() gave up on may end one when the disk has long gone.
+  std::shared_ptr<DiskWorker> sorter_;
   std::vector<std::string> notes_;
   size_t stagingBytes_ = 0;
   bool direct_ = false;

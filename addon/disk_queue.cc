@@ -188,7 +188,8 @@ void DiskQueue::run() {
     backend_->flush();
     const bool wait = landed_.empty() && !prepareMore();
     collect(wait ? waitMicroseconds(steadyMicroseconds()) : 0);
-    if (landed_.empty()) continue;
+    // The wait may have been long, and close() may have ended all this meanwhile.
+    if (landed_.empty() || closing()) continue;
     // The device gets its next operations before the bytes of the last one are looked at.
     pump();
     backend_->flush();
@@ -224,6 +225,11 @@ void DiskQueue::finishClosing() {
     changed_.notify_all();
   }
   while (held()) land(-1);
+}
+
+bool DiskQueue::closing() {
+  std::lock_guard lock(mutex_);
+  return closing_;
 }
 
 /// False when the disk closes.

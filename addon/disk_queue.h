@@ -135,6 +135,7 @@ class DiskQueue : public std::enable_shared_from_this<DiskQueue> {
   void run();
   void finishClosing();
   bool takeMail();
+  bool closing();
   void enqueue(std::unique_ptr<DiskBatch> batch);
 
   // Starting work (disk_queue.cc).

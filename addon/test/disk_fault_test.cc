@@ -1,10 +1,14 @@
 // A device that errs, answers short, stalls or never answers: every batch ends once, late bytes go nowhere, and the
 // disk can be closed.
 #include <pthread.h>
+#include <signal.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <vector>
 
 #include "disk_fixture.h"
@@ -93,6 +97,45 @@ struct PipeBench {
   std::shared_ptr<DiskSlab> slab;
   std::shared_ptr<DiskQueue> queue;
   uint32_t lastBatch = 0;
+};
+
+/// Holds the oldest thread of a name (threads inherit it) wherever it waits, as a system call that hangs would.
+class FrozenThread {
+ public:
+  explicit FrozenThread(const std::string& name) {
+    EXPECT(pipe2(gate, O_CLOEXEC) == 0);
+    frozen = 0;
+    struct sigaction action{};
+    action.sa_handler = [](int) {
+      frozen = 1;
+      char byte;
+      while (::read(gate[0], &byte, 1) < 0 && errno == EINTR) continue;
+      frozen = 0;
+    };
+    EXPECT(sigaction(SIGUSR2, &action, nullptr) == 0);
+    pid_t thread = 0;
+    for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+      std::string its;
+      std::getline(std::ifstream(task.path() / "comm"), its);
+      const pid_t number = std::stoi(task.path().filename());
+      if (its == name && (thread == 0 || number < thread)) thread = number;
+    }
+    EXPECT(syscall(SYS_tgkill, getpid(), thread, SIGUSR2) == 0);
+    while (frozen == 0) usleep(1000);
+  }
+  ~FrozenThread() {
+    letGo();
+    ::close(gate[0]);
+    ::close(gate[1]);
+  }
+  void letGo() {
+    if (frozen != 0) EXPECT(::write(gate[1], "", 1) == 1);
+    while (frozen != 0) usleep(1000);
+  }
+
+ private:
+  static inline std::atomic<int> frozen{0};
+  static inline int gate[2];
 };
 
 }  // namespace
@@ -457,4 +500,39 @@ TEST("a queue whose reads io_uring never gets answered is closed, and goes when 
   bench.answer();
   for (int i = 0; i < 5000 && bench.slab->users != 0; i++) usleep(1000);
   EXPECT(bench.slab->users == 0);
+}
+
+TEST("a disk whose own thread hangs is closed, and that thread begins nothing more when it comes back") {
+  constexpr auto kPerPiece = static_cast<uint32_t>((1u << 19) / diskSlotBytes(kDiskPayload));
+  const uint32_t slots = slotsPerSegment(kSegment, kDiskPayload);
+  const uint32_t pieces = (slots + kPerPiece - 1) / kPerPiece;
+  // Held: every read of a scan, so that more would follow; or only the one that then ends it.
+  for (const bool all : {true, false}) {
+    DiskBench bench;
+    bench.prepare();
+    EXPECT(bench.run(DiskKind::kWrite, bench.writes(1))[0] == kItemOk);
+    Stall stall;
+    std::atomic<uint32_t> reads{0};
+    bench.faults->setRead([&](void*, size_t, off_t at) {
+      // Opening anew reads the segment's header.
+      if (at != 0) reads++;
+      if (all || at == static_cast<off_t>(bench.offsetOf(0))) stall.hold();
+      return Faults::kPass;
+    });
+    bench.disk->scan(*bench.arena, 1);
+    stall.waitForHeld(1);
+    while (!all && (reads < pieces || bench.disk->counters().inFlight > 1)) usleep(1000);
+    FrozenThread thread("cairn-disk");
+    stall.letGo();
+    bench.close();
+    const uint32_t before = reads;
+    thread.letGo();
+    std::string code = "LOCKED";
+    for (int i = 0; i < 2000 && code == "LOCKED"; i++) {
+      code = codeOf([&] { bench.open(); });
+      if (code == "LOCKED") usleep(1000);
+    }
+    EXPECT(code.empty());
+    EXPECT(reads == before);
+  }
 }
