@@ -104,11 +104,10 @@ void DiskQueue::finishItem(Operation& operation, int32_t result) {
 void DiskQueue::finishSegmentHeader(Operation& operation, int32_t result) {
   const std::shared_ptr<DiskSlab> slab = operation.slab;
   headersAtDevice_.erase(slab.get());
+  // Before release(): from then on the slab may be idle, and JS may assign it anew and owe another header.
+  if (result >= 0) slab->headerOwed = false;
   release(operation);
-  if (result >= 0) {
-    slab->headerOwed = false;
-    return;
-  }
+  if (result >= 0) return;
   // Items that wait for this header cannot be written; one that comes later tries again.
   const std::vector<DiskBatch*> waiting(writes_.begin(), writes_.end());
   for (DiskBatch* batch : waiting) {
