@@ -362,11 +362,10 @@ size_t Disk::scanRead(uint32_t* into, size_t count) {
     const auto found = slabs_.find(entry.slot >> kSlotIndexBits);
     const uint32_t index = entry.slot & (kSlotsPerSlabMax - 1);
     if (found == slabs_.end() || index >= found->second->slots) continue;
-    std::atomic<uint32_t>& known = found->second->generations[index];
-    const uint32_t expected = known.load(std::memory_order_relaxed);
-    // Written since the scan passed by: what it saw is gone.
-    if (expected != 0 && expected != entry.header.generation) continue;
-    known.store(entry.header.generation, std::memory_order_relaxed);
+    const uint32_t seen = entry.header.generation;
+    uint32_t known = 0;
+    // Written since the scan passed by, or just being written: what it saw is gone.
+    if (!found->second->generations[index].compare_exchange_strong(known, seen) && known != seen) continue;
     uint32_t* words = into + written * kScanWords;
     memcpy(words, &entry.header, sizeof entry.header);
     words[sizeof(SlotHeader) / 4] = entry.slot;

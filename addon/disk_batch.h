@@ -49,7 +49,7 @@ struct DiskSlab {
   uint64_t strideBytes = 0;
   /// The segment header on disk does not say payloadBytes yet: it goes out before the next slot.
   bool headerOwed = false;
-  /// Generation of each slot's last write, 0 = unknown.
+  /// Generation of each slot's last write, the one at the device included; 0 = unknown.
   std::unique_ptr<std::atomic<uint32_t>[]> generations;
   /// Slots of a slab assigned anew continue from here, so that generations do not repeat.
   uint32_t generationBase = 0;

@@ -174,10 +174,6 @@ void DiskQueue::settle(DiskBatch& batch, size_t at, uint8_t status) {
   CAIRN_ASSERT(batch.states[at] != ItemState::kEnded && batch.unfinished > 0, "an item ends once");
   const bool began = batch.states[at] == ItemState::kAtDevice;
   const DiskKind kind = batch.options.kind;
-  if (began && kind == DiskKind::kWrite) {
-    std::atomic<uint32_t>& generation = item.slab->generations[item.index];
-    generation.store(nextGeneration(generation.load(std::memory_order_relaxed)), std::memory_order_release);
-  }
   if (!began && kind == DiskKind::kRead) counters_.readsQueued--;
   if (!began && kind == DiskKind::kWrite) counters_.writesQueued--;
   batch.states[at] = ItemState::kEnded;

@@ -354,8 +354,9 @@ DiskQueue::Start DiskQueue::startItem(DiskBatch& batch, size_t at) {
   operation->index = item.index;
   operation->kind = batch.options.kind;
   if (write) {
-    const uint32_t last = item.slab->generations[item.index].load(std::memory_order_relaxed);
-    const DiskSlotName name = batch.nameOf(item, nextGeneration(last));
+    std::atomic<uint32_t>& known = item.slab->generations[item.index];
+    const uint32_t generation = nextGeneration(known.load(std::memory_order_relaxed));
+    const DiskSlotName name = batch.nameOf(item, generation);
     const ItemStatus status = encodeSlot(operation->io.buffer, *item.dramHeader, item.dramPayload, name);
     if (status != kItemOk) {
       release(*operation);
@@ -363,6 +364,8 @@ DiskQueue::Start DiskQueue::startItem(DiskBatch& batch, size_t at) {
     }
     const uint64_t used = kDiskHeaderBytes + batch.options.payloadBytes;
     memset(operation->io.buffer + used, 0, bytes - used);
+    // Before the device may change the slot: what it held, or what a scan saw in it, is this slot's no more.
+    known.store(generation, std::memory_order_release);
   }
   batch.states[at] = ItemState::kAtDevice;
   if (batch.options.kind == DiskKind::kRead) counters_.readsQueued--;

@@ -568,3 +568,25 @@ TEST("a segment given to another class when its late header write was answered s
     bench.disk->assign(kDiskSlabNumber, kDiskPayload);
   }
 }
+
+TEST("a slot that is being written when a scan's headers are read is left out, and keeps what is written") {
+  DiskBench bench;
+  bench.prepare();
+  for (int i = 0; i < 2; i++) EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(2)), 2, kItemOk));
+  bench.reopen();
+  bench.disk->scan(*bench.arena, 7);
+  EXPECT(bench.ended(7).a == 2);
+  Stall stall;
+  bench.faults->setWrite([&](void*, size_t, off_t) {
+    stall.hold();
+    return Faults::kPass;
+  });
+  const uint32_t batch = bench.submit(DiskKind::kWrite, {bench.write(0, 2)});
+  stall.waitForHeld(1);
+  std::vector<uint32_t> words(4 * (sizeof(SlotHeader) / 4 + 1));
+  EXPECT(bench.disk->scanRead(words.data(), 4) == 1);
+  EXPECT(words[sizeof(SlotHeader) / 4] == bench.slot(1));
+  stall.letGo();
+  EXPECT(bench.statusesOf(batch)[0] == kItemOk);
+  EXPECT(bench.run(DiskKind::kRead, {bench.read(0, 2), bench.read(1, 1)}) == std::vector<uint8_t>(2, kItemOk));
+}
