@@ -85,30 +85,46 @@ Transport::Shared Transport::find(uint32_t connection) {
 bool Transport::send(uint32_t id, const uint8_t* bytes, size_t count, int descriptor) {
   const Shared connection = find(id);
   if (connection == nullptr) return false;
-  bool slow = false;
+  CloseReason reason = CloseReason::kSystem;
   {
     std::lock_guard lock(connection->mutex);
     if (!connection->socket || connection->closing) return false;
-    size_t sent = 0;
+    ssize_t result = 0;
     if (connection->outbound.empty()) {
-      const ssize_t result = sendWithDescriptor(connection->socket.get(), bytes, count, descriptor);
-      if (result < 0 && result != -EAGAIN) return false;  // a turn sees the error, too
-      sent = result > 0 ? static_cast<size_t>(result) : 0;
+      result = sendWithDescriptor(connection->socket.get(), bytes, count, descriptor);
+      if (result == -EPIPE || result == -ECONNRESET) return false;  // a turn sees the peer's end, too
     }
-    counters_.framesSent.fetch_add(1, std::memory_order_relaxed);
-    counters_.bytesSent.fetch_add(count, std::memory_order_relaxed);
-    if (sent == count) return true;
-    slow = connection->outboundBytes + (count - sent) > options_.outboundBytesMax;
-    if (!slow) {
-      Descriptor copy;
-      if (descriptor >= 0 && sent == 0) copy = Descriptor(fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
-      connection->outbound.push_back({{bytes + sent, bytes + count}, 0, std::move(copy)});
-      connection->outboundBytes += count - sent;
-      applyInterest(*connection);
+    const bool works = result >= 0 || result == -EAGAIN;
+    const size_t sent = result > 0 ? static_cast<size_t>(result) : 0;
+    const int owed = sent == 0 ? descriptor : -1;
+    if (works && (sent == count || enqueue(*connection, bytes + sent, count - sent, owed, reason))) {
+      counters_.framesSent.fetch_add(1, std::memory_order_relaxed);
+      counters_.bytesSent.fetch_add(count, std::memory_order_relaxed);
+      return true;
     }
   }
-  if (slow) close(id, CloseReason::kSlowReader);
-  return !slow;
+  close(id, reason);
+  return false;
+}
+
+/// What the socket did not take waits for it. False, and why: it cannot, and the connection has to end.
+bool Transport::enqueue(Connection& connection, const uint8_t* bytes, size_t count, int descriptor,
+                        CloseReason& reason) {
+  CAIRN_ASSERT(count > 0, "what was sent whole does not wait");
+  if (connection.outboundBytes + count > options_.outboundBytesMax) {
+    reason = CloseReason::kSlowReader;
+    return false;
+  }
+  reason = CloseReason::kSystem;
+  Descriptor copy;
+  if (descriptor >= 0) {
+    copy = Descriptor(fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
+    // Out of descriptors: no frame goes out without the one it announces.
+    if (!copy) return false;
+  }
+  connection.outbound.push_back({{bytes, bytes + count}, 0, std::move(copy)});
+  connection.outboundBytes += count;
+  return applyInterest(connection);
 }
 
 void Transport::established(uint32_t id) {
@@ -240,16 +256,20 @@ void Transport::open(Descriptor socket, uint32_t listener) {
   event.c = peer.gid;
   event.d = listener;
   hub_.push(std::move(event));
-  std::lock_guard lock(connection->mutex);
-  applyInterest(*connection);
+  bool watched = false;
+  {
+    std::lock_guard lock(connection->mutex);
+    watched = applyInterest(*connection);
+  }
+  if (!watched) closeNow(connection, CloseReason::kSystem);
 }
 
-void Transport::applyInterest(Connection& connection) {
-  if (!connection.socket) return;
+bool Transport::applyInterest(Connection& connection) {
+  if (!connection.socket) return true;
   // No interest at all means out of epoll: a hang-up would be reported again and again otherwise.
   const uint32_t wanted = (connection.reading ? uint32_t{EPOLLIN} : 0u) |
                           (connection.outbound.empty() ? 0u : uint32_t{EPOLLOUT});
-  if (wanted == connection.interest) return;
+  if (wanted == connection.interest) return true;
   epoll_event event{};
   event.events = wanted;
   event.data.u64 = connection.id;
@@ -258,7 +278,9 @@ void Transport::applyInterest(Connection& connection) {
                                                     : EPOLL_CTL_MOD;
   const int result = epoll_ctl(epoll_.get(), operation, connection.socket.get(), &event);
   CAIRN_ASSERT(result == 0 || errno == ENOMEM || errno == ENOSPC, "epoll_ctl on an open socket");
+  if (result != 0) return false;
   connection.interest = wanted;
+  return true;
 }
 
 void Transport::readable(const Shared& connection, bool hungUp) {
@@ -403,11 +425,13 @@ void Transport::stall(const Shared& connection) {
   connection->stalled = true;
   connection->frameSinceMs = 0;  // the wait is ours, not the client's
   stalledList_.push_back(connection);
+  bool watched = false;
   {
     std::lock_guard lock(connection->mutex);
     connection->reading = false;
-    applyInterest(*connection);
+    watched = applyInterest(*connection);
   }
+  if (!watched) closeNow(connection, CloseReason::kSystem);
   // Frames handed out are given back by the next poll(), and without an event JS might never call it.
   hub_.nudge();
 }
@@ -422,13 +446,18 @@ void Transport::resumeStalled() {
   stalled_.store(false, std::memory_order_seq_cst);
   for (const Shared& connection : waiting) {
     connection->stalled = false;
+    bool watched = false;
     {
       std::lock_guard lock(connection->mutex);
       if (!connection->socket || connection->closing) continue;
       connection->reading = true;
-      applyInterest(*connection);
+      watched = applyInterest(*connection);
     }
-    consume(connection, nullptr, 0);
+    if (watched) {
+      consume(connection, nullptr, 0);
+    } else {
+      closeNow(connection, CloseReason::kSystem);
+    }
   }
 }
 
@@ -439,9 +468,9 @@ void Transport::writable(const Shared& connection) {
     std::lock_guard lock(connection->mutex);
     if (!connection->socket) return;
     const bool works = flush(*connection);
-    applyInterest(*connection);
-    finished = !works || (connection->closing && connection->outbound.empty());
-    reason = connection->closing ? connection->reason : CloseReason::kPeer;
+    const bool watched = applyInterest(*connection);
+    finished = !works || !watched || (connection->closing && connection->outbound.empty());
+    reason = connection->closing ? connection->reason : works ? CloseReason::kSystem : CloseReason::kPeer;
   }
   if (finished) closeNow(connection, reason);
 }
@@ -474,8 +503,7 @@ void Transport::beginClose(const Shared& connection, CloseReason reason, bool fa
       connection->outbound.push_back({words, 0, Descriptor()});
       connection->outboundBytes += words.size();
     }
-    now = !flush(*connection) || connection->outbound.empty();
-    if (!now) applyInterest(*connection);
+    now = !flush(*connection) || connection->outbound.empty() || !applyInterest(*connection);
   }
   connection->closeByMs = steadyMilliseconds() + options_.frameTimeoutMs;
   timed_.store(true, std::memory_order_relaxed);

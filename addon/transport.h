@@ -88,7 +88,8 @@ class Transport {
   // JS thread.
   void listen(const std::string& path, mode_t mode, uint32_t listener);
   void unlisten(uint32_t listener);
-  /// False: the connection is gone or going. The descriptor stays the caller's.
+  /// False: the connection is gone or going (SLOW_READER: too much waits; SYSTEM: the kernel refused memory or
+  /// descriptors). The descriptor stays the caller's.
   bool send(uint32_t connection, const uint8_t* bytes, size_t count, int descriptor);
   void established(uint32_t connection);
   /// Flushes what is queued (within the frame timeout), then closes with this reason.
@@ -176,7 +177,9 @@ class Transport {
   void resumeStalled();
   void writable(const Shared& connection);
   bool flush(Connection& connection);
-  void applyInterest(Connection& connection);
+  bool enqueue(Connection& connection, const uint8_t* bytes, size_t count, int descriptor, CloseReason& reason);
+  /// False: the kernel refused (no memory, no watches left). Nobody would hear of the socket: it has to be closed.
+  [[nodiscard]] bool applyInterest(Connection& connection);
   /// Flushes, then closes. `farewell`: the peer is told why by us, JS has not done so.
   void beginClose(const Shared& connection, CloseReason reason, bool farewell);
   void closeNow(const Shared& connection, CloseReason reason);
