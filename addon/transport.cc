@@ -239,7 +239,10 @@ void Transport::open(Descriptor socket, uint32_t listener) {
   socklen_t length = sizeof peer;
   if (getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) return;
   const auto connection = std::make_shared<Connection>();
-  connection->id = nextConnection_++;
+  // Ids come again after four thousand million connections; 0 is the wake tag's.
+  do {
+    connection->id = nextConnection_++;
+  } while (connection->id == 0 || find(connection->id) != nullptr);
   connection->acceptedMs = steadyMilliseconds();
   connection->socket = std::move(socket);
   {
