@@ -153,6 +153,29 @@ void addMethod(napi_env env, napi_value exports, const char* name, Method method
   check(napi_set_named_property(env, exports, name, function), name);
 }
 
+// ---- batches --------------------------------------------------------------------------------------------
+
+BatchItems batchItems(const Call& call) {
+  const auto words = call.words(1);
+  const uint32_t count = call.uint32(2);
+  if (count == 0 || uint64_t{count} * kBatchItemWords > words.length) {
+    fail("ARGUMENT", "count does not fit the items");
+  }
+  if (count > call.instance().statusBytes) fail("ARGUMENT", "count is more than the status array holds");
+  return {words.data, count};
+}
+
+std::shared_ptr<Region> batchRegion(const Call& call, napi_value object) {
+  const auto& regions = call.instance().regions;
+  const auto found = regions.find(call.fieldUint32(object, "region"));
+  return found == regions.end() ? nullptr : found->second;
+}
+
+uint8_t* itemRange(const Region& region, const uint32_t* words, uint64_t bytes) {
+  const uint64_t offset = uint64_t{words[2]} << 32 | words[1];
+  return region.contains(offset, bytes) ? region.base() + offset : nullptr;
+}
+
 // ---- the instance ---------------------------------------------------------------------------------------
 
 std::shared_ptr<Arena> Instance::arena(uint32_t id) const {

@@ -7,8 +7,6 @@
 namespace cairn::js {
 namespace {
 
-constexpr size_t kItemWords = 5;
-
 napi_value attachLedger(Call& call) {
   Instance& instance = call.instance();
   napi_value layout = call.value(0);
@@ -78,9 +76,8 @@ void resolveItem(const Ledger& ledger, const Arena& arena, const Region* region,
     item.targetHeader = arena.header(item.targetSlot);
     item.other = arena.payload(item.targetSlot);
   } else if (region != nullptr) {
-    const uint64_t offset = uint64_t{words[2]} << 32 | words[1];
     const uint64_t header = isObject(options.kind) ? kDiskHeaderBytes : 0;
-    if (region->contains(offset, header + options.payloadBytes)) item.other = region->base() + offset;
+    item.other = itemRange(*region, words, header + options.payloadBytes);
   }
   item.generation = words[4];
   resolveName(ledger, arena, words[3], item);
@@ -103,43 +100,19 @@ std::unique_ptr<SealKey> sealKey(const Call& call, napi_value object) {
   return key;
 }
 
-CopyBatchOptions batchOptions(const Call& call, napi_value object) {
-  CopyBatchOptions options{};
-  const uint32_t kind = call.fieldUint32(object, "kind");
-  if (kind < 1 || kind > 6) fail("ARGUMENT", "kind must be 1 to 6");
-  options.kind = static_cast<CopyKind>(kind);
-  options.id = call.fieldUint32(object, "batch");
-  options.shard = call.fieldUint32(object, "shard");
-  options.shards = call.fieldUint32(object, "shards");
-  options.payloadBytes = call.fieldUint32(object, "payloadBytes");
-  options.deadlineMs = call.fieldUint32(object, "deadlineMs");
-  if (options.shards == 0 || options.shards > UINT16_MAX || options.shard >= options.shards) {
-    fail("ARGUMENT", "shard must be below shards, shards at most 65535");
-  }
-  if (options.payloadBytes == 0) fail("ARGUMENT", "payloadBytes must be positive");
-  return options;
-}
-
 napi_value copySubmit(Call& call) {
   Instance& instance = call.instance();
   instance.needRunning();
   napi_value object = call.value(0);
-  const CopyBatchOptions options = batchOptions(call, object);
+  const auto options = batchOptions<CopyBatchOptions>(call, object, 6);
   const std::shared_ptr<Arena> arena = instance.arena(call.fieldUint32(object, "arena"));
-  const auto words = call.words(1);
-  const uint32_t count = call.uint32(2);
-  if (count == 0 || uint64_t{count} * kItemWords > words.length) fail("ARGUMENT", "count does not fit the items");
-  if (count > instance.statusBytes) fail("ARGUMENT", "count is more than the status array holds");
+  const BatchItems given = batchItems(call);
   std::shared_ptr<Region> region;
-  if (options.kind != CopyKind::kMove && options.kind != CopyKind::kVerify) {
-    // A region that is gone is an answer (REGION for every item), not an error: it raced with an unmap.
-    const auto found = instance.regions.find(call.fieldUint32(object, "region"));
-    if (found != instance.regions.end()) region = found->second;
-  }
+  if (options.kind != CopyKind::kMove && options.kind != CopyKind::kVerify) region = batchRegion(call, object);
   std::vector<CopyItem> items = instance.engine->recycledItems();
-  items.resize(count);
-  for (uint32_t i = 0; i < count; i++) {
-    resolveItem(instance.ledger, *arena, region.get(), options, words.data + i * kItemWords, items[i]);
+  items.resize(given.count);
+  for (uint32_t i = 0; i < given.count; i++) {
+    resolveItem(instance.ledger, *arena, region.get(), options, given.at(i), items[i]);
   }
   std::vector<Digest> digests;
   std::unique_ptr<SealKey> key;

@@ -7,7 +7,6 @@
 namespace cairn::js {
 namespace {
 
-constexpr size_t kDiskItemWords = 5;
 constexpr size_t kDiskScanWords = sizeof(SlotHeader) / 4 + 1;
 
 Disk& diskOf(Instance& instance, uint32_t id) {
@@ -153,21 +152,9 @@ napi_value diskSync(Call& call) {
 }
 
 DiskBatchOptions diskBatchOptions(const Call& call, napi_value object) {
-  DiskBatchOptions options{};
-  const uint32_t kind = call.fieldUint32(object, "kind");
-  if (kind < 1 || kind > 3) fail("ARGUMENT", "kind must be 1 to 3");
-  options.kind = static_cast<DiskKind>(kind);
-  options.id = call.fieldUint32(object, "batch");
-  options.shard = call.fieldUint32(object, "shard");
-  options.shards = call.fieldUint32(object, "shards");
-  options.payloadBytes = call.fieldUint32(object, "payloadBytes");
-  options.deadlineMs = call.fieldUint32(object, "deadlineMs");
+  auto options = batchOptions<DiskBatchOptions>(call, object, 3);
   options.priority = call.fieldUint32(object, "priority");
   options.hasRegion = options.kind == DiskKind::kRead && call.fieldUint32(object, "region") != 0;
-  if (options.shards == 0 || options.shards > UINT16_MAX || options.shard >= options.shards) {
-    fail("ARGUMENT", "shard must be below shards, shards at most 65535");
-  }
-  if (options.payloadBytes == 0) fail("ARGUMENT", "payloadBytes must be positive");
   return options;
 }
 
@@ -177,11 +164,7 @@ void resolveItem(const Ledger& ledger, const Disk& disk, const DiskBatch& batch,
   const DiskBatchOptions& options = batch.options;
   item.slab = disk.slabOf(words[0], options.payloadBytes);
   item.index = words[0] & (kSlotsPerSlabMax - 1);
-  item.range = nullptr;
-  if (batch.region != nullptr) {
-    const uint64_t offset = uint64_t{words[2]} << 32 | words[1];
-    if (batch.region->contains(offset, options.payloadBytes)) item.range = batch.region->base() + offset;
-  }
+  item.range = batch.region == nullptr ? nullptr : itemRange(*batch.region, words, options.payloadBytes);
   resolveName(ledger, *batch.arena, words[3], item);
   memcpy(item.digest, batch.arena->namespaces()[item.namespaceIndex].digest, kDigestBytes);
   item.dramSlot = options.kind == DiskKind::kVerify ? kNoDramSlot : words[4];
@@ -205,18 +188,11 @@ napi_value diskSubmit(Call& call) {
   auto batch = std::make_unique<DiskBatch>();
   batch->options = diskBatchOptions(call, object);
   batch->arena = instance.arena(call.fieldUint32(object, "arena"));
-  const auto words = call.words(1);
-  const uint32_t count = call.uint32(2);
-  if (count == 0 || uint64_t{count} * kDiskItemWords > words.length) fail("ARGUMENT", "count does not fit the items");
-  if (count > instance.statusBytes) fail("ARGUMENT", "count is more than the status array holds");
-  if (batch->options.hasRegion) {
-    // A region that is gone is an answer (REGION for every item), not an error: it raced with an unmap.
-    const auto found = instance.regions.find(call.fieldUint32(object, "region"));
-    if (found != instance.regions.end()) batch->region = found->second;
-  }
-  batch->items.resize(count);
-  for (uint32_t i = 0; i < count; i++) {
-    resolveItem(instance.ledger, disk, *batch, words.data + i * kDiskItemWords, batch->items[i]);
+  const BatchItems given = batchItems(call);
+  if (batch->options.hasRegion) batch->region = batchRegion(call, object);
+  batch->items.resize(given.count);
+  for (uint32_t i = 0; i < given.count; i++) {
+    resolveItem(instance.ledger, disk, *batch, given.at(i), batch->items[i]);
   }
   disk.submit(std::move(batch));
   return call.nothing();

@@ -183,6 +183,42 @@ using Method = napi_callback;
 /// Adds a function to the module's exports.
 void addMethod(napi_env env, napi_value exports, const char* name, Method method);
 
+// ---- batches, of copies and of disk items ----
+
+constexpr size_t kBatchItemWords = 5;
+struct BatchItems {
+  const uint32_t* words;
+  uint32_t count;
+  const uint32_t* at(uint32_t item) const { return words + item * kBatchItemWords; }
+};
+/// Arguments 2 and 3: the items' words, their count. Throws ARGUMENT when they do not fit each other or the statuses.
+BatchItems batchItems(const Call& call);
+
+/// The fields that options of all batches have; kinds are 1 to `kinds`. Throws ARGUMENT.
+template <class Options>
+Options batchOptions(const Call& call, napi_value object, uint32_t kinds) {
+  Options options{};
+  const uint32_t kind = call.fieldUint32(object, "kind");
+  if (kind < 1 || kind > kinds) fail("ARGUMENT", "kind must be 1 to " + std::to_string(kinds));
+  options.kind = static_cast<decltype(options.kind)>(kind);
+  options.id = call.fieldUint32(object, "batch");
+  options.shard = call.fieldUint32(object, "shard");
+  options.shards = call.fieldUint32(object, "shards");
+  options.payloadBytes = call.fieldUint32(object, "payloadBytes");
+  options.deadlineMs = call.fieldUint32(object, "deadlineMs");
+  if (options.shards == 0 || options.shards > UINT16_MAX || options.shard >= options.shards) {
+    fail("ARGUMENT", "shard must be below shards, shards at most 65535");
+  }
+  if (options.payloadBytes == 0) fail("ARGUMENT", "payloadBytes must be positive");
+  return options;
+}
+
+/// The region a batch names, nullptr when it is gone: an answer (REGION for every item), not an error, for it raced
+/// with an unmap.
+std::shared_ptr<Region> batchRegion(const Call& call, napi_value object);
+/// Where an item's words 1 and 2 (offset, low word first) point in its region; nullptr when the range lies outside.
+uint8_t* itemRange(const Region& region, const uint32_t* words, uint64_t bytes);
+
 /// Throws ARGUMENT for a slot that does not exist or is smaller than the payload.
 void checkSlot(const Arena& arena, uint32_t slot, uint32_t payloadBytes);
 /// A block's identity from its ledger record. Throws ARGUMENT for a record or namespace that does not exist.
