@@ -24,6 +24,10 @@ constexpr size_t kNamespaceBytes = (kHeadBytes - kNamespaceOffset) / 2 / 4096 * 
 constexpr uint64_t kAllocateBytes = 1u << 30;
 constexpr uint64_t kReserveBytesMax = 1ull << 40;
 constexpr uint64_t kSlabBytesMin = 64 * 1024;
+/// No more than addresses can be reserved for: sizes of the largest pool still fit 64 bits.
+constexpr uint64_t kSlabBytesMax = kReserveBytesMax;
+/// A stride still fits 32 bits.
+constexpr uint32_t kPayloadBytesMax = 1u << 31;
 
 struct Superblock {
   uint32_t format;
@@ -88,7 +92,7 @@ void interleaveOver(void* address, uint64_t bytes, const std::vector<uint32_t>& 
 }  // namespace
 
 uint32_t slotsPerSlab(uint64_t slabBytes, uint32_t payloadBytes) {
-  if (payloadBytes == 0) return 0;
+  if (payloadBytes == 0 || payloadBytes > kPayloadBytesMax) return 0;
   const uint64_t unit = payloadBytes >= 4096 ? 4096 : 64;
   const uint64_t stride = roundUp(payloadBytes, unit);
   uint64_t slots = std::min<uint64_t>(slabBytes / (stride + sizeof(SlotHeader)), kSlotsPerSlabMax);
@@ -98,8 +102,8 @@ uint32_t slotsPerSlab(uint64_t slabBytes, uint32_t payloadBytes) {
 
 std::shared_ptr<Arena> Arena::open(const Options& options) {
   if (options.slabs == 0 || options.slabs > kSlabsMax) fail("ARGUMENT", "slabs must be 1 to 16384");
-  if (options.slabBytes < kSlabBytesMin || options.slabBytes % 4096 != 0) {
-    fail("ARGUMENT", "slabBytes must be a multiple of 4096, at least 65536");
+  if (options.slabBytes < kSlabBytesMin || options.slabBytes > kSlabBytesMax || options.slabBytes % 4096 != 0) {
+    fail("ARGUMENT", "slabBytes must be a multiple of 4096, from 65536 to 1 TiB");
   }
   std::shared_ptr<Arena> arena(new Arena());
   arena->path_ = options.path;
@@ -259,7 +263,7 @@ void Arena::load() {
   }
   memcpy(&super, bytes.data(), sizeof super);
   if (super.slabs == 0 || super.slabs > kSlabsMax || super.slabBytes < kSlabBytesMin ||
-      super.slabBytes % 4096 != 0) {
+      super.slabBytes > kSlabBytesMax || super.slabBytes % 4096 != 0) {
     fail("FORMAT", path_ + ": the superblock contradicts itself");
   }
   slabBytes_ = super.slabBytes;

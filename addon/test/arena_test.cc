@@ -178,6 +178,16 @@ TEST("slots never overlap, stay inside the slab and are aligned, for many sizes"
   }
   EXPECT(slotsPerSlab(64u << 20, 64) == kSlotsPerSlabMax);
   EXPECT(slotsPerSlab(4096, 8192) == 0 && slotsPerSlab(4096, 0) == 0);
+  EXPECT(slotsPerSlab(8ull << 30, 1u << 31) == 3 && slotsPerSlab(8ull << 30, UINT32_MAX) == 0);
+}
+
+TEST("a pool whose slabs are too large for any address space is refused before anything is made") {
+  const TemporaryDirectory dir;
+  const std::string path = dir.file("pool");
+  // 16,384 of them are 64 MiB more than 64 bits can say.
+  Arena::Options options{path, (1ull << 50) + 4096, 16'384, -1, false};
+  EXPECT(codeOf([&] { Arena::open(options); }) == "ARGUMENT");
+  EXPECT(access(path.c_str(), F_OK) != 0);
 }
 
 TEST("after SIGKILL in the middle of storing, a scan finds whole blocks only and frees the rest") {
