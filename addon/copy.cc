@@ -114,7 +114,12 @@ void addUsers(Arena& arena, const CopyItem* items, size_t count, bool targets, b
 
 CopyEngine::CopyEngine(uint32_t threads, EventHub& hub) : hub_(hub) {
   CAIRN_ASSERT(threads > 0, "at least one copy thread");
-  for (uint32_t i = 0; i < threads; i++) threads_.emplace_back([this] { work(); });
+  try {
+    for (uint32_t i = 0; i < threads; i++) threads_.emplace_back([this] { work(); });
+  } catch (...) {
+    stop();
+    throw;
+  }
 }
 
 void CopyEngine::submit(const CopyBatchOptions& options, std::shared_ptr<Arena> arena,

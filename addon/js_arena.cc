@@ -87,6 +87,25 @@ napi_value arenaClose(Call& call) {
   return call.nothing();
 }
 
+/// One of an arena's counts, raised while this lives or until release(): also given back when no thread can be had.
+class CountHeld {
+ public:
+  CountHeld(std::shared_ptr<Arena> arena, std::atomic<uint32_t>& count) : arena_(std::move(arena)), count_(&count) {
+    count_->fetch_add(1);
+  }
+  ~CountHeld() { release(); }
+  CountHeld(const CountHeld&) = delete;
+  CountHeld& operator=(const CountHeld&) = delete;
+  void release() {
+    if (count_ != nullptr) count_->fetch_sub(1);
+    count_ = nullptr;
+  }
+
+ private:
+  const std::shared_ptr<Arena> arena_;
+  std::atomic<uint32_t>* count_;
+};
+
 napi_value arenaPopulate(Call& call) {
   Instance& instance = call.instance();
   instance.needRunning();
@@ -96,13 +115,13 @@ napi_value arenaPopulate(Call& call) {
   const uint32_t threads = threadsArgument(call, 3);
   const uint32_t task = call.uint32(4);
   if (from > to || to > arena->slabs()) fail("ARGUMENT", "slabs are out of range");
-  arena->helpers().fetch_add(1);
+  const auto held = std::make_shared<CountHeld>(arena, arena->helpers());
   auto done = std::make_shared<std::atomic<bool>>(false);
-  instance.addHelper(std::thread([&instance, arena, from, to, threads, task, done] {
+  instance.addHelper(std::thread([&instance, arena, from, to, threads, task, held, done] {
     EventHub& hub = *instance.hub;
     const int error =
         populateArena(*arena, from, to, threads, instance.stopHelpers, progressReporter(hub, task));
-    arena->helpers().fetch_sub(1);
+    held->release();
     pushProgress(hub, task, error == 0 ? to - from : 0, to - from, error == 0 ? kEnded : kFailed);
     done->store(true);
   }), done);
@@ -119,17 +138,17 @@ napi_value arenaScan(Call& call) {
   if (arena->scans().load() != 0) fail("BUSY", "the arena is being scanned");
   auto state = std::make_shared<ScanState>();
   instance.scans[id] = state;
-  arena->helpers().fetch_add(1);
-  arena->scans().fetch_add(1);
+  const auto held = std::make_shared<CountHeld>(arena, arena->helpers());
+  const auto scanning = std::make_shared<CountHeld>(arena, arena->scans());
   auto done = std::make_shared<std::atomic<bool>>(false);
-  instance.addHelper(std::thread([&instance, arena, threads, task, state, done] {
+  instance.addHelper(std::thread([&instance, arena, threads, task, state, held, scanning, done] {
     EventHub& hub = *instance.hub;
     state->result = scanArena(*arena, threads, instance.stopHelpers, progressReporter(hub, task));
     const auto valid = static_cast<uint32_t>(state->result.entries.size());
     const auto total = static_cast<uint32_t>(valid + state->result.invalid);
     state->ended.store(true);
-    arena->scans().fetch_sub(1);
-    arena->helpers().fetch_sub(1);
+    scanning->release();
+    held->release();
     pushProgress(hub, task, valid, total, kEnded);
     done->store(true);
   }), done);
