@@ -86,7 +86,11 @@ bool ClientSocket::send(const uint8_t* bytes, size_t count, int descriptor) {
   if (sent == count) return true;
   if (unsentBytes_ + (count - sent) > kClientUnsentBytesMax) return false;
   Descriptor copy;
-  if (descriptor >= 0 && sent == 0) copy = Descriptor(fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
+  if (descriptor >= 0 && sent == 0) {
+    copy = Descriptor(fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
+    // Out of descriptors: no frame goes out without the one it announces.
+    if (!copy) return false;
+  }
   outbound_.push_back({{bytes + sent, bytes + count}, 0, std::move(copy)});
   unsentBytes_ += count - sent;
   return true;

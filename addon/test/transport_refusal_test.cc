@@ -102,3 +102,19 @@ TEST_LED_BY_EACH("a stalled connection that cannot be watched again is closed") 
   EXPECT(server.frames[id] > 1 && server.frames[id] < 201);
   EXPECT(server.transport.counters().connections == 0);
 }
+
+TEST("a client's frame that has to wait while descriptors have run out is refused, and nothing of it is sent") {
+  const TemporaryDirectory dir;
+  const std::string path = dir.file("engine.sock");
+  const Descriptor listening = listenUnix(path, 0600, 1);
+  ClientSocket client(path);
+  const std::vector<uint8_t> large = frame(kBodyMax, 1);
+  for (int i = 0; i < 5; i++) EXPECT(client.send(large.data(), large.size(), -1));
+  EXPECT(client.hasUnsent());
+  const std::vector<uint8_t> last = frame(64, 2, kFlagDescriptor);
+  {
+    const NoDescriptors none;
+    EXPECT(!client.send(last.data(), last.size(), 0));
+  }
+  EXPECT(client.send(last.data(), last.size(), 0));
+}
