@@ -125,15 +125,19 @@ class FakeDaemon:
         peer.send(reply_frame(Operation.HELLO, frame.tag, encode_cold(self.hello)))
         self.script(peer)
 
+    def drop(self) -> None:
+        """End the connections that stand."""
+        for stream in list(self._peers):
+            with contextlib.suppress(OSError):
+                stream.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Stop listening, end connections, remove the socket."""
         self._closing = True
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for stream in list(self._peers):
-            with contextlib.suppress(OSError):
-                stream.shutdown(socket.SHUT_RDWR)
+        self.drop()
         self._thread.join(10.0)
         shutil.rmtree(self.directory, ignore_errors=True)
 

@@ -312,15 +312,16 @@ class Link:
                 if not missing:
                     new_epoch = self.epoch is not None and self.epoch != hello.epoch
                     self.epoch = hello.epoch
+                    if not refused:
+                        self.last_error = None
+                    # Who sees the session connected finds all the rest in place.
+                    self._events.append(Connected(tag=0, epoch=hello.epoch, new_epoch=new_epoch))
+                    self.statistics.connections += 1
                     self.live = live
                     break
             for window in missing:
                 if not self._register(live, window):
                     refused.add(window)
-        self.statistics.connections += 1
-        self._events.append(Connected(tag=0, epoch=hello.epoch, new_epoch=new_epoch))
-        if not refused:
-            self.last_error = None
         with self.changed:
             self.changed.notify_all()
         return live
