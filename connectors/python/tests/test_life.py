@@ -61,6 +61,32 @@ def test_without_a_daemon_every_call_is_a_miss_at_once(tmp_path_factory: pytest.
             session.create_window(4, make="daemon")
 
 
+def test_an_engine_that_never_polls_is_told_so(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "COMPLETIONS_WAITING_MAX", 3)
+    absent = str(tmp_path_factory.mktemp("absent") / "engine.sock")
+    with Session(absent, "deaf", [descriptor()]) as session:
+        for request in range(4):
+            session.submit_lookup(request, keys_of(1, 1))
+        with pytest.raises(CairnError, match="poll"):
+            session.submit_lookup(4, keys_of(1, 1))
+        assert len(session.poll()) == 4
+        session.submit_lookup(5, keys_of(1, 1))
+        assert len(session.poll()) == 1
+
+
+def test_a_sink_that_raises_costs_the_connection_and_nothing_else(daemon: Daemon) -> None:
+    def fault(_done: Completion) -> None:
+        raise RuntimeError("a fault of the adapter's")
+
+    with Session(daemon.socket, "faulty-sink", [descriptor()]) as session:
+        assert session.wait_connected(30.0)
+        session.submit_lookup(1, keys_of(9, 1), sink=fault)
+        eventually("the fault is counted", lambda: session.statistics().internal_faults > 0)
+        eventually("the session is joined again", lambda: session.lookup(2, keys_of(9, 1)).ok)
+
+
 def test_a_session_joins_a_daemon_that_comes_later_and_registers_its_windows() -> None:
     late = Daemon()
     try:
