@@ -61,6 +61,8 @@ export type DeviceHealth = "ok" | "slow" | "readOnly" | "fenced";
 export interface DiskTier {
   readonly index: TierIndex;
   readonly name: string;
+  /** Slabs are still to come: a copy that finds no room waits for them instead of pushing another one out. */
+  readonly growing: boolean;
   slotsPerSlab(payloadBytes: number): number;
   ledgerOptions(limits: TierLimits): SlabTierOptions;
   /** The addon's disk that holds this slot. */

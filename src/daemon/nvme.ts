@@ -216,7 +216,7 @@ export class NvmeParts {
 
   /** The oldest share of DRAM is kept backed, less what is free: eviction is that far away. */
   #due(ledger: Ledger): boolean {
-    if (this.tier.slabs === 0) return false;
+    if (this.tier.slabs === 0 || this.#roomIsComing(ledger)) return false;
     if (this.#config.writeThrough) return true;
     const { options, slots, blocks } = ledger.core.tier(TIER.DRAM);
     const { blocksMax } = options;
@@ -225,6 +225,12 @@ export class NvmeParts {
     const capacity = blocksMax > 0 ? blocksMax : slots.slotsTotal;
     const depth = Math.ceil(capacity * LIMITS.writeBackAheadShare);
     return ledger.unbacked(TIER.DRAM, TIER.NVME, depth) > 0;
+  }
+
+  /** All slots are taken, but segments are still being written: copies wait for them, and push nothing out. */
+  #roomIsComing(ledger: Ledger): boolean {
+    const { slots, options } = ledger.core.tier(TIER.NVME);
+    return this.tier.growing && slots.slotsUsed + 1 > slots.slotsTotal * options.highWatermark;
   }
 
   #candidates(ledger: Ledger, into: Uint32Array, max: number): number {
@@ -259,7 +265,7 @@ export class NvmeParts {
   /** Every few tens of milliseconds. */
   tick(ledger: Ledger): void {
     this.tier.tick();
-    ledger.evictToWatermark(TIER.NVME);
+    if (!this.tier.growing) ledger.evictToWatermark(TIER.NVME);
     this.#mover?.step();
     this.#dropped?.step();
     this.#scrubber?.step();

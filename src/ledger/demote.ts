@@ -182,7 +182,13 @@ class LeavingCount {
 }
 
 /** See LedgerApi.worthRoom. */
-export function worthRoom(core: Core, block: Block, from: TierIndex, to: TierIndex): boolean {
+export function worthRoom(
+  core: Core,
+  block: Block,
+  from: TierIndex,
+  to: TierIndex,
+  growing: boolean,
+): boolean {
   assert(from !== to, "a copy goes to another tier");
   const tier = core.tier(to);
   const classIndex = core.namespaceOf(block).classOfTier[to]!;
@@ -191,6 +197,7 @@ export function worthRoom(core: Core, block: Block, from: TierIndex, to: TierInd
   const total = blocksMax > 0 ? blocksMax : tier.slots.slotsTotalOf(home);
   const used = blocksMax > 0 ? tier.blocks : tier.slots.slotsUsedOf(home);
   if (used + 1 <= total * highWatermark) return true;
+  if (growing) return false;
   if (oldestOrphan(core, tier, classIndex, home) !== NO_BLOCK) return true;
   const leaf = oldestLeaf(core, tier, classIndex, home);
   return leaf === NO_BLOCK || ageRank(core, leaf, to) < ageRank(core, block, from);

@@ -435,8 +435,8 @@ export class Ledger implements LedgerApi {
     return demote.demotable(this.core, from, to, into, max);
   }
 
-  worthRoom(block: Block, from: TierIndex, to: TierIndex): boolean {
-    return demote.worthRoom(this.core, block, from, to);
+  worthRoom(block: Block, from: TierIndex, to: TierIndex, growing = false): boolean {
+    return demote.worthRoom(this.core, block, from, to, growing);
   }
 
   demotionRefused(block: Block): void {

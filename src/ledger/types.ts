@@ -270,9 +270,10 @@ export interface LedgerApi {
   /**
    * Whether a copy in `to` would stay longer than what leaves for it: there is room below the high watermark where it
    * would go, or the oldest that may leave there is older. Without this a lower tier that is smaller than the upper
-   * one would be written for ever: each copy makes another one missing.
+   * one would be written for ever: each copy makes another one missing. While the tier is `growing` nothing leaves for
+   * a copy: room comes by itself.
    */
-  worthRoom(block: Block, from: TierIndex, to: TierIndex): boolean;
+  worthRoom(block: Block, from: TierIndex, to: TierIndex, growing?: boolean): boolean;
   demotionRefused(block: Block): void;
   /** Of the `depth` copies that would leave `from` first, how many have no complete copy in `to`. */
   unbacked(from: TierIndex, to: TierIndex, depth: number): number;

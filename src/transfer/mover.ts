@@ -145,7 +145,7 @@ export class Mover implements CopyOwner {
     let bytes = 0;
     for (let index = 0; index < count; index++) {
       const block = this.#candidates[index]!;
-      const worth = ledger.worthRoom(block, TIER.DRAM, TIER.NVME);
+      const worth = ledger.worthRoom(block, TIER.DRAM, TIER.NVME, this.#options.tier.growing);
       if (!worth || !ledger.copyBegin(block, TIER.DRAM, TIER.NVME)) {
         this.#refuse(block, REFUSAL.NO_ROOM);
         continue;

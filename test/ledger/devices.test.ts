@@ -466,6 +466,8 @@ describe("copying down ahead of eviction", () => {
     expect(worth("p")).toBe(false);
     s.ledger.touch(s.block("p"));
     expect(worth("p")).toBe(true);
+    // A tier that still grows: what does not fit yet waits, and pushes nothing out.
+    expect(s.ledger.worthRoom(s.block("p"), DRAM, NVME, true)).toBe(false);
     expect(s.copy("p", DRAM, NVME)).toBe(true);
     // What left for it is older than all that stayed.
     expect(s.ledger.stateOf(s.block("q"), NVME)).toBe(STATE.ABSENT);

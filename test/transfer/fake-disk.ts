@@ -42,6 +42,7 @@ export class FakeDisks {
 export class FakeDiskTier implements DiskTier {
   readonly index = TIER.NVME;
   readonly name = "nvme";
+  growing = false;
   readable = true;
   readonly writable = new Set([0, 1]);
   /** So many of the next blocks cannot be named by the index. */

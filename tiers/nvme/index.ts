@@ -138,6 +138,14 @@ export class NvmeTier implements DiskTier {
 
   // DiskTier ----------------------------------------------------------------------------------------------------
 
+  /** More segments are to come: what does not fit yet will. */
+  get growing(): boolean {
+    return this.devices.some(
+      ({ mayWrite, plan, segments: { preparing, planned } }) =>
+        mayWrite && (preparing !== undefined || planned < (plan?.target ?? 0)),
+    );
+  }
+
   get slabs(): number {
     return this.#slabsReady;
   }
