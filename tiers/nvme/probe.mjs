@@ -9,6 +9,8 @@
 //   keys of damaged pages; meta (JSON, padded to words); then the entries, RECORD_WORDS words each, sorted by depth,
 //   then generation descending: the page's entry as it stands there (index-pages.ts; of its first word the parent's
 //   position is 0), the parent's key (zero: none), segment << 18 | index of the slot, payload bytes of its class.
+// One byte on standard output, as soon as the head is in the file: the verdict stands, the entries follow while they
+// are read already. Nothing touches the map any more then.
 // Exit code 3: the index is damaged, stderr says why in one line.
 import { closeSync, existsSync, fstatSync, openSync, readSync, writeSync } from "node:fs";
 import { join } from "node:path";
@@ -19,6 +21,7 @@ import { crc32 } from "node:zlib";
 export const PROBE_MAGIC = 0x4250_5243; // "CRPB"
 export const PROBE_VERSION = 2;
 const DAMAGED = 3;
+const READY = 1;
 const OUTPUT = 3;
 const PROBE_HEAD_WORDS = 8;
 const RECORD_WORDS = 23;
@@ -229,6 +232,7 @@ async function main(directory) {
   if (bad.length > pages.length) damaged(`${bad.length} of ${bad.length + pages.length} pages`);
   const { page, entry, position, order } = sortEntries(words, pages, entries);
   writeHead(true, entries, pages.length, bad, meta);
+  writeSync(READY, "h");
   const records = new Uint32Array(RECORDS_PER_WRITE * RECORD_WORDS);
   for (let at = 0; at < entries; ) {
     let filled = 0;

@@ -5,7 +5,7 @@
  * The records come through a file without a name, not through a pipe: on a busy machine the two processes would wait
  * for each other's turn at every few hundred kilobytes.
  */
-import { type ChildProcess, spawn } from "node:child_process";
+import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { close, constants, openSync, readSync, statfsSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -23,6 +23,9 @@ const STDERR_BYTES_MAX = 4_096;
 const O_TMPFILE = 0o20000000 | constants.O_DIRECTORY;
 /** Records take at most this many times the bytes of the index. */
 const RECORDS_FACTOR = 2;
+/** A child that adds nothing for so long has ended, or will not go on. */
+const STOOD_MS_MAX = 3_000;
+const PAUSE = new Int32Array(new SharedArrayBuffer(4));
 
 /** Word offsets in a record: an entry of an index page (index-pages.ts), then what its page says of it. */
 export const RECORD = {
@@ -105,6 +108,7 @@ function freeBytes(place: string): number {
 class Probe implements IndexProbe {
   readonly directory: string;
   readonly verdict: Promise<IndexVerdict>;
+  #repeated = false;
   readonly #child: ChildProcess;
   #descriptor: number;
   #piece: Uint32Array | undefined;
@@ -119,10 +123,19 @@ class Probe implements IndexProbe {
     this.#descriptor = openRecords(directory, bytes);
     const script = fileURLToPath(new URL("probe.mjs", import.meta.url));
     this.#child = spawn(process.execPath, [script, directory], {
-      stdio: ["ignore", "ignore", "pipe", this.#descriptor],
+      stdio: ["ignore", "pipe", "pipe", this.#descriptor],
       env: { PATH: process.env["PATH"] },
     });
-    this.verdict = this.#read(this.#ended(bytes));
+    this.verdict = this.#read(Promise.race([this.#ended(bytes), this.#ready()]));
+  }
+
+  /** The child says that its verdict stands; its records come while they are read. */
+  async #ready(): Promise<undefined> {
+    const { stdout } = this.#child;
+    assert(stdout !== null, "stdout is a pipe");
+    return new Promise((resolve) => {
+      stdout.once("data", () => resolve(undefined));
+    });
   }
 
   /** undefined: the child ended well; else why it did not. */
@@ -194,13 +207,40 @@ class Probe implements IndexProbe {
     return words;
   }
 
+  /** Reads the next bytes; waits for a child that has not written them yet. */
   #fill(into: Uint8Array): void {
+    let stoodMs = 0;
     for (let at = 0; at < into.length; ) {
       const read = readSync(this.#descriptor, into, at, into.length - at, this.#at);
-      assert(read > 0, "the reader wrote what it promised");
       at += read;
       this.#at += read;
+      if (read > 0) continue;
+      Atomics.wait(PAUSE, 0, 0, 1);
+      stoodMs += 1;
+      if (stoodMs <= STOOD_MS_MAX) continue;
+      this.#again();
+      stoodMs = 0;
     }
+  }
+
+  /**
+   * The child ended between its verdict and its last record. Part of them is in the ledger already, so the rest must
+   * come: the same index gives the same bytes, and a second child writes them all.
+   */
+  #again(): void {
+    this.#child.kill("SIGKILL");
+    assert(!this.#repeated, `the index of ${this.directory} could not be read to its end`);
+    this.#repeated = true;
+    const descriptor = openRecords(this.directory, this.#at);
+    const script = fileURLToPath(new URL("probe.mjs", import.meta.url));
+    const { status } = spawnSync(process.execPath, [script, this.directory], {
+      stdio: ["ignore", "ignore", "ignore", descriptor],
+      env: { PATH: process.env["PATH"] },
+      timeout: LIMITS.nvmeIndexReadMs,
+    });
+    assert(status === 0, `the index of ${this.directory} could not be read to its end`);
+    close(this.#descriptor, () => undefined);
+    this.#descriptor = descriptor;
   }
 }
 

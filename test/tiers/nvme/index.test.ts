@@ -1,6 +1,14 @@
 /** The index: pages, their store, and the child that reads them, with files damaged in every way we know of. */
 import { type ChildProcess, spawn } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
+import {
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
@@ -136,6 +144,37 @@ async function verdictOf(directory: string) {
   return { probe, verdict };
 }
 
+function fullPage(key: number): Buffer {
+  const entries = Array.from({ length: PAGE_SLOTS }, (_, at): [number, Entry] => {
+    const own = Array.from({ length: 8 }, (__, i) => key * 1_000 + at * 8 + i);
+    const depth = 1 + ((key * PAGE_SLOTS + at) % 4_096);
+    return [
+      at,
+      { row: 0, shard: 0, depth, generation: 1, lastAccess: 1, key: own, parent: undefined },
+    ];
+  });
+  return pageOf(key, 64, tidy(entries))!;
+}
+
+function slotsOf(probe: IndexProbe): number[] {
+  return recordsOf(probe).map(({ slot }) => slot);
+}
+
+/** Kills the child that reads this directory; false: it has ended already. */
+function killReader(directory: string): boolean {
+  for (const pid of readdirSync("/proc").filter((name) => /^\d+$/.test(name))) {
+    try {
+      const words = readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
+      if (!words.includes(directory) || !words.some((word) => word.endsWith("probe.mjs"))) continue;
+      process.kill(Number(pid), "SIGKILL");
+      return true;
+    } catch {
+      // Gone meanwhile.
+    }
+  }
+  return false;
+}
+
 describe("index pages", () => {
   it("say to the reader what was written, sorted by depth, then generation descending", async () => {
     const pages = fc.uniqueArray(page, { maxLength: 40, selector: ({ key }) => key });
@@ -165,6 +204,31 @@ describe("index pages", () => {
       }),
       { numRuns: 12 },
     );
+  }, 120_000);
+
+  it("are read to the end by a second child when the first one dies behind its verdict", async () => {
+    const directory = directoryMade();
+    const store = await IndexStore.open(directory);
+    const pages = 3_000;
+    for (let first = 0; first < pages; first += 500) {
+      const keys = Array.from({ length: 500 }, (_, i) => first + i);
+      await store.write(
+        keys.map((key) => ({ key, bytes: fullPage(key) })),
+        { directoryId: "ab" },
+      );
+    }
+    await store.close();
+    const whole = (await verdictOf(directory)).probe;
+    const expected = slotsOf(whole);
+    expect(expected).toHaveLength(pages * PAGE_SLOTS);
+    let died = false;
+    for (let attempt = 0; attempt < 10 && !died; attempt++) {
+      const { probe, verdict } = await verdictOf(directory);
+      died = killReader(directory);
+      expect(verdict).toMatchObject({ damage: undefined, entries: pages * PAGE_SLOTS });
+      expect(slotsOf(probe)).toEqual(expected);
+    }
+    expect(died, "a child was killed while it wrote").toBe(true);
   }, 120_000);
 
   it("are laid out as the golden file says", () => {
