@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -52,7 +53,8 @@ class Engine:
                 text=True,
             )
         self._lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         setup = {
             "model": str(model),
             "dtype": "float32",
@@ -123,7 +125,7 @@ class Engine:
     def kill(self) -> None:
         """Ends the process as a crash would."""
         self._child.kill()
-        self._child.wait()
+        self._ended()
 
     def close(self) -> None:
         """Ends the process in order."""
@@ -133,7 +135,16 @@ class Engine:
             try:
                 self._child.wait(60)
             except subprocess.TimeoutExpired:
-                self.kill()
+                self._child.kill()
+        self._ended()
+
+    def _ended(self) -> None:
+        self._child.wait()
+        self._reader.join(10)
+        for pipe in (self._child.stdin, self._child.stdout):
+            assert pipe is not None
+            with contextlib.suppress(OSError):
+                pipe.close()
 
     def log(self) -> str:
         """The engine's log."""
