@@ -19,6 +19,7 @@ import { remoteGet, remotePut } from "./scenarios/remote-transfer.ts";
 import { restart } from "./scenarios/restart.ts";
 import { restartIndex } from "./scenarios/restart-index.ts";
 import { restartNvme } from "./scenarios/restart-nvme.ts";
+import { vllmOverhead } from "./scenarios/vllm-overhead.ts";
 
 export const SCENARIOS: readonly Scenario[] = [
   lookup,
@@ -34,6 +35,7 @@ export const SCENARIOS: readonly Scenario[] = [
   restartIndex,
   remoteGet,
   remotePut,
+  vllmOverhead,
 ];
 
 const REPETITIONS_DEFAULT = 5;

@@ -94,14 +94,17 @@ def verify(options: argparse.Namespace, directory: Path, tell: Any) -> None:
         engine.close()
 
 
-def write_in(python: str, directory: Path) -> Path:
-    """Writes the model with the engine's own libraries."""
+def write_in(python: str, directory: Path, shape: str = "tiny") -> Path:
+    """Writes a model of one of `model.SHAPES` with the engine's own libraries."""
     import subprocess
 
     from .engine import environment
 
-    code = "import sys, pathlib; from cairn_kv.verify.model import write_model; write_model(pathlib.Path(sys.argv[1]))"
-    command = [python, "-c", code, str(directory)]
+    code = (
+        "import sys, pathlib; from cairn_kv.verify.model import SHAPES, write_model;"
+        "write_model(pathlib.Path(sys.argv[1]), SHAPES[sys.argv[2]])"
+    )
+    command = [python, "-c", code, str(directory), shape]
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     if ended.returncode != 0:
         raise Failed(f"{python} cannot write a model: {ended.stderr.strip()[-400:]}")
