@@ -24,12 +24,13 @@ def stored(engine: Engine, blocks: int) -> bool:
     return engine.counters().get("stored_blocks", 0) >= blocks
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_second_run_loads_what_the_first_computed_and_answers_bit_for_bit_the_same(
-    node: Node, start: Start, chance: random.Random
+    node: Node, start: Start, chance: random.Random, dtype: str
 ) -> None:
     lengths, loaded = (700, 321, 64, 33), (672, 320, 32, 32)
     prompts = [prompt_of(chance, tokens) for tokens in lengths]
-    without, engine = start(), start(node)
+    without, engine = start(dtype=dtype), start(node, dtype=dtype)
     reference, cold = [], []
     for prompt, first_tokens in zip(prompts, loaded, strict=True):
         for runs, runner in ((reference, without), (cold, engine)):
@@ -126,13 +127,13 @@ def test_a_killed_engine_leaves_nothing_behind_in_the_daemon(node: Node, start: 
     say(f"a killed engine's regions, jobs and leases were freed after {milliseconds:.0f} ms (bar 1000)")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("block_tokens", [16, 32, 64])
 def test_random_requests_with_shared_prefixes_and_preemption_answer_the_same(
-    node: Node, start: Start, chance: random.Random, dtype: str, block_tokens: int
+    node: Node, start: Start, chance: random.Random, block_tokens: int
 ) -> None:
-    prompts = shared_prefixes(chance, 200 // 6 + 1)
-    settings = {"dtype": dtype, "blockTokens": block_tokens, "sequencesMax": 8, "stepTokensMax": 512}
+    # Not in bfloat16: one step of its logits is 600 times the gap that is excused, and another batch rounds otherwise.
+    prompts = shared_prefixes(chance, 200 // 3 + 1)
+    settings = {"blockTokens": block_tokens, "sequencesMax": 8, "stepTokensMax": 512}
     roomy = {**settings, "blocks": 8_192 // block_tokens}
     # So small that requests that run together push each other out.
     tight = {**settings, "blocks": 2_048 // block_tokens + 8}
@@ -143,7 +144,7 @@ def test_random_requests_with_shared_prefixes_and_preemption_answer_the_same(
     assert_same(reference, outputs)
     counters = engine.counters()
     say(
-        f"{dtype}, blocks of {block_tokens}: {2 * len(prompts)} requests, "
+        f"blocks of {block_tokens}: {2 * len(prompts)} requests, "
         f"{counters.get('loaded_blocks', 0):.0f} blocks loaded, {counters.get('preempted_requests', 0):.0f} preemptions"
     )
     assert sum(output.cached for output in outputs) > 0
