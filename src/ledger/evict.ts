@@ -51,7 +51,8 @@ const ORPHAN_RANK = -(2 ** 33);
 
 /**
  * The copy that leaves next among those of a class (or ANY) on a device (or ANY that is `closed` or not),
- * orphans before others; NO_BLOCK if none may.
+ * orphans before others; NO_BLOCK if none may. Devices that are being adopted give none: their parents come back
+ * first, and would leave as leaves before their children are read.
  */
 function victim(
   core: Core,
@@ -68,6 +69,7 @@ function victim(
   const deviceEnd = device === ANY ? tier.slots.devices : device + 1;
   for (let d = deviceFirst; d < deviceEnd; d += 1) {
     if (device === ANY && tier.slots.isDeviceClosed(d) !== closed) continue;
+    if (tier.slots.isDeviceAdopting(d)) continue;
     for (let c = classFirst; c < classEnd; c += 1) {
       let block = oldestOrphan(core, tier, c, d);
       let rank = ORPHAN_RANK;
@@ -100,8 +102,8 @@ function evictOldest(core: Core, tier: Tier, classIndex: number, home: number): 
   if (any === NO_BLOCK) return false;
   // An orphan serves nobody: it leaves first, wherever it stands.
   const orphan = core.stateOf(any, tier.index) === STATE.ORPHAN;
-  const atHome =
-    orphan || tier.slots.isDeviceClosed(home) ? NO_BLOCK : oldestLeaf(core, tier, classIndex, home);
+  const elsewhere = orphan || tier.slots.isDeviceClosed(home) || tier.slots.isDeviceAdopting(home);
+  const atHome = elsewhere ? NO_BLOCK : oldestLeaf(core, tier, classIndex, home);
   return evictOne(core, atHome === NO_BLOCK ? any : atHome, tier);
 }
 
@@ -123,7 +125,7 @@ export function roomForBlocks(core: Core, tier: Tier, added: number): boolean {
 
 function givesOut({ slots }: Tier): boolean {
   for (let device = 0; device < slots.devices; device += 1) {
-    if (!slots.isDeviceClosed(device)) return true;
+    if (!slots.isDeviceClosed(device) && !slots.isDeviceAdopting(device)) return true;
   }
   return false;
 }
@@ -215,6 +217,7 @@ function evictSpilled(core: Core, tier: Tier, classIndex: number): boolean {
   for (let device = 0; device < slots.devices && slots.devices > 1; device += 1) {
     const heap = tier.heaps[classIndex]![device];
     if (heap === undefined || !slots.isDeviceClosed(device)) continue;
+    if (slots.isDeviceAdopting(device)) continue;
     for (let i = 0; i < Math.min(heap.length, BELOW_ENTRIES); i += 1) {
       const block = heap.blockAt(i);
       if (heap.rankAt(i) >= bestRank || !core.inUse(block)) continue;

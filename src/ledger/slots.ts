@@ -73,6 +73,8 @@ export class SlotTable {
   devices = 1;
   #anyLost = false;
   readonly #deviceUsed = new Float64Array(DEVICES_MAX);
+  /** Slabs of the device that are being adopted. */
+  readonly #deviceAdopting = new Uint32Array(DEVICES_MAX);
   /** 1 = gives out no slots. */
   readonly #deviceClosed = new Uint8Array(DEVICES_MAX);
   #owners: (Uint32Array | undefined)[] = [];
@@ -292,6 +294,7 @@ export class SlotTable {
       return true;
     }
     this.#status[slab] = SLAB.ADOPTING;
+    this.#deviceAdopting[this.#device[slab]!]! += 1;
     this.#assign(slab, this.classOf(payloadBytes));
     return true;
   }
@@ -301,6 +304,7 @@ export class SlotTable {
     if (this.#status[slab] !== SLAB.ADOPTING) return;
     const entry = this.classes[this.#class[slab]!]!;
     this.#status[slab] = SLAB.OPEN;
+    this.#deviceAdopting[this.#device[slab]!]! -= 1;
     this.#linkFree(slab);
     if (this.#usedOf[slab]! < entry.slotsPerSlab) this.#open(slab, entry);
     if (this.#usedOf[slab] === 0) this.#release(slab);
@@ -308,6 +312,11 @@ export class SlotTable {
 
   isAdopting(slab: number): boolean {
     return slab < this.slabs && this.#status[slab] === SLAB.ADOPTING;
+  }
+
+  /** What is evicted there gives no slot yet, and takes the place of what has still to be adopted. */
+  isDeviceAdopting(device: number): boolean {
+    return this.#deviceAdopting[device]! > 0;
   }
 
   /** Takes one slot of an adopted slab in state LANDED; false if it is out of range or taken. */
@@ -548,7 +557,10 @@ export class SlotTable {
         if (this.#usedOf[slab]! < entry.slotsPerSlab) this.#unlink(slab, entry);
       }
     }
-    if (before === SLAB.ADOPTING) this.#linkFree(slab);
+    if (before === SLAB.ADOPTING) {
+      this.#deviceAdopting[this.#device[slab]!]! -= 1;
+      this.#linkFree(slab);
+    }
     this.#status[slab] = status;
     if (classIndex !== NONE && this.#usedOf[slab] === 0) this.#release(slab);
   }

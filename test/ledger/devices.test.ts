@@ -292,6 +292,33 @@ describe("live adoption", () => {
     expect(down(s, "a")).toBe(true);
   });
 
+  test("nothing that was adopted leaves for a copy while its slab gives out no slots", () => {
+    const s = small(1, 1, { lower: new FakeStore(1, 3) });
+    s.nvme.slabs.set(0, 64);
+    s.ledger.adoptBegin(NVME, 0, 64);
+    const offer = (chain: string, slot: number): boolean => {
+      const at = (chain.length - 1) * KEY_WORDS;
+      const block = {
+        namespace: s.namespace,
+        depth: chain.length,
+        shard: 0,
+        slot,
+        generation: 1,
+        lastAccess: 1,
+      };
+      return s.ledger.adopt(block, NVME, s.words(chain), at, at - KEY_WORDS);
+    };
+    expect(offer("a", 0)).toBe(true);
+    expect(down(s, "x")).toBe(false);
+    expect(s.ledger.core.tier(NVME).evictions).toBe(0);
+    expect([offer("ab", 1), offer("abc", 2)]).toEqual([true, true]);
+    s.ledger.adoptEnd(NVME, 0);
+    expect(s.hit("abc")).toBe(3);
+    // From now on the slab takes part: its oldest leaf leaves for a newer block.
+    expect(s.copy("x", DRAM, NVME)).toBe(true);
+    expect([s.hit("abc"), s.hit("x")]).toEqual([2, 1]);
+  });
+
   test("a block that lacks a shard is given up when the last slab ends", () => {
     const s = small(1, 1, { lower: new FakeStore(1, 8), shards: 2 });
     expect(
