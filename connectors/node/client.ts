@@ -558,7 +558,14 @@ export class CairnClient {
   }
 
   #plain(op: number, id: number): Promise<{ count: number; id: number }> {
-    const link = this.#live();
+    this.#live();
+    return this.acknowledged(op, id);
+  }
+
+  /** A call without a body that is answered without one; also before HELLO and windows are through. */
+  async acknowledged(op: number, id: number): Promise<{ count: number; id: number }> {
+    const link = this.#link;
+    if (link === undefined) throw new CairnError("unavailable", "not connected");
     return new Promise((resolve, reject) => {
       const expectation = {
         deadlineAt: performance.now() + this.timeoutMs + LIMITS.storeFillMsMax,

@@ -141,8 +141,16 @@ export class Link {
       return;
     }
     const bodyView = new DataView(body.buffer, body.byteOffset, body.byteLength);
-    const done = expectation.reply({ header, body, view: bodyView, descriptor });
-    if (done) this.#expected.delete(header.tag);
+    try {
+      const done = expectation.reply({ header, body, view: bodyView, descriptor });
+      if (done) this.#expected.delete(header.tag);
+    } catch (error) {
+      // Nobody is above us to catch it: an answer that makes no sense is the waiting call's failure.
+      this.#expected.delete(header.tag);
+      const reason =
+        error instanceof CairnError ? error : new CairnError("internal", String(error));
+      expectation.fail(reason);
+    }
   }
 
   #tick(): void {

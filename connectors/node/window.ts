@@ -23,6 +23,8 @@ export class Window {
   bytes: Uint8Array;
   /** A job may still own rows although nobody waits for it any more. */
   unsettled = false;
+  /** Its layout was proved to a daemon, once for all its lives. */
+  proven = false;
   /** Region on the live connection, 0 while there is none. */
   region = 0;
 

@@ -61,7 +61,10 @@ async function daemonMade(
   return window;
 }
 
-/** Registers a window whose memfd we hold: at first, and after every restart of the daemon. */
+/**
+ * Registers a window whose memfd we hold: at first, and after every restart of the daemon. Its layout is proved once:
+ * later the engine may be filling or reading the row that the patterns would go through.
+ */
 export async function registerWindow(client: CairnClient, window: Window): Promise<void> {
   const body = () => ({
     kind: "window",
@@ -71,11 +74,12 @@ export async function registerWindow(client: CairnClient, window: Window): Promi
     offsetBytes: window.offsetBytes,
     strideBytes: window.strideBytes,
     blocks: window.blocks,
-    proof: true,
+    proof: !window.proven,
   });
   const reply = await client.cold(OP.REGISTER, 0, body, window.memfd);
   const registered = reply as unknown as RegisterReply;
   window.region = registered.region;
+  if (window.proven) return;
   // Until it is answered, the daemon may write its pattern into a row.
   window.unsettled = true;
   await proveLayout(client, window, registered);
@@ -129,8 +133,9 @@ async function proveLayout(
   const found = adapter === undefined ? row : adapter.scatter(row);
   const equal = Buffer.compare(found, second) === 0;
   row.set(saved);
+  window.proven = equal;
   if (equal) return;
   window.region = 0;
-  await client.cold(OP.UNREGISTER, registered.region, undefined).catch(() => undefined);
+  await client.acknowledged(OP.UNREGISTER, registered.region).catch(() => undefined);
   throw new CairnError("layoutMismatch", "the scattered pattern differs");
 }

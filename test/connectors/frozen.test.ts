@@ -117,3 +117,29 @@ describe("a connection that ends", () => {
     expect(reasons).toEqual(["PEER"]);
   });
 });
+
+describe("a daemon that is killed and started again", () => {
+  it("is given the window anew without a byte of its rows changing while the engine works on", async () => {
+    let value = 1;
+    let foreign = 0;
+    window.row(0).fill(value);
+    await daemon.stop("SIGKILL");
+    await eventually(() => !client.connected);
+    const launched = daemon.launch();
+    // In every turn of the loop: what is seen in between is what an engine would see.
+    for (const until = performance.now() + 20_000; !client.connected; ) {
+      expect(performance.now()).toBeLessThan(until);
+      const row = window.row(0);
+      if (!row.every((byte) => byte === value)) foreign += 1;
+      value = (value % 255) + 1;
+      row.fill(value);
+      await new Promise((resolve) => {
+        setImmediate(resolve);
+      });
+    }
+    await launched;
+    expect(foreign).toBe(0);
+    expect(await load(3)).toBe(BLOCKS);
+    expect(window.row(0).every((byte) => byte === value)).toBe(true);
+  });
+});

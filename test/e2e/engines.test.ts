@@ -256,6 +256,11 @@ describe("windows", () => {
       },
     });
     await expect(bad).rejects.toMatchObject({ errorName: "layoutMismatch" });
+    const scattersBadly = client.createWindow({
+      blocks: 2,
+      adapter: { gather: (pattern, row) => row.set(pattern), scatter: swap },
+    });
+    await expect(scattersBadly).rejects.toMatchObject({ errorName: "layoutMismatch" });
   });
 
   it("refuse rows out of bounds, rows named twice and rows still in a job", async () => {
