@@ -3,7 +3,7 @@
  * SIGBUS on the first touch of a page that tmpfs cannot give. Facts are gathered once (hostFacts) and
  * judged by a pure function (planPool), so that every verdict has a test.
  */
-import { mkdirSync, readFileSync, statfsSync, statSync } from "node:fs";
+import { mkdirSync, readFileSync, type Stats, statfsSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { CairnError } from "../../src/errors.ts";
 import { cgroupFree } from "./cgroup.ts";
@@ -106,7 +106,13 @@ export function prepareDirectory(directory: string): void {
       throw new CairnError("directoryUnsafe", `cannot make ${directory}: ${String(error)}`);
     }
   }
-  const found = statSync(directory);
+  let found: Stats;
+  try {
+    found = statSync(directory);
+  } catch (error) {
+    // What exists is above it, and no directory.
+    throw new CairnError("directoryUnsafe", `cannot make ${directory}: ${String(error)}`);
+  }
   const uid = process.getuid?.() ?? 0;
   if (!found.isDirectory()) throw new CairnError("directoryUnsafe", `${directory}: no directory`);
   if (found.uid !== uid) {

@@ -96,6 +96,15 @@ function openRecords(directory: string, indexBytes: number): number {
   throw new Error("no directory takes a temporary file");
 }
 
+/** 0: it is not there, or cannot be asked. What is wrong with a directory is said where it is opened. */
+function sizeOf(file: string): number {
+  try {
+    return statSync(file).size;
+  } catch {
+    return 0;
+  }
+}
+
 function freeBytes(place: string): number {
   try {
     const files = statfsSync(place);
@@ -118,8 +127,7 @@ class Probe implements IndexProbe {
 
   constructor(directory: string) {
     this.directory = directory;
-    const file = join(directory, "index", "data.mdb");
-    const bytes = statSync(file, { throwIfNoEntry: false })?.size ?? 0;
+    const bytes = sizeOf(join(directory, "index", "data.mdb"));
     this.#descriptor = openRecords(directory, bytes);
     const script = fileURLToPath(new URL("probe.mjs", import.meta.url));
     this.#child = spawn(process.execPath, [script, directory], {

@@ -92,6 +92,11 @@ describe("the pool's directory", () => {
     chmodSync(directory, 0o750);
     expect(() => prepareDirectory(directory)).toThrow("mode 750");
     expect(() => prepareDirectory("/proc/self/status")).toThrow(/directory|mode/);
+    // Below something that is no directory: typed, too.
+    for (const below of ["x", "x/y"]) {
+      const act = (): void => prepareDirectory(join("/proc/self/status", below));
+      expect(act).toThrow(expect.objectContaining({ errorName: "directoryUnsafe" }));
+    }
     rmSync(parent, { recursive: true });
   });
 });

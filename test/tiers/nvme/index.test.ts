@@ -339,6 +339,14 @@ describe("the store of an index", () => {
     expect(probe.next()).toBeUndefined();
   });
 
+  it("in a directory that is a file leaves the word to those who open the directory", async () => {
+    const file = join(directoryMade(), "file");
+    writeFileSync(file, "");
+    const probe = startProbe(file);
+    expect((await probe.verdict).entries).toBe(0);
+    probe.stop();
+  });
+
   it("is read or found damaged, wherever it is cut off", async () => {
     const directory = directoryMade();
     const store = await IndexStore.open(directory);
