@@ -42,6 +42,7 @@ const DRAINED: Readonly<Record<DrainOutcome, string>> = {
   emptied: "emptied and closed",
   givenUp: "closed; what could not leave in time was given up",
   kept: "wanted again before it was empty; it stays",
+  stopped: "not empty when the daemon stopped; what is left stays in it",
 };
 
 export class NvmeParts {

@@ -576,9 +576,10 @@ export class Device implements CommitDevice {
     const stays = (block: number): void => {
       if (this.draining) hooks.promote(block);
     };
-    for (const { segment, pages } of this.segments.retireStep(ledger.core, true, stays)) {
+    for (const { segment, pages, kept } of this.segments.retireStep(ledger.core, true, stays)) {
       this.deviceIndex.forgetSegment(segment, pages);
-      this.note("info", `segment ${segment} was given back`);
+      if (kept === undefined) this.note("info", `segment ${segment} was given back`);
+      else this.note("warn", `segment ${segment} was given up, its file was not removed: ${kept}`);
       this.#factsAtMs = 0; // Another one may have to go.
     }
   }

@@ -41,8 +41,8 @@ export interface NvmeOptions {
   readonly stagingBytes: number;
 }
 
-/** How the drain of a directory ended; `kept`: it was called off. */
-export type DrainOutcome = "emptied" | "givenUp" | "kept";
+/** How the drain of a directory ended; `kept`: it was called off, `stopped`: the tier was closed. */
+export type DrainOutcome = "emptied" | "givenUp" | "kept" | "stopped";
 
 /** Slabs that a slot number can name. */
 const SLABS_MAX = 2 ** (32 - SLOT_INDEX_BITS);
@@ -396,7 +396,7 @@ export class NvmeTier implements DiskTier {
   /**
    * Empties a directory and closes it: nothing new goes there, what may leave does, what may not is promoted. After
    * `giveUpMs` the rest is given up. Resolves when the directory is closed, its segments being removed as far as
-   * they could be emptied; or when configure() called it off.
+   * they could be emptied; or when configure() called it off, or the tier was closed.
    */
   async drainDirectory(path: string, giveUpMs: number): Promise<DrainOutcome> {
     const device = this.deviceOf(path);
@@ -410,6 +410,7 @@ export class NvmeTier implements DiskTier {
         return "givenUp";
       }
       await pause();
+      if (device.closed) return "stopped";
       if (device.drains !== drain) return "kept";
       device.segments.retireAll();
     }

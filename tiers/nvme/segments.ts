@@ -32,6 +32,8 @@ export interface GoneSegment {
   readonly segment: number;
   /** Its pages [0, pages) may stand in the index. */
   readonly pages: number;
+  /** Why its file could not be removed. */
+  readonly kept: string | undefined;
 }
 
 /** What the tier does for a device: slab numbers are given out over all devices. */
@@ -260,18 +262,41 @@ export class Segments {
       core.flush();
       if (core.tier(TIER.NVME).slots.slabClass(segment.slab) >= 0) continue;
       const pages = this.#marks.pagesOf(segment.slab);
-      if (this.#detach(segment, remove)) gone.push({ segment: segment.segment, pages });
+      let kept: string | undefined;
+      try {
+        if (!this.#detach(segment, remove)) continue;
+      } catch (error) {
+        // Gone already, or on a disk that takes no more: what cannot be removed is let go of all the same.
+        kept = String(error);
+        if (!this.#letGo(segment)) continue;
+      }
+      gone.push({ segment: segment.segment, pages, kept });
     }
     return gone;
+  }
+
+  /** Detaches it without its file; a disk that was opened anew may not have it attached. False: it is in use. */
+  #letGo(segment: Segment): boolean {
+    try {
+      return this.#detach(segment, false);
+    } catch (error) {
+      if ((error as { code?: unknown }).code !== "ARGUMENT") throw error;
+      this.#forget(segment);
+      return true;
+    }
   }
 
   /** False: items still use it; the next slice tries again. */
   #detach(segment: Segment, remove: boolean): boolean {
     if (!whileIdle(() => this.#addon.diskDetach(this.#disk, segment.slab, remove))) return false;
+    this.#forget(segment);
+    return true;
+  }
+
+  #forget(segment: Segment): void {
     this.#bySlab.delete(segment.slab);
     this.#bySegment.delete(segment.segment);
     this.#marks.removeSlab(segment.slab);
-    return true;
   }
 }
 

@@ -70,6 +70,29 @@ describe("a directory that is given back and wanted again", () => {
     node.remove();
   });
 
+  it("and the daemon stops meanwhile: the drain ends with the tier", async () => {
+    const { node, entry } = await heldChain();
+    const drained = node.tier.drainDirectory(entry.path, 60_000);
+    await until(() => node.promoted.length > 0);
+    await node.close();
+    expect(await drained).toBe("stopped");
+    node.remove();
+  });
+
+  it("although a file of it cannot be removed: it is let go of all the same, and the other is served", async () => {
+    const { node, device, entry } = await heldChain();
+    node.ledger.leaseClose(7);
+    rmSync(join(entry.path, "segment-000000.cairn"));
+    const drained = node.tier.drainDirectory(entry.path, 60_000);
+    await until(() => device.closed);
+    expect(await drained).toBe("emptied");
+    expect(node.notes.join()).toContain("segment 0 was given up");
+    expect(await node.demote(await node.store(2, 100))).toBe(100);
+    node.ledger.audit();
+    await node.close();
+    node.remove();
+  });
+
   it("after it was closed: it is opened anew and takes copies", async () => {
     const { node, device, entry } = await heldChain();
     node.ledger.leaseClose(7);
