@@ -1,4 +1,4 @@
-/** Size classes of slots: which payloads share one, and where its slabs with free slots are. */
+/** Size classes of slots: which payloads share one, and where its slabs with free slots are; the arrays behind them. */
 import { assert } from "../assert.ts";
 
 export const SLOT_INDEX_BITS = 18;
@@ -42,4 +42,19 @@ export function emptyClass(
     slabs: 0,
     used: 0,
   };
+}
+
+/** Arrays by slab, and the stacks of free slabs by device. */
+export interface SlotParts {
+  readonly class: Int16Array;
+  readonly status: Uint8Array;
+  readonly device: Uint8Array;
+  readonly head: Int32Array;
+  readonly fresh: Int32Array;
+  readonly used: Int32Array;
+  readonly next: Int32Array;
+  readonly owners: readonly (Uint32Array | undefined)[];
+  readonly freeSlabs: readonly (readonly number[])[];
+  /** Freed slots that the backing store has not been told of. */
+  readonly unannounced: number;
 }

@@ -20,10 +20,11 @@ import {
   NONE,
   SLOT_INDEX_BITS,
   type SlotClass,
+  type SlotParts,
 } from "./classes.ts";
 import { NO_SLOT, type Block, type Slot, type SlabTierOptions } from "./types.ts";
 
-export { classBytes, SLOT_INDEX_BITS };
+export { classBytes, SLOT_INDEX_BITS, type SlotParts };
 
 const SLOT_INDEX_MASK = 2 ** SLOT_INDEX_BITS - 1;
 /** Slabs a slot number can name. */
@@ -47,21 +48,6 @@ export const SLAB = {
   ADOPTING: 3,
 } as const;
 const INVALIDATE_BATCH = 4_096;
-
-/** Arrays by slab, and the stacks of free slabs by device. */
-export interface SlotParts {
-  readonly class: Int16Array;
-  readonly status: Uint8Array;
-  readonly device: Uint8Array;
-  readonly head: Int32Array;
-  readonly fresh: Int32Array;
-  readonly used: Int32Array;
-  readonly next: Int32Array;
-  readonly owners: readonly (Uint32Array | undefined)[];
-  readonly freeSlabs: readonly (readonly number[])[];
-  /** Freed slots that the backing store has not been told of. */
-  readonly unannounced: number;
-}
 
 export class SlotTable {
   readonly options: SlabTierOptions;
