@@ -186,7 +186,9 @@ export class Prefetcher implements CopyOwner {
   #advance(lift: Lift): void {
     this.#gathering = lift;
     const { chain } = lift.request;
-    while (lift.ending === undefined && lift.cursor < chain.count) {
+    // While the remote tier is asked the cursor is its own: what it brings is counted when it has ended.
+    const mine = lift.remote === undefined;
+    while (mine && lift.ending === undefined && lift.cursor < chain.count) {
       if (this.#bytesInFlight >= LIMITS.prefetchInFlightBytesMax || !this.#look(lift)) break;
     }
     this.#groups.submitAll();

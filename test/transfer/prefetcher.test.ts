@@ -92,6 +92,26 @@ describe("lifts", () => {
     ]);
   });
 
+  it("count what the remote tier brings once, though reads from NVMe end meanwhile", () => {
+    bench = new Bench();
+    bench.below("ab");
+    let told: (blocks: number, bytes: number) => void = () => expect.unreachable("not asked");
+    bench.prefetcher.remote = {
+      fetch: (_chain, from, _deadlineMs, _signal, done) => {
+        expect(from).toBe(2);
+        told = done;
+      },
+    };
+    bench.lift("abcd");
+    expect(bench.reading).toBe(2);
+    // Both come while the reads are under way, which end before the remote tier says so.
+    bench.small.store("abcd");
+    while (bench.disks.batches.length > 0) bench.endOne();
+    expect(bench.ended).toEqual([]);
+    told(2, 2 * BLOCK_BYTES);
+    expect(bench.ended).toEqual([[LIFT.DONE, 4]]);
+  });
+
   it("read nothing more once their deadline has passed, and leave what came", () => {
     bench = new Bench();
     bench.below("abcdefghijklm");
