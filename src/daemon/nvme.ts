@@ -217,7 +217,7 @@ export class NvmeParts {
 
   /** The oldest share of DRAM is kept backed, less what is free: eviction is that far away. */
   #due(ledger: Ledger): boolean {
-    if (this.tier.slabs === 0 || this.#roomIsComing(ledger)) return false;
+    if (this.tier.slabs === 0 || this.#roomWhileGrowing(ledger) < 1) return false;
     if (this.#config.writeThrough) return true;
     const { options, slots, blocks } = ledger.core.tier(TIER.DRAM);
     const { blocksMax } = options;
@@ -228,13 +228,15 @@ export class NvmeParts {
     return ledger.unbacked(TIER.DRAM, TIER.NVME, depth) > 0;
   }
 
-  /** All slots are taken, but segments are still being written: copies wait for them, and push nothing out. */
-  #roomIsComing(ledger: Ledger): boolean {
+  /** Copies that fit now while segments are still being written: the others wait for them, and push nothing out. */
+  #roomWhileGrowing(ledger: Ledger): number {
+    if (!this.tier.growing) return Number.POSITIVE_INFINITY;
     const { slots, options } = ledger.core.tier(TIER.NVME);
-    return this.tier.growing && slots.slotsUsed + 1 > slots.slotsTotal * options.highWatermark;
+    return Math.floor(slots.slotsTotal * options.highWatermark) - slots.slotsUsed;
   }
 
-  #candidates(ledger: Ledger, into: Uint32Array, max: number): number {
+  #candidates(ledger: Ledger, into: Uint32Array, most: number): number {
+    const max = Math.max(0, Math.min(most, this.#roomWhileGrowing(ledger)));
     if (this.#config.writeThrough) {
       const count = this.#writeThrough?.next(into, max) ?? 0;
       if (count > 0) return count;
