@@ -1,7 +1,8 @@
 /** Hot frames as the client writes and reads them: bodies at HEADER_BYTES of the link's buffer. */
-import { CairnError, errorNameOfCode } from "../../src/errors.ts";
+import { decodeCold } from "../../src/engine-api/codec.ts";
 import {
   COMPLETION_FIXED_BYTES,
+  FLAG,
   HEADER_BYTES,
   LOAD_FIXED_BYTES,
   LOOKUP_BITS,
@@ -11,13 +12,16 @@ import {
   STORE_FIXED_BYTES,
   STORE_REPLY_FIXED_BYTES,
 } from "../../src/engine-api/protocol.ts";
+import { CairnError, errorNameOfCode } from "../../src/errors.ts";
 import { LIMITS } from "../../src/limits.ts";
 import type { Link, Reply } from "./link.ts";
 import type {
+  Advice,
   FailedBlock,
   JobResult,
   LoadRequest,
   LookupAnswer,
+  Prefetched,
   StoreRequest,
   StoreResult,
 } from "./types.ts";
@@ -158,6 +162,18 @@ export function readCompletion(reply: Reply): JobResult {
     failed,
     microseconds: view.getUint32(4, true),
     bytes: view.getUint32(8, true) + view.getUint32(12, true) * 2 ** 32,
+  };
+}
+
+/** The two frames of a PREFETCH, the second unless it is refused. */
+export function prefetchReplies(ended: (result: Prefetched) => void): (reply: Reply) => boolean {
+  let advice: Advice | undefined;
+  return ({ header, body }) => {
+    const over = (header.flags & FLAG.COMPLETION) !== 0;
+    if (!over) advice = decodeCold(body) as unknown as Advice;
+    if (advice === undefined || (!over && advice.verdict !== "refused")) return false;
+    ended({ ...advice, resident: over ? header.count : 0 });
+    return true;
   };
 }
 

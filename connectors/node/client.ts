@@ -19,6 +19,7 @@ import {
   countKeys,
   loadRefused,
   MISS,
+  prefetchReplies,
   readCompletion,
   readLookup,
   readStoreReply,
@@ -37,6 +38,7 @@ import type {
   LoadRequest,
   LookupAnswer,
   LookupOptions,
+  Prefetched,
   StoreRequest,
   StoreResult,
   WindowOptions,
@@ -442,22 +444,21 @@ export class CairnClient {
     return (await this.cold(OP.PREFETCH, lease, () => ({ deadlineMs }))) as unknown as Advice;
   }
 
-  /** PREFETCH of a chain that a LOOKUP of this request named, whether or not any of it was found. */
-  async prefetchRequest(requestId: number, keys: Uint8Array, deadlineMs: number): Promise<Advice> {
+  /**
+   * PREFETCH of a chain that a LOOKUP of this request named, whether or not any of it was found. Resolves when it has
+   * ended: whole, at what cannot be had, or at the deadline. `resident`: blocks of the chain in DRAM from its root on.
+   */
+  prefetchRequest(requestId: number, keys: Uint8Array, deadlineMs: number): Promise<Prefetched> {
     const link = this.#live();
-    const bytes = encodeCold({ keys, deadlineMs });
-    link.out.set(bytes, HEADER_BYTES);
-    const place = { flags: FLAG.BY_REQUEST, handle: this.handle(0) };
-    const reply = await this.#cold(
-      link,
-      OP.PREFETCH,
-      requestId,
-      bytes.byteLength,
-      -1,
-      undefined,
-      place,
-    );
-    return reply as unknown as Advice;
+    const body = encodeCold({ keys, deadlineMs });
+    link.out.set(body, HEADER_BYTES);
+    const handle = this.handle(0);
+    return new Promise((resolve, reject) => {
+      const deadlineAt = performance.now() + deadlineMs + COMPLETION_GRACE_MS;
+      const expectation = { deadlineAt, reply: prefetchReplies(resolve), fail: reject };
+      const tag = link.tag();
+      link.send(OP.PREFETCH, FLAG.BY_REQUEST, tag, requestId, 0, handle, body.length, expectation);
+    });
   }
 
   /** Verdict of an incarnation proof: the stored block equals the computed one, or not. */
@@ -541,7 +542,6 @@ export class CairnClient {
     bodyBytes: number,
     descriptor = -1,
     onDescriptor?: (descriptor: number) => void,
-    { flags, handle } = { flags: 0, handle: 0 },
   ): Promise<ColdMap> {
     return new Promise((resolve, reject) => {
       const expectation = {
@@ -553,7 +553,7 @@ export class CairnClient {
         },
         fail: reject,
       };
-      link.send(op, flags, link.tag(), id, 0, handle, bodyBytes, expectation, descriptor);
+      link.send(op, 0, link.tag(), id, 0, 0, bodyBytes, expectation, descriptor);
     });
   }
 

@@ -141,6 +141,10 @@ export interface Advice {
   readonly reason?: string;
 }
 
+export interface Prefetched extends Advice {
+  readonly resident: number;
+}
+
 export interface HintRequest {
   readonly namespace?: number;
   readonly key: Uint8Array;

@@ -13,8 +13,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import type { CairnClient, Window } from "../../connectors/node/index.ts";
+import { CairnStore } from "../../connectors/node/llama/cairn-store.ts";
 import { coldFrame } from "../../src/engine-api/codec.ts";
 import { FLAG, OP } from "../../src/engine-api/protocol.ts";
+import { LIMITS } from "../../src/limits.ts";
 import { coldOf, hotFrame, RawClient } from "../engine-api/support.ts";
 import { metric } from "./edge-client.ts";
 import {
@@ -180,6 +182,34 @@ describe("two nodes over one shared directory", () => {
     second.node.signal("SIGHUP");
     await eventually(async () => (await prefetch(second)) === 2 * CHUNK_BLOCKS, 30_000);
     expect(await good(second)).toBe(2 * CHUNK_BLOCKS);
+  });
+
+  it("let an engine that waits for them go on once no more of them can be had", async () => {
+    const first = await engineOf();
+    await store(first);
+    await eventually(async () => (await uploaded(first.node, "stored")) === 2, 30_000);
+    const second = await engineOf();
+    await eventually(async () => (await second.client.lookup(1, keys)).remotePrefixBlocks > 0);
+    // Half of the prefix that was promised is gone.
+    const [whole] = objects(shared).filter((path) =>
+      readFileSync(path).includes(Buffer.from(keyAt(keys, 0))),
+    );
+    for (const path of objects(shared)) if (path !== whole) rmSync(path);
+    const engine = new CairnStore({
+      socket: second.node.socket,
+      engineId: "engine-a",
+      descriptor: namespaces[0]!,
+      remoteWaitMs: LIMITS.loadDeadlineMsMax,
+      timeoutMs: LIMITS.loadDeadlineMsMax,
+    });
+    const chain = Array.from({ length: BLOCKS }, (_, index) => Buffer.from(keyAt(keys, index)));
+    const before = await metric(second.node, "cairn_lookups_total");
+    expect((await engine.lookup(2, chain)).hitBlocks).toBe(CHUNK_BLOCKS);
+    engine.close();
+    // An engine that asked every 10 ms until its wait was over asked thousands of times.
+    const lookups = async (): Promise<number> => metric(second.node, "cairn_lookups_total");
+    await eventually(async () => (await lookups()) > before);
+    expect((await lookups()) - before).toBeLessThan(100);
   });
 
   it("never serve an object with a flipped byte", async () => {

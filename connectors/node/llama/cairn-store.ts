@@ -70,24 +70,21 @@ export class CairnStore implements BlockStore {
     return { hitBlocks: answer.hit, proof: answer.proof };
   }
 
-  /** Announces what only the remote tier has, and looks up again until it is there or the wait is over. */
+  /**
+   * Announces what only the remote tier has and looks up again when that has ended: whole, or as far as it could be
+   * had. A hint that does not come within a share of the wait is none.
+   */
   async #withRemote(requestId: number, keys: Uint8Array, first: Found): Promise<Found> {
-    const startMs = performance.now();
-    const waited = (): number => performance.now() - startMs;
+    const hintUntil = performance.now() + this.#remoteWaitMs * REMOTE_HINT_SHARE;
     let answer = first;
-    let wanted = 0;
-    while (answer.proof === undefined && waited() < this.#remoteWaitMs) {
-      if (wanted > 0 && answer.hit >= wanted) break;
-      if (wanted === 0 && waited() > this.#remoteWaitMs * REMOTE_HINT_SHARE) break;
-      if (wanted === 0 && answer.remotePrefixBlocks > answer.hit) {
-        wanted = answer.remotePrefixBlocks;
-        const { verdict } = await this.#client.prefetchRequest(requestId, keys, this.#remoteWaitMs);
-        if (verdict === "refused") break;
-      }
+    while (answer.proof === undefined && answer.remotePrefixBlocks <= answer.hit) {
+      if (performance.now() >= hintUntil) return answer;
       await sleep(REMOTE_POLL_MS);
       answer = await this.#client.lookup(requestId, keys, { keepChain: true });
     }
-    return answer;
+    if (answer.proof !== undefined) return answer;
+    await this.#client.prefetchRequest(requestId, keys, this.#remoteWaitMs);
+    return this.#client.lookup(requestId, keys, { keepChain: true });
   }
 
   async load(
