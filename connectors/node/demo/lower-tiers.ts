@@ -163,7 +163,8 @@ export class LowerDemo {
     const configPath = path.join(directory, "cairn.yaml");
     const config = {
       node: { name: `demo-${number}` },
-      engineApi: { socket },
+      // A conversation takes more than the half of so small a pool that leases of one engine may hold by default.
+      engineApi: { socket, pinnedBytesMax: POOL_BYTES },
       dram: {
         directory: path.join(directory, "pool"),
         capacityBytes: POOL_BYTES,
