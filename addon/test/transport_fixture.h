@@ -24,11 +24,20 @@ inline TransportOptions options() {
   result.frameBodyBytesMax = kBodyMax;
   result.connectionsMax = 8;
   result.outboundBytesMax = 1 << 20;
-  result.frameTimeoutMs = 300;
-  result.helloTimeoutMs = 1000;
+  // Longer than any test: a machine that stands still for a second ends no connection of theirs.
+  result.frameTimeoutMs = 60'000;
+  result.helloTimeoutMs = 60'000;
   result.magic = kClientMagic;
   result.version = 1;
   result.tickMs = 20;
+  return result;
+}
+
+/// For the tests of time limits alone: of a frame, which bounds what a close still sends, too, and of HELLO.
+inline TransportOptions hurried(uint32_t helloTimeoutMs = options().helloTimeoutMs) {
+  TransportOptions result = options();
+  result.frameTimeoutMs = 300;
+  result.helloTimeoutMs = helloTimeoutMs;
   return result;
 }
 

@@ -45,7 +45,7 @@ extern "C" int epoll_ctl(int epoll, int operation, int fd, epoll_event* event) n
 }
 
 TEST_LED_BY_EACH("a frame that has to wait while descriptors have run out ends the connection, not without its own") {
-  Server server(leader);
+  Server server(leader, hurried());
   const Peer peer(server.path);
   REQUIRE(server.greeted(1));
   const uint32_t id = server.accepts[0].id;

@@ -116,7 +116,7 @@ TEST_LED_BY_EACH("bad magic, another version and an oversized body close the con
 }
 
 TEST_LED_BY_EACH("a frame begun and not finished times out, a whole one does not, nor HELLO once established") {
-  Server server(leader);
+  Server server(leader, hurried(1000));
   const Peer slow(server.path);
   const Peer good(server.path);
   REQUIRE(server.accepted(2));
@@ -375,7 +375,7 @@ TEST("frames keep their order while the leaders change in the middle of them") {
 }
 
 TEST("while JS is busy frames are read, limits kept and ends seen; it finds them all when it comes back") {
-  Server server(Leader::kJs);
+  Server server(Leader::kJs, hurried());
   const Peer slow(server.path);
   auto gone = std::make_unique<Peer>(server.path);
   REQUIRE(server.accepted(2));
