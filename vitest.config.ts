@@ -5,8 +5,9 @@ export default defineConfig({
     include: ["test/**/*.test.ts"],
     pool: "forks",
     maxWorkers: 2,
-    testTimeout: 60_000,
-    hookTimeout: 60_000,
+    // Only a hang reaches them: these suites start daemons, on machines that do other things, too.
+    testTimeout: 180_000,
+    hookTimeout: 180_000,
     globalSetup: [],
   },
 });

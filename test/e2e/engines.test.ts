@@ -170,7 +170,7 @@ describe("engines", () => {
     await worker.lookup(2, keys);
     expect(await leases(client)).toBe(2);
     worker.close();
-    await eventually(async () => (await leases(client)) === 1, 1_000);
+    await eventually(async () => (await leases(client)) === 1);
     client.endRequest(1);
     expect(await leases(client)).toBe(0);
     const silent = await connect({ engineId: "silent", heartbeat: false });

@@ -156,7 +156,7 @@ export function sleep(milliseconds: number): Promise<void> {
 }
 
 /** Waits until `check` holds; fails loudly after `limitMs`. */
-export async function eventually(check: () => boolean | Promise<boolean>, limitMs = 10_000) {
+export async function eventually(check: () => boolean | Promise<boolean>, limitMs = 60_000) {
   const until = performance.now() + limitMs;
   while (!(await check())) {
     if (performance.now() > until) throw new Error("what was waited for did not come");

@@ -12,6 +12,7 @@ import { CairnError } from "../../src/errors.ts";
 import { Feed, METRIC } from "../../src/observe/feed.ts";
 import { FakeDaemon, INFO, SNAPSHOT } from "./fixture.ts";
 import { makeCertificates } from "./tls.ts";
+import { PATIENT } from "../harness/eventually.ts";
 
 let directory = "";
 let handles: EdgeHandle[] = [];
@@ -77,8 +78,10 @@ describe("the edge's worker thread", () => {
       links: SNAPSHOT.links,
     });
     handle.devices(["/mnt/a"]);
-    await vi.waitUntil(async () =>
-      (await fetchFrom({ ...at, path: "/metrics" })).text.includes('directory="/mnt/a"'),
+    await vi.waitUntil(
+      async () =>
+        (await fetchFrom({ ...at, path: "/metrics" })).text.includes('directory="/mnt/a"'),
+      PATIENT,
     );
     expect((await fetchFrom({ ...at, path: "/healthz" })).status).toBe(200);
     const put = await new Promise<number | undefined>((resolve, reject) => {
@@ -203,10 +206,10 @@ describe("server-sent events", () => {
     message.setEncoding("utf8").on("data", (part: string) => {
       text += part;
     });
-    await vi.waitUntil(() => text.includes("event: history\n"));
+    await vi.waitUntil(() => text.includes("event: history\n"), PATIENT);
     handle.notice({ level: "warn", text: "a corrupt block was dropped" });
-    await vi.waitUntil(() => text.includes("event: notice\n"));
-    await vi.waitUntil(() => text.includes("event: digest\n"), { timeout: 10_000 });
+    await vi.waitUntil(() => text.includes("event: notice\n"), PATIENT);
+    await vi.waitUntil(() => text.includes("event: digest\n"), PATIENT);
     expect(text).toContain("a corrupt block was dropped");
     expect(text).toContain('"instances":2');
     message.destroy();
@@ -228,7 +231,7 @@ describe("server-sent events", () => {
     const pump = setInterval(() => handle.notice({ level: "info", text }), 20);
     const metrics = async () =>
       (await fetchFrom({ host: "127.0.0.1", port, path: "/metrics" })).text;
-    await vi.waitUntil(async () => cut.test(await metrics()), { timeout: 40_000, interval: 200 });
+    await vi.waitUntil(async () => cut.test(await metrics()), { ...PATIENT, interval: 200 });
     clearInterval(pump);
     expect(await metrics()).toContain("cairn_edge_event_clients 0\n");
     slow.resume();

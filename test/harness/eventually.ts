@@ -2,7 +2,9 @@
 import { setTimeout as sleep } from "node:timers/promises";
 
 /** Only a daemon that hangs makes a test wait this long. */
-export const PATIENCE_MS = 20_000;
+export const PATIENCE_MS = 60_000;
+/** The same for vi.waitUntil and vi.waitFor, which give up after a second by themselves. */
+export const PATIENT = { timeout: PATIENCE_MS } as const;
 const POLL_MS = 10;
 
 /** Polls until `read` gives something other than undefined or false. Throws after PATIENCE_MS. */

@@ -79,7 +79,7 @@ def store(session: Session, window: Window, keys: list[bytes]) -> None:
     assert result.done.failed == ()
 
 
-def eventually(what: str, holds: Callable[[], bool], seconds: float = 30.0) -> None:
+def eventually(what: str, holds: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait until a condition holds; fail with its name when it does not come."""
     until = time.monotonic() + seconds
     while not holds():

@@ -21,6 +21,7 @@ import { SharedDirectory } from "../../../tiers/remote/shared-directory.ts";
 import { ROOT } from "../../harness/daemon.ts";
 import { LIMITS, listed } from "./contract.ts";
 import { bytesFor } from "./directory-bytes.ts";
+import { PATIENT } from "../../harness/eventually.ts";
 
 let directory: string;
 
@@ -90,10 +91,7 @@ describe("racing processes", () => {
       writer.child.stdin.write("go\n");
       await vi.waitUntil(
         async () => (await allFiles()).some((path) => path.includes(".writing-")),
-        {
-          timeout: 20_000,
-          interval: 1,
-        },
+        { ...PATIENT, interval: 1 },
       );
       writer.child.kill("SIGKILL");
       await ended;

@@ -26,6 +26,7 @@ import { parseCredentials, readCredentials } from "../../../tiers/remote/s3-cred
 import { FAKE_KEYS, FAKE_REGION, type FakeFault, FakeS3 } from "../../harness/fake-s3.ts";
 import { bytesOf, LIMITS } from "./contract.ts";
 import { chunkOf, type TestTier, tierOver } from "./fixture.ts";
+import { PATIENT } from "../../harness/eventually.ts";
 
 let fake: FakeS3;
 const closing: (() => Promise<void>)[] = [];
@@ -147,7 +148,7 @@ describe("one read from a store that misbehaves", () => {
     const abort = new AbortController();
     const into = new Uint8Array(60_000);
     const read = store.get("v1/a", 0, into, { deadlineMs: 60_000, signal: abort.signal });
-    await vi.waitUntil(() => into.some((byte) => byte !== 0));
+    await vi.waitUntil(() => into.some((byte) => byte !== 0), PATIENT);
     abort.abort();
     expect(await read).toMatchObject({ fault: "cancelled" });
   });
@@ -501,7 +502,7 @@ describe("the tier above it", () => {
       stagingUsedBytes: 0,
     });
     fake.fault = () => undefined;
-    await vi.waitUntil(() => a.tier.health === "ok", { timeout: 20_000 });
+    await vi.waitUntil(() => a.tier.health === "ok", PATIENT);
     expect((await fetchAll(a, 1)).served).toBe(4);
     expect(a.lines.some((line) => line.includes("is back"))).toBe(true);
   });

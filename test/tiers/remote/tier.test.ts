@@ -10,6 +10,7 @@ import { SharedDirectory } from "../../../tiers/remote/shared-directory.ts";
 import type { RemoteTierOptions } from "../../../tiers/remote/types.ts";
 import { LIMITS, listed } from "./contract.ts";
 import { chunkOf, keysOf, SPACE, type TestTier, tierOver } from "./fixture.ts";
+import { PATIENT } from "../../harness/eventually.ts";
 
 let directory: string;
 const tiers: TestTier[] = [];
@@ -120,7 +121,7 @@ describe("the remote prefix", () => {
         last = now;
         return same && now > 0;
       },
-      { timeout: 20_000, interval: 50 },
+      { ...PATIENT, interval: 50 },
     );
     return last;
   };
@@ -211,7 +212,7 @@ describe("what is wrong in the store", () => {
     await storeChunk(a, 1, 0);
     await damage(headerBytes + DISK_HEADER_BYTES + 5, 0);
     await fetchBlocks(b, 1, 0);
-    await vi.waitUntil(() => b.tier.snapshot().quarantined === 0);
+    await vi.waitUntil(() => b.tier.snapshot().quarantined === 0, PATIENT);
     expect(await listed(new SharedDirectory({ directory }), "")).toEqual([]);
     const c = node();
     expect(await storeChunk(c, 1, 0)).toMatchObject({ outcome: "stored" });
@@ -298,7 +299,7 @@ describe("what is wrong in the store", () => {
     await rm(directory);
     const { mkdir } = await import("node:fs/promises");
     await mkdir(directory);
-    await vi.waitUntil(() => a.tier.health === "ok", { timeout: 20_000 });
+    await vi.waitUntil(() => a.tier.health === "ok", PATIENT);
     expect(await storeChunk(a, 15, 0)).toMatchObject({ outcome: "stored" });
   });
 });
@@ -360,7 +361,7 @@ describe("collection", () => {
     const a = node({ garbage: { ...garbage, intervalMs: 5 } });
     await storeChunk(a, 1, 0);
     await ageOf(2 * DAY);
-    await vi.waitFor(() => expect(a.tier.snapshot().collected).toBe(1), 20_000);
+    await vi.waitFor(() => expect(a.tier.snapshot().collected).toBe(1), PATIENT);
   });
 });
 
