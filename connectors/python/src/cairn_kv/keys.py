@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from sys import byteorder
 from typing import Final, TypeAlias
 
@@ -90,3 +91,26 @@ def _array(numbers: Iterable[int]) -> memoryview:
     if byteorder == "big":
         packed.byteswap()
     return memoryview(packed)
+
+
+def chain_keys(tokens: Sequence[int], block_tokens: int) -> list[bytes]:
+    """Return the keys (32 bytes) of the full blocks of a sequence, for engines that have no block hashes of their own.
+
+    A key is SHA-256 over its parent's key (nothing, for the first block) and the block's tokens as little-endian u32:
+    it names its block and everything before it. Tokens that do not fill a block have no key.
+
+    Raises:
+        ValueError: block_tokens is less than 1.
+        OverflowError: a token is negative or longer than 32 bits.
+
+    """
+    if block_tokens < 1:
+        raise ValueError(f"blocks of {block_tokens} tokens")
+    packed = _array(tokens).cast("B")
+    size_bytes = 4 * block_tokens
+    keys: list[bytes] = []
+    parent = b""
+    for at in range(0, len(tokens) // block_tokens * size_bytes, size_bytes):
+        parent = sha256(parent + packed[at : at + size_bytes]).digest()
+        keys.append(parent)
+    return keys

@@ -1,0 +1,150 @@
+"""What only the loaded model itself can tell: shapes, weights, machine, and whether it is what it was.
+
+Shapes come from a forward pass of two tokens. A second pass with another second token shows that a token's keys and
+values do not depend on what comes after it, which is what a prefix cache rests on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+from transformers import DynamicCache
+
+from cairn_kv.vllm.rows import same_values
+
+from .identity import Facts, LayerShape, NotServed, check_layers, check_model
+
+#: Bytes of weights that are added up at once.
+CHUNK_BYTES = 16 << 20
+#: Hooks of these packages belong to the model; anybody else's may change what it computes.
+OWN_HOOKS = ("transformers.", "accelerate.")
+
+
+def examine(model: Any, weights: str | None) -> tuple[Facts, torch.dtype, list[torch.device]]:
+    """What the model is, the dtype of its cache, and where each layer's lies. Raises NotServed."""
+    check_model(model)
+    reason = unfit(model)
+    if reason is not None:
+        raise NotServed(reason)
+    layers = [(layer.keys, layer.values) for layer in _probe(model)]
+    dtypes = {tensor.dtype for pair in layers for tensor in pair}
+    if len(dtypes) != 1:
+        raise NotServed(f"keys and values of {len(dtypes)} dtypes")
+    dtype = dtypes.pop()
+    devices = [keys.device for keys, _ in layers]
+    facts = Facts(
+        weights=weights_digest(model) if weights is None else f"named {weights}",
+        dtype=str(dtype).removeprefix("torch."),
+        dtype_bytes=dtype.itemsize,
+        attention=attention(model),
+        machine=machine(devices),
+        transformers=str(transformers.__version__),
+        shapes=tuple(LayerShape(_heads(keys), _heads(values)) for keys, values in layers),
+    )
+    return facts, dtype, devices
+
+
+def _heads(tensor: torch.Tensor) -> tuple[int, int]:
+    return int(tensor.shape[1]), int(tensor.shape[3])
+
+
+def _probe(model: Any) -> list[Any]:
+    """The layers of a cache that two tokens filled. Raises NotServed."""
+    caches = []
+    for second in (1, 2):
+        cache = DynamicCache(config=model.config)
+        check_layers([type(layer).__name__ for layer in cache.layers])
+        with torch.no_grad():
+            model(input_ids=torch.tensor([[0, second]], device=model.device), past_key_values=cache, use_cache=True)
+        caches.append(cache)
+    one, two = caches
+    check_layers([type(layer).__name__ for layer in one.layers])
+    for layer, other in zip(one.layers, two.layers, strict=True):
+        for tensor, changed in ((layer.keys, other.keys), (layer.values, other.values)):
+            if tensor is None or tensor.dim() != 4 or tensor.shape[0] != 1 or tensor.shape[2] != 2:
+                raise NotServed("a layer does not keep keys and values as [batch, heads, tokens, numbers]")
+            if not same_values(_bytes(tensor[:, :, :1]), _bytes(changed[:, :, :1]), tensor.dtype):
+                raise NotServed("a token's keys and values depend on the tokens after it")
+    return list(one.layers)
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return bytes(tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+
+
+def attention(model: Any) -> str:
+    """The implementation that computes attention now."""
+    return str(getattr(model.config, "_attn_implementation", None) or "default")
+
+
+def machine(devices: list[torch.device]) -> str:
+    """What decides about the bytes of keys and values beside the model."""
+    precision = f"torch {torch.__version__} precision {torch.get_float32_matmul_precision()}"
+    kinds = sorted({device.type for device in devices})
+    if kinds == ["cpu"]:
+        tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        return f"cpu {torch.backends.cpu.get_cpu_capability()}{' AMX' if tiles else ''} {precision}"
+    if "cuda" in kinds:
+        names = sorted({torch.cuda.get_device_name(device) for device in devices if device.type == "cuda"})
+        kinds = [f"{kind} {names} {torch.version.cuda}" if kind == "cuda" else kind for kind in kinds]
+        precision += f" tf32 {torch.backends.cuda.matmul.allow_tf32}"
+    return f"{', '.join(kinds)} {precision}"
+
+
+def weights_digest(model: Any) -> str:
+    """A digest of every parameter and buffer, names and shapes included; equal on each device. Raises NotServed.
+
+    Numbers are added up where they lie, as integers with a factor by position, so that the sums do not depend on
+    threads; SHA-256 goes over the sums. It tells versions of a model apart; it does not withstand forgery.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in _tensors(model):
+        if tensor.is_meta:
+            raise NotServed(f"{name} is not in memory: name the weights with weights=")
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        try:
+            flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+            sums = [_sum(flat[at : at + CHUNK_BYTES]) for at in range(0, flat.numel(), CHUNK_BYTES)]
+            digest.update(repr(torch.stack(sums).tolist() if sums else []).encode())
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            raise NotServed(f"{name} cannot be read ({error}): name the weights with weights=") from error
+    return digest.hexdigest()[:32]
+
+
+def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from sorted(model.named_parameters(), key=lambda entry: str(entry[0]))
+    yield from sorted(model.named_buffers(), key=lambda entry: str(entry[0]))
+
+
+def _sum(chunk: torch.Tensor) -> torch.Tensor:
+    padded = torch.zeros(-(-chunk.numel() // 8) * 8, dtype=torch.uint8, device=chunk.device)
+    padded[: chunk.numel()] = chunk
+    words = padded.view(torch.int64)
+    factors = torch.arange(1, 2 * words.numel(), 2, dtype=torch.int64, device=chunk.device)
+    return (words * factors).sum()
+
+
+def mark(model: Any) -> int:
+    """Changes when a parameter is replaced, moved or written to."""
+    return hash(tuple((name, tensor.data_ptr(), _version(tensor)) for name, tensor in model.named_parameters()))
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return -1 if tensor.is_inference() else int(tensor._version)
+
+
+def unfit(model: Any) -> str | None:
+    """Why what the model computes now is no block of its namespace; None if it is one."""
+    if model.training:
+        return "the model is in training mode: call model.eval()"
+    if torch.is_autocast_enabled(model.device.type):
+        return "autocast is on"
+    for module in model.modules():
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            if not str(getattr(hook, "__module__", "")).startswith(OWN_HOOKS):
+                return "a module has a forward hook, which may change what it computes"
+    return None
