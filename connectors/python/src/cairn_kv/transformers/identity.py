@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cairn_kv.protocol import NamespaceDescriptor
@@ -23,6 +24,8 @@ from cairn_kv.protocol import NamespaceDescriptor
 KEY_BYTES = 32
 #: The daemon's longest row.
 ROW_BYTES_MAX = 2**31 - 1
+#: Of the model's name; the daemon takes 1,024.
+NAME_CHARACTERS_MAX = 512
 #: Rotary embeddings that turn with the length of the whole input: equal tokens then have unequal keys.
 ROTARY_BY_LENGTH = ("dynamic", "longrope")
 
@@ -123,7 +126,7 @@ def describe(model: Any, facts: Facts, block_tokens: int, cache_salt: str) -> Na
         "machine": facts.machine,
     }
     return NamespaceDescriptor(
-        model=(str(getattr(model, "name_or_path", "")) or kind.__name__)[:512],
+        model=_name(model),
         revision=_text(revision),
         kv_dtype=facts.dtype,
         quant_scales=False,
@@ -139,6 +142,12 @@ def describe(model: Any, facts: Facts, block_tokens: int, cache_salt: str) -> Na
         shards=1,
         chained=True,
     )
+
+
+def _name(model: Any) -> str:
+    """What an operator sees: the hub's name, or that of the directory, wherever it lies."""
+    name = str(getattr(model, "name_or_path", "")) or type(model).__name__
+    return (Path(name).name if Path(name).is_absolute() else name)[:NAME_CHARACTERS_MAX]
 
 
 def _without_place(config: str) -> str:
