@@ -192,9 +192,10 @@ def test_a_daemon_killed_in_the_middle_is_a_miss_and_hits_come_back_with_it(
     child.begin("restore", ids=long)
     time.sleep(chance.random() * 0.02)
     node.kill()
-    assert child.end()["tokens"] % BLOCK_TOKENS == 0
+    restored = child.end()["tokens"]
+    assert restored in range(0, 3_969, BLOCK_TOKENS)
     assert child.do("forward", ids=long, first=0)["best"][-1] == long_reference["best"][-1]
-    assert child.do("save", ids=long)["tokens"] % BLOCK_TOKENS == 0
+    assert child.do("save", ids=long)["tokens"] == restored
     # Without a daemon.
     assert child.compute(prompt, 192) == (0, reference)
     node.start()
@@ -319,13 +320,13 @@ def test_what_the_keys_do_not_name_is_computed_without_the_daemon_and_said_once(
     child.do("load", model=str(model))
     child.do("open", socket=node.socket)
     child.compute(prompts[0], 96)
-    for options in ({"num_beams": 2}, {"cache_implementation": "static"}, {}):
+    for options in ({"num_beams": 2}, {"cache_implementation": "static"}, {"use_cache": False}, {}):
         ids = prompts if not options else prompts[:1]
         for _ in range(2):
             assert child.do("generate", ids=ids, **options) == child.do("generate", ids=ids, plain=True, **options)
     assert child.do("restore", ids=prompts)["tokens"] == 0
     assert child.do("counters")["lookups"] == 1
-    assert len(child.do("log")["texts"]) == 4
+    assert len(child.do("log")["texts"]) == 5
     for how in ("training", "hook", "attention", "weights"):
         child.do("load", model=str(model))
         child.do("open", socket=node.socket, weights=how)

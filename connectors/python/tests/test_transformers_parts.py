@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from daemon import ROW_BYTES, Daemon, descriptor, keys_of, payload_of
+from daemon import ROW_BYTES, Daemon, descriptor, eventually, keys_of, payload_of
 
 from cairn_kv import FailedBlock, Session, StoreResult, StoreStatus
 from cairn_kv.completions import LoadDone, LookupDone, StoreDone, StoreOffered
@@ -76,6 +77,8 @@ def model_of(name: str = "some/model", **config: Any) -> Any:
         (model_of(rope_parameters={"rope_type": "longrope"}), "longrope"),
         (model_of(rope_parameters={"full_attention": {"rope_type": "dynamic"}}), "dynamic"),
         (SimpleNamespace(config=Config(), peft_config={"default": 1}), "adapters"),
+        (SimpleNamespace(config=Config(), _tp_size=2), "ranks"),
+        (model_of(distributed_config={"fsdp_size": 2}), "ranks"),
     ],
 )
 def test_a_model_whose_blocks_depend_on_more_than_their_tokens_is_not_served(model: Any, why: str) -> None:
@@ -188,6 +191,23 @@ def test_time_that_is_up_is_a_miss(session: Session) -> None:
     assert late.counters.stored_blocks_short == 3
 
 
+def test_a_daemon_that_hangs_is_a_miss_until_it_goes_on(own_daemon: Daemon) -> None:
+    keys = keys_of(1, 3)
+    with Session(own_daemon.socket, "hung", [descriptor()]) as session:
+        assert session.wait_connected(SECONDS)
+        window = session.create_window(4)
+        transfer = PrefixTransfer(session, window, SECONDS, 0.2)
+        assert transfer.save(keys, 0, Blocks(keys).gather) == 3
+        own_daemon.send(signal.SIGSTOP)
+        found = Blocks(keys)
+        assert transfer.load(keys, found.begin) == Loaded(0)
+        assert transfer.prove(keys, found.gather, equal) is None
+        assert transfer.counters.failed_lookups == 2
+        own_daemon.send(signal.SIGCONT)
+        eventually("hits are back", lambda: transfer.load(keys, found.begin) == Loaded(3))
+        assert found.whole(3)
+
+
 def test_without_a_daemon_everything_is_a_miss() -> None:
     keys = keys_of(1, 3)
     with Session("/nonexistent/engine.sock", "nobody", [descriptor()]) as session:
@@ -196,6 +216,8 @@ def test_without_a_daemon_everything_is_a_miss() -> None:
         assert transfer.prove(keys, Blocks(keys).gather, equal) is None
         assert transfer.save(keys, 0, Blocks(keys).gather) == 0
         assert transfer.counters.failed_lookups == 2
+    assert transfer.load(keys, Blocks(keys).begin) == Loaded(0)
+    assert transfer.save(keys, 0, Blocks(keys).gather) == 0
 
 
 def test_blocks_of_another_process_are_given_after_a_proof_and_hidden_after_one_that_fails() -> None:

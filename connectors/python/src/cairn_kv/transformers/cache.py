@@ -43,6 +43,7 @@ SECONDS_MAX = 60.0
 
 #: Options of `generate` with which it is one sequence in a cache that it leaves as the tokens are.
 USUAL_OPTIONS = {
+    "use_cache": True,
     "num_beams": 1,
     "num_return_sequences": 1,
     "past_key_values": None,
@@ -65,7 +66,8 @@ class PrefixStore:
         cache_salt: stores with different salts share nothing.
         weights: a name that stands for the weights; None: a digest of all of them, which reads them once.
         window_bytes: memory shared with the daemon, through which blocks travel.
-        timeout_seconds: bounds the jobs of each restore and of each save.
+        timeout_seconds: bounds the jobs of each restore and of each save; a daemon that hangs may keep a save for as
+            long as its own bound for a store (`engineApi.storeFillMs`, at most 10 s).
         lookup_timeout_seconds: a look-up that takes longer is a miss.
 
     A model that is not served (docs/engine-transformers.md) makes a store that stores and loads nothing, with the
@@ -165,7 +167,11 @@ class PrefixStore:
         # Without a mask, tokens that are equal to the padding's would be taken for padding.
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         output = self.model.generate(input_ids, attention_mask=mask, past_key_values=cache, **options)
-        cache.save(output if isinstance(output, torch.Tensor) else output.sequences)
+        sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        if cache.get_seq_length() == sequences.shape[1] - 1:
+            cache.save(sequences)
+        else:
+            self._say("not stored: the cache does not hold all tokens but the last")
         return output
 
     # For CairnCache.
@@ -327,7 +333,8 @@ def _not_plain(model: Any, input_ids: Any, attention_mask: Any, options: dict[st
             return f"{name} may change what the tokens' keys and values are"
     config = options.get("generation_config") or model.generation_config
     for name, usual in USUAL_OPTIONS.items():
-        if (options.get(name) or getattr(config, name, None) or usual) != usual:
+        given = options.get(name, getattr(config, name, None))
+        if given is not None and given != usual:
             return f"{name} is set"
     return None
 

@@ -26,6 +26,7 @@ KEY_BYTES = 32
 ROW_BYTES_MAX = 2**31 - 1
 #: Of the model's name; the daemon takes 1,024.
 NAME_CHARACTERS_MAX = 512
+SPREAD = "the model is spread over several ranks, each with a part of every block"
 #: Rotary embeddings that turn with the length of the whole input: equal tokens then have unequal keys.
 ROTARY_BY_LENGTH = ("dynamic", "longrope")
 
@@ -73,6 +74,8 @@ def check_model(model: Any) -> None:
         raise NotServed("the model takes inputs other than tokens, which block keys do not name")
     if getattr(model, "peft_config", None) or getattr(model, "_hf_peft_config_loaded", False):
         raise NotServed("adapters can be switched on and off unseen: merge them into the weights")
+    if (getattr(model, "_tp_size", None) or 1) > 1 or getattr(config, "distributed_config", None) is not None:
+        raise NotServed(SPREAD)
     by_length = sorted(set(rotary_kinds(config)) & set(ROTARY_BY_LENGTH))
     if by_length:
         raise NotServed(f"rotary embeddings of kind {by_length[0]} depend on the length of the whole input")

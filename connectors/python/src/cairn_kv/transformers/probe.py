@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import DynamicCache
 
-from .identity import Facts, LayerShape, NotServed, check_layers, check_model
+from .identity import SPREAD, Facts, LayerShape, NotServed, check_layers, check_model
 
 #: Bytes of weights that are added up at once.
 CHUNK_BYTES = 16 << 20
@@ -27,6 +27,8 @@ OWN_HOOKS = ("transformers.", "accelerate.")
 def examine(model: Any, weights: str | None) -> tuple[Facts, torch.dtype, list[torch.device]]:
     """What the model is, the dtype of its cache, and where each layer's lies. Raises NotServed."""
     check_model(model)
+    if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+        raise NotServed(SPREAD)
     reason = unfit(model)
     if reason is not None:
         raise NotServed(reason)

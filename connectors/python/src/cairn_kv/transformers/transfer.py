@@ -32,10 +32,6 @@ Scatter = Callable[[memoryview, int], None]
 Same = Callable[[bytes, bytes], bool]
 """Whether a stored row and a computed one hold the same keys and values."""
 
-#: Deadlines of single jobs, milliseconds: the daemon's own bound, and the least that is worth asking for.
-DEADLINE_MS_MAX = 60_000
-DEADLINE_MS_MIN = 1
-
 
 @dataclass
 class Counters:
@@ -206,4 +202,4 @@ class PrefixTransfer:
 def _deadline_ms(until: float) -> int | None:
     """Milliseconds that are left, None when none is."""
     left = int((until - time.monotonic()) * 1_000)
-    return None if left < DEADLINE_MS_MIN else min(left, DEADLINE_MS_MAX)
+    return left if left > 0 else None
