@@ -212,6 +212,12 @@ def test_a_daemon_killed_in_the_middle_is_a_miss_and_hits_come_back_with_it(
     assert child.do("save", ids=longer)["tokens"] == 192
     node.start()
     eventually("the save", lambda: child.do("save", ids=longer)["tokens"] == 288, 60)
+    # Opened without a daemon.
+    node.kill()
+    assert child.do("open", socket=node.socket) == {"notServed": None}
+    assert child.compute(longer, 288)[0] == 0
+    node.start()
+    eventually("the proof", lambda: child.compute(longer, 288)[0] == 288, 60)
 
 
 def test_blocks_of_other_weights_under_the_same_name_are_hidden_by_the_proof(
@@ -239,6 +245,26 @@ def test_blocks_of_other_weights_under_the_same_name_are_hidden_by_the_proof(
     child.do("open", socket=node.socket, weights="the same")
     assert child.compute(prompt, 192) == theirs
     assert child.compute(prompt, 0) == (192, theirs[1])
+
+
+def test_a_cache_that_is_copied_or_cropped_goes_on_with_other_tokens(
+    node: Node, child: Child, model: Path, chance: random.Random
+) -> None:
+    prompt = prompt_of(chance, 97)
+    one, two, three = ([*prompt, *prompt_of(chance, 63)] for _ in range(3))
+    child.do("load", model=str(model))
+    child.do("open", socket=node.socket)
+    child.compute(prompt, 96)
+    assert child.do("restore", ids=one)["tokens"] == 96
+    for ids, copies in ((one, True), (two, True), (three, False)):
+        if copies:
+            child.do("copy")
+        child.do("crop", tokens=0 if ids is one else 63)
+        child.do("forward", ids=ids, first=0)
+        assert child.do("save", ids=ids)["tokens"] == 160
+    assert "not those" in child.do("save", ids=one)["error"]
+    for ids in (one, two, three):
+        assert child.do("restore", ids=[*ids, 7])["tokens"] == 160
 
 
 def test_generating_over_several_turns_and_processes_gives_the_tokens_of_plain_generation(

@@ -6,6 +6,7 @@ prompt give equal bits.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -106,6 +107,17 @@ class Jobs:
         assert isinstance(self.cache, CairnCache)
         return {"tokens": self.cache.save(ids)}
 
+    def copy(self) -> dict[str, Any]:
+        """Goes on with a copy of the sequence's cache, as a prompt's cache is copied for each of its continuations."""
+        self.cache = copy.deepcopy(self.cache)
+        return {}
+
+    def crop(self, tokens: int) -> dict[str, Any]:
+        """Forgets tokens at the end of the sequence."""
+        assert self.cache is not None
+        self.cache.crop(-tokens)
+        return {}
+
     def generate(self, ids: list[Any], plain: bool = False, **options: Any) -> dict[str, Any]:
         """The best tokens that follow, of each sequence."""
         batch = torch.tensor(ids if isinstance(ids[0], list) else [ids])
@@ -165,7 +177,11 @@ def main() -> None:
     jobs = Jobs()
     for line in sys.stdin:
         job = json.loads(line)
-        answers.write(json.dumps(getattr(jobs, job.pop("job"))(**job)) + "\n")
+        try:
+            answer = getattr(jobs, job.pop("job"))(**job)
+        except ValueError as error:
+            answer = {"error": str(error)}
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
     jobs.close()
 

@@ -194,7 +194,7 @@ class PrefixStore:
         ids = input_ids.tolist() if isinstance(input_ids, torch.Tensor) else list(input_ids)
         if ids and isinstance(ids[0], Sequence):
             if len(ids) != 1:
-                self._say(f"not stored or loaded: a batch of {len(ids)} sequences; one is served")
+                self._say("not stored or loaded: a batch of several sequences; one is served")
                 return None
             ids = list(ids[0])
         return [int(token) for token in ids]

@@ -29,6 +29,8 @@ def examine(model: Any, weights: str | None) -> tuple[Facts, torch.dtype, list[t
     check_model(model)
     if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
         raise NotServed(SPREAD)
+    if model.device.type == "meta":
+        raise NotServed("the weights are not in memory")
     reason = unfit(model)
     if reason is not None:
         raise NotServed(reason)
