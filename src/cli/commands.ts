@@ -73,12 +73,17 @@ ${EDGE_NOTE}`,
   },
   {
     name: "config",
-    summary: "check, show or document the configuration",
-    usage: `usage: cairn config check|show|reference [options]
+    summary: "check, show, migrate or document the configuration",
+    usage: `usage: cairn config check|show|migrate|reference [options]
 
   check                  load and prove it; print every problem with its source (exit code 2)
   show                   print what is in force as cairn.yaml would say it; --json with sources
-  reference              print docs/config.md; --write refreshes docs/config.md and docs/errors.md
+  migrate                print the cairn.yaml that options of Dynamo KVBM or LMCache come to (docs/migration.md)
+    --lmcache FILE         the file that LMCACHE_CONFIG_FILE names
+    --env                  DYN_KVBM_* and LMCACHE_* variables
+    --workers N            worker processes per node, each of which had the sizes of LMCache's file (default 1)
+    -- FLAGS               what follows is a command line of \`lmcache server\`
+  reference              print docs/config.md; --write refreshes it, docs/errors.md and docs/migration.md
 ${CONFIG_NOTE}`,
     run: async (words) => (await import("./config.ts")).configCommand(words),
   },

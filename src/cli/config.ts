@@ -1,4 +1,4 @@
-/** `cairn config check|show|reference`. */
+/** `cairn config check|show|migrate|reference`. */
 import { writeFileSync } from "node:fs";
 import { stringify } from "yaml";
 import { suggestion } from "../config/nearest.ts";
@@ -6,6 +6,8 @@ import { configReference, errorReference } from "../config/reference.ts";
 import { configOf, type ParsedArguments, readArguments } from "./arguments.ts";
 import { EXIT, UsageError } from "./exit.ts";
 import { printJson, printLine } from "./output.ts";
+
+type Action = (parsed: ParsedArguments, behind: readonly string[]) => number | Promise<number>;
 
 function check(parsed: ParsedArguments): number {
   const { config, file, sources } = configOf(parsed);
@@ -27,8 +29,13 @@ function show(parsed: ParsedArguments): number {
   return EXIT.OK;
 }
 
-function reference(parsed: ParsedArguments): number {
-  const pages = { "docs/config.md": configReference(), "docs/errors.md": errorReference() };
+async function reference(parsed: ParsedArguments): Promise<number> {
+  const { migrationReference } = await import("../config/migrate/reference.ts");
+  const pages = {
+    "docs/config.md": configReference(),
+    "docs/errors.md": errorReference(),
+    "docs/migration.md": migrationReference(),
+  };
   if (parsed.values.get("write") !== "true") {
     if (parsed.json) printJson(pages);
     else process.stdout.write(pages["docs/config.md"]);
@@ -41,18 +48,26 @@ function reference(parsed: ParsedArguments): number {
   return EXIT.OK;
 }
 
-const ACTIONS: Readonly<Record<string, (parsed: ParsedArguments) => number>> = {
-  check,
-  show,
-  reference,
-};
+async function migrate(parsed: ParsedArguments, behind: readonly string[]): Promise<number> {
+  return (await import("./config-migrate.ts")).migrateConfig(parsed, behind);
+}
+
+const ACTIONS: Readonly<Record<string, Action>> = { check, show, migrate, reference };
+const MIGRATE_OPTIONS = { lmcache: "string", env: "boolean", workers: "string" } as const;
 
 export async function configCommand(words: readonly string[]): Promise<number> {
-  const parsed = readArguments(words, { write: "boolean" }, 1);
+  // What stands behind `--` is a command line of another program.
+  const end = words.includes("--") ? words.indexOf("--") : words.length;
+  const ours = words.slice(0, end);
+  const options = ours.includes("migrate") ? MIGRATE_OPTIONS : { write: "boolean" as const };
+  const parsed = readArguments(ours, options, 1);
   const name = parsed.positionals[0];
-  if (name === undefined) throw new UsageError("config needs one of: check, show, reference");
+  const names = Object.keys(ACTIONS);
+  if (name === undefined) throw new UsageError(`config needs one of: ${names.join(", ")}`);
   const action = Object.hasOwn(ACTIONS, name) ? ACTIONS[name] : undefined;
   if (action === undefined)
-    throw new UsageError(`unknown: config ${name}${suggestion(name, Object.keys(ACTIONS))}`);
-  return action(parsed);
+    throw new UsageError(`unknown: config ${name}${suggestion(name, names)}`);
+  const behind = words.slice(end + 1);
+  if (behind.length > 0 && name !== "migrate") throw new UsageError(`unexpected "${behind[0]}"`);
+  return action(parsed, behind);
 }

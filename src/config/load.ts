@@ -8,7 +8,16 @@ import { hostname } from "node:os";
 import { LineCounter, parse as parseYaml, parseDocument } from "yaml";
 import { CairnError } from "../errors.ts";
 import { defaultConfig, mergeTrees, resolveConfig, type Host } from "./defaults.ts";
-import { FIELDS, fieldOf, misfit, type Problem, ROOT, readText, readTree } from "./fields.ts";
+import {
+  FIELDS,
+  fieldOf,
+  type Locate,
+  misfit,
+  type Problem,
+  ROOT,
+  readText,
+  readTree,
+} from "./fields.ts";
 import { suggestion } from "./nearest.ts";
 import { proveConfig } from "./proofs.ts";
 import type { Config } from "./schema.ts";
@@ -19,9 +28,8 @@ const FILE_BYTES_MAX = 1024 * 1024;
 export const DEFAULT_FILES = ["cairn.yaml", "/etc/cairn/cairn.yaml"] as const;
 /** Variables that are ours and no setting. */
 const RESERVED = /^CAIRN_(ADDON|CONFIG|TEST_.*|BENCH_.*)$/;
-/** What Kubernetes and Docker put into the environment of a pod beside a service called cairn. */
 const SERVICE_LINK =
-  /^CAIRN_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP)(_.*)?)?)$/;
+  /^([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP)(_.*)?)?)$/;
 
 export type Environment = Readonly<Record<string, string | undefined>>;
 export type Flags = Readonly<Record<string, string>>;
@@ -32,6 +40,17 @@ export interface ConfigSources {
   readonly env?: Environment;
   /** Dotted path → text, such as { "dram.capacityBytes": "64GiB" }. */
   readonly flags?: Flags;
+  /** What another program's variables said at start (migrate/take-over.ts): above the defaults, below all else. */
+  readonly inherited?: readonly InheritedGroup[];
+}
+
+/** Settings that make sense together only. Once one of `fields` is set in cairn's own way, none of them counts. */
+export interface InheritedGroup {
+  /** Where it was written, such as `DYN_KVBM_CPU_CACHE_GB`. */
+  readonly source: string;
+  readonly fields: readonly string[];
+  /** Values as cairn.yaml would hold them. */
+  readonly settings: readonly { readonly path: string; readonly value: unknown }[];
 }
 
 export interface LoadedConfig {
@@ -62,16 +81,21 @@ interface Layer {
   readonly problems: readonly Problem[];
 }
 
-/** Reads the text of a cairn.yaml; pure. */
-export function readYaml(text: string, name: string): Layer {
-  const problems: Problem[] = [];
-  const sources = new Map<string, string>();
+interface ParsedYaml {
+  readonly raw: unknown;
+  readonly locate: Locate;
+  readonly problems: readonly Problem[];
+}
+
+/** Plain values of a YAML text and where each stands in it; pure. */
+export function parseYamlText(text: string, name: string): ParsedYaml {
+  const failed = (...problems: Problem[]): ParsedYaml => ({
+    raw: null,
+    locate: () => name,
+    problems,
+  });
   if (text.length > FILE_BYTES_MAX)
-    return {
-      tree: {},
-      sources,
-      problems: [{ path: "", source: name, message: "longer than 1 MiB" }],
-    };
+    return failed({ path: "", source: name, message: "longer than 1 MiB" });
   const lines = new LineCounter();
   const document = parseDocument(text, {
     lineCounter: lines,
@@ -79,21 +103,27 @@ export function readYaml(text: string, name: string): Layer {
     stringKeys: true,
   });
   const lineAt = (offset: number): string => `${name}:${Math.max(1, lines.linePos(offset).line)}`;
-  for (const error of document.errors)
-    problems.push({ path: "", source: lineAt(error.pos[0]), message: error.message });
-  if (problems.length > 0) return { tree: {}, sources, problems };
-  const locate = (path: readonly (string | number)[]): string => {
+  if (document.errors.length > 0)
+    return failed(
+      ...document.errors.map(({ pos, message }) => ({ path: "", source: lineAt(pos[0]), message })),
+    );
+  const locate: Locate = (path) => {
     const node = document.getIn(path, true) as { readonly range?: readonly number[] } | undefined;
     return node?.range === undefined ? name : lineAt(node.range[0]!);
   };
-  let raw: unknown;
   try {
-    raw = document.toJS({ maxAliasCount: 16 });
+    return { raw: document.toJS({ maxAliasCount: 16 }), locate, problems: [] };
   } catch (error) {
     // Aliases without an anchor, or too many of them, show only here.
-    problems.push({ path: "", source: name, message: String(error).split("\n")[0]! });
-    return { tree: {}, sources, problems };
+    return failed({ path: "", source: name, message: String(error).split("\n")[0]! });
   }
+}
+
+/** Reads the text of a cairn.yaml; pure. */
+export function readYaml(text: string, name: string): Layer {
+  const { raw, locate, problems: broken } = parseYamlText(text, name);
+  const problems = [...broken];
+  const sources = new Map<string, string>();
   const tree = raw === null ? {} : readTree(ROOT, raw, [], locate, problems, sources);
   return { tree, sources, problems };
 }
@@ -131,6 +161,13 @@ function readTexts(
   return { tree, sources, problems };
 }
 
+/** What Kubernetes and Docker put into the environment of a pod beside a service of that name. */
+export function isServiceLink(variable: string, service: string): boolean {
+  return (
+    variable.startsWith(`${service}_`) && SERVICE_LINK.test(variable.slice(service.length + 1))
+  );
+}
+
 /** Reads `CAIRN_*` variables; pure. Unknown ones are problems, service links are ignored. */
 export function readEnvironment(env: Environment): Layer {
   const known = new Map(FIELDS.map((field) => [field.environment, field.path]));
@@ -140,13 +177,35 @@ export function readEnvironment(env: Environment): Layer {
     if (!name.startsWith("CAIRN_") || text === undefined || RESERVED.test(name)) continue;
     const path = known.get(name);
     if (path !== undefined) texts.push({ path, source: name, text });
-    else if (!SERVICE_LINK.test(name)) {
+    else if (!isServiceLink(name, "CAIRN")) {
       const hint = suggestion(name, [...known.keys()]);
       problems.push({ path: name, source: "environment", message: `unknown variable${hint}` });
     }
   }
   const layer = readTexts(texts);
   return { ...layer, problems: [...problems, ...layer.problems] };
+}
+
+/** Settings of other programs as a layer; pure. */
+function readInherited(groups: readonly InheritedGroup[]): Layer {
+  const problems: Problem[] = [];
+  const sources = new Map<string, string>();
+  let tree: unknown = {};
+  for (const { source, settings } of groups) {
+    const raw: Record<string, unknown> = {};
+    for (const { path, value } of settings) setIn(raw, path, value);
+    tree = mergeTrees(
+      tree,
+      readTree(ROOT, raw, [], () => source, problems, sources),
+    );
+  }
+  return { tree, sources, problems };
+}
+
+/** Checks and proves such settings on the defaults alone. throws ConfigError. */
+export function proveInherited(groups: readonly InheritedGroup[]): void {
+  const { tree, problems, sources } = readInherited(groups);
+  checkConfig(mergeTrees(defaultConfig(), tree), thisHost({}), problems, sources);
 }
 
 /** Reads flags by dotted path; pure. */
@@ -212,7 +271,8 @@ export function thisHost(env: Environment = process.env): Host {
   };
 }
 
-function readConfigFile(path: string): string {
+/** The text of a configuration file. throws ConfigError when it cannot be read or is longer than 1 MiB. */
+export function readConfigFile(path: string): string {
   try {
     if (statSync(path).size > FILE_BYTES_MAX)
       throw new ConfigError([{ path: "", source: path, message: "longer than 1 MiB" }]);
@@ -228,9 +288,12 @@ function readConfigFile(path: string): string {
 export function loadConfig(from: ConfigSources = {}): LoadedConfig {
   const env = from.env ?? process.env;
   const file = from.file ?? env["CAIRN_CONFIG"] ?? DEFAULT_FILES.find((path) => existsSync(path));
-  const layers: Layer[] = [];
-  if (file !== undefined) layers.push(readYaml(readConfigFile(file), file));
-  layers.push(readEnvironment(env), readFlags(from.flags ?? {}));
+  const own: Layer[] = [];
+  if (file !== undefined) own.push(readYaml(readConfigFile(file), file));
+  own.push(readEnvironment(env), readFlags(from.flags ?? {}));
+  const isSet = (path: string): boolean => own.some(({ sources: set }) => set.has(path));
+  const inherited = (from.inherited ?? []).filter(({ fields }) => !fields.some(isSet));
+  const layers = [readInherited(inherited), ...own];
   let tree: unknown = defaultConfig();
   const sources = new Map<string, string>();
   for (const layer of layers) {

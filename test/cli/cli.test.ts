@@ -106,7 +106,7 @@ describe("the command line", () => {
       [["config", "check", "--dram.capacity", "1GiB"], 'did you mean "--dram.capacityBytes"?'],
       [["status", "now"], 'unexpected "now"'],
       [["top", "--count"], "--count needs a value"],
-      [["config"], "check, show, reference"],
+      [["config"], "check, show, migrate, reference"],
     ];
     for (const [words, message] of cases) {
       const write = vi.spyOn(process.stderr, "write").mockReturnValue(true);
@@ -155,6 +155,70 @@ describe("the command line", () => {
     const { before, after } = JSON.parse(text) as { before: number; after: number };
     expect(before).toBe(0);
     expect(after).toBeGreaterThan(0);
+  });
+});
+
+describe("cairn config migrate", () => {
+  const migrate = (words: readonly string[], extra: NodeJS.ProcessEnv = {}) =>
+    cairn(["config", "migrate", ...words], extra);
+
+  test("prints a cairn.yaml with comments, which config check accepts", async () => {
+    const lmcache = join(directory, "lmcache.yaml");
+    writeFileSync(lmcache, "max_local_cpu_size: 2\nenable_p2p: true\n");
+    const { code, stdout } = await migrate(["--lmcache", lmcache, "--workers", "3"]);
+    expect(code).toBe(0);
+    expect(parseYaml(stdout)).toEqual({ dram: { capacityBytes: "6GiB" } });
+    expect(stdout).toContain(`#   ${lmcache}:2 enable_p2p: nodes share blocks`);
+    const made = join(directory, "migrated.yaml");
+    writeFileSync(made, stdout);
+    const checked = await cairn(["config", "check", "--config", made, "--json"]);
+    expect(checked.json()).toMatchObject({ config: { dram: { capacityBytes: 6 * 2 ** 30 } } });
+  });
+
+  test("reads the environment and the flags of LMCache's server, the file first", async () => {
+    const lmcache = join(directory, "first.yaml");
+    writeFileSync(lmcache, "max_local_cpu_size: 2\n");
+    const env = { DYN_KVBM_CPU_CACHE_GB: "9", LMCACHE_LOG_LEVEL: "ERROR" };
+    const server = ["--", "lmcache", "server", "--l1-size-gb", "5", "--eviction-policy", "LRU"];
+    const all = await migrate(["--json", "--env", "--lmcache", lmcache, ...server], env);
+    expect(all.json()).toMatchObject({
+      config: {
+        dram: { capacityBytes: "2GiB" },
+        log: { level: "error" },
+        policy: { eviction: "lru" },
+      },
+    });
+    const { notes } = all.json() as { notes: { source: string; fate: string }[] };
+    expect(notes.map(({ source, fate }) => `${source.split(" ").at(-1)} ${fate}`)).toEqual([
+      "max_local_cpu_size mapped",
+      "LMCACHE_LOG_LEVEL mapped",
+      "--l1-size-gb refused",
+      "--eviction-policy mapped",
+      "DYN_KVBM_CPU_CACHE_GB refused",
+    ]);
+    const flags = await migrate(["--env", ...server], env);
+    expect(parseYaml(flags.stdout)).toMatchObject({ dram: { capacityBytes: "5GiB" } });
+  });
+
+  test("needs something to read, and exits 2 for what is no file of LMCache", async () => {
+    const list = join(directory, "list.yaml");
+    writeFileSync(list, "- 1\n");
+    const cases: readonly (readonly [readonly string[], string])[] = [
+      [[], "--lmcache FILE"],
+      [["--lmcache", list], "no map of options"],
+      [["--lmcache", join(directory, "nowhere.yaml")], "cannot be read"],
+      [["--env", "--workers", "0"], "--workers"],
+      [["--env", "--workers", "1.5"], "whole number"],
+      [["--env", "--write"], "unknown option --write"],
+    ];
+    for (const [words, message] of cases) {
+      const { code, stderr } = await migrate(words);
+      expect(code, words.join(" ")).toBe(2);
+      expect(stderr).toContain(message);
+    }
+    const { code, stderr } = await cairn(["config", "check", "--", "--l1-size-gb", "5"]);
+    expect(code).toBe(2);
+    expect(stderr).toContain('unexpected "--l1-size-gb"');
   });
 });
 
