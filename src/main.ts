@@ -2,6 +2,7 @@
  * Wiring of `cairn daemon`: configuration, log, signals, exit code. The readers of the indexes take longest of all that
  * a start waits for: they begin as soon as the configuration is known, and the daemon's own modules are loaded beside.
  */
+import { inherit, type PoolFault } from "./config/inherit.ts";
 import { type ConfigSources, loadConfig } from "./config/load.ts";
 import type { Daemon, Logger } from "./daemon.ts";
 import { probeIndexes } from "./daemon/probes.ts";
@@ -9,8 +10,13 @@ import { probeIndexes } from "./daemon/probes.ts";
 /** What a check of a disk that is not hanging may take at the end. */
 const CHECKS_MS = 1_000;
 
+async function loadPoolFault(): Promise<PoolFault> {
+  return (await import("./daemon/pool-fit.ts")).poolFault;
+}
+
 /** Exit codes: 0 stopped in order, 1 could not start or serve on (the error is in the log). */
-export async function runDaemon(sources: ConfigSources): Promise<number> {
+export async function runDaemon(own: ConfigSources): Promise<number> {
+  const { sources, warnings } = await inherit(own, loadPoolFault);
   const { config, file } = loadConfig(sources);
   const probes = probeIndexes(config.nvme);
   const { pino } = await import("pino");
@@ -18,6 +24,7 @@ export async function runDaemon(sources: ConfigSources): Promise<number> {
   const { createDaemon } = await import("./daemon.ts");
   const logger: Logger = pino({ level: config.log.level, base: null }, pino.destination(2));
   if (file !== undefined) logger.info({ file }, "configuration");
+  for (const { source, text } of warnings) logger.warn({ variable: source }, text);
   const daemon = createDaemon(config, { logger, version: packageVersion(), probes });
   await daemon.start();
   return new Promise((resolve) => {

@@ -13,9 +13,16 @@ function loadedBy(path: string): string[] {
   return Array.from(text.matchAll(statement), (match) => match[1]!);
 }
 
-/** Packages that are loaded together with a module, node's own left out. */
-function packagesOf(entries: readonly string[]): Map<string, string> {
-  const found = new Map<string, string>();
+interface Loaded {
+  /** Packages, node's own left out, with the first module that names each. */
+  readonly packages: ReadonlyMap<string, string>;
+  /** Modules of this checkout. */
+  readonly modules: readonly string[];
+}
+
+/** What is loaded together with modules. */
+function loadedWith(entries: readonly string[]): Loaded {
+  const packages = new Map<string, string>();
   const seen = new Set<string>();
   const open = entries.map((path) => join(root, path));
   for (let path = open.pop(); path !== undefined; path = open.pop()) {
@@ -23,24 +30,28 @@ function packagesOf(entries: readonly string[]): Map<string, string> {
     seen.add(path);
     for (const target of loadedBy(path)) {
       if (target.startsWith(".")) open.push(join(dirname(path), target));
-      else if (!target.startsWith("node:")) found.set(target, path.slice(root.length));
+      else if (!target.startsWith("node:")) packages.set(target, path.slice(root.length));
     }
   }
-  return found;
+  return { packages, modules: [...seen].map((path) => path.slice(root.length)) };
 }
+
+const START = ["src/cli.ts", "src/cli/daemon.ts", "src/main.ts", "src/daemon.ts"];
 
 describe("the modules of a start", () => {
   it("bring along no package but the few that serving needs", () => {
-    const packages = packagesOf([
-      "src/cli.ts",
-      "src/cli/daemon.ts",
-      "src/main.ts",
-      "src/daemon.ts",
-    ]);
+    const { packages } = loadedWith(START);
     expect([...packages.keys()].toSorted()).toEqual(["@msgpack/msgpack", "yaml"]);
   });
 
   it("are found with the packages that they name", () => {
-    expect([...packagesOf(["src/edge/routes.ts"]).keys()]).toContain("typebox");
+    expect([...loadedWith(["src/edge/routes.ts"]).packages.keys()]).toContain("typebox");
+  });
+
+  it("are none of those that read other programs' configuration", () => {
+    const foreign = (modules: readonly string[]) =>
+      modules.filter((path) => path.startsWith("src/config/migrate/"));
+    expect(foreign(loadedWith(START).modules)).toEqual([]);
+    expect(foreign(loadedWith(["src/cli/config-migrate.ts"]).modules)).not.toEqual([]);
   });
 });

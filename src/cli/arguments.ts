@@ -4,6 +4,7 @@
  */
 import { parseArgs } from "node:util";
 import { FIELDS } from "../config/fields.ts";
+import { inherit } from "../config/inherit.ts";
 import { type ConfigSources, type LoadedConfig, loadConfig } from "../config/load.ts";
 import { suggestion } from "../config/nearest.ts";
 import { UsageError } from "./exit.ts";
@@ -66,6 +67,17 @@ export function readArguments(
 /** The configuration that these arguments, the environment and the file give. throws ConfigError. */
 export function configOf(parsed: ParsedArguments): LoadedConfig {
   return loadConfig(parsed.sources);
+}
+
+/**
+ * The configuration that a daemon would run with: `configOf`, and what variables of other programs add, told on
+ * standard error. throws ConfigError.
+ */
+export async function configInForce(parsed: ParsedArguments): Promise<LoadedConfig> {
+  const poolFault = async () => (await import("../daemon/pool-fit.ts")).poolFault;
+  const { sources, warnings } = await inherit(parsed.sources, poolFault);
+  for (const { source, text } of warnings) process.stderr.write(`cairn: ${source} ${text}\n`);
+  return loadConfig(sources);
 }
 
 /** A number option within bounds. throws UsageError. */

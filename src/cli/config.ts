@@ -3,22 +3,22 @@ import { writeFileSync } from "node:fs";
 import { stringify } from "yaml";
 import { suggestion } from "../config/nearest.ts";
 import { configReference, errorReference } from "../config/reference.ts";
-import { configOf, type ParsedArguments, readArguments } from "./arguments.ts";
+import { configInForce, type ParsedArguments, readArguments } from "./arguments.ts";
 import { EXIT, UsageError } from "./exit.ts";
 import { printJson, printLine } from "./output.ts";
 
 type Action = (parsed: ParsedArguments, behind: readonly string[]) => number | Promise<number>;
 
-function check(parsed: ParsedArguments): number {
-  const { config, file, sources } = configOf(parsed);
+async function check(parsed: ParsedArguments): Promise<number> {
+  const { config, file, sources } = await configInForce(parsed);
   if (parsed.json)
     printJson({ valid: true, file: file ?? null, config, sources: Object.fromEntries(sources) });
   else printLine(`configuration is valid (${file ?? "no file: defaults, environment and flags"})`);
   return EXIT.OK;
 }
 
-function show(parsed: ParsedArguments): number {
-  const { config, file, sources } = configOf(parsed);
+async function show(parsed: ParsedArguments): Promise<number> {
+  const { config, file, sources } = await configInForce(parsed);
   if (parsed.json) {
     printJson({ file: file ?? null, config, sources: Object.fromEntries(sources) });
     return EXIT.OK;

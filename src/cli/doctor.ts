@@ -1,5 +1,5 @@
 /** `cairn doctor`: runs every check of doctor/ and prints status, finding and fix of each. */
-import { configOf, readArguments } from "./arguments.ts";
+import { configInForce, readArguments } from "./arguments.ts";
 import { hostChecks } from "./doctor/host.ts";
 import { libraryChecks } from "./doctor/libraries.ts";
 import { lowerChecks } from "./doctor/lower.ts";
@@ -23,7 +23,7 @@ function findingText(finding: Finding, verbose: boolean): string {
 
 export async function doctorCommand(words: readonly string[]): Promise<number> {
   const parsed = readArguments(words, { verbose: "boolean" });
-  const { config } = configOf(parsed);
+  const { config } = await configInForce(parsed);
   const verbose = parsed.values.get("verbose") === "true";
   const findings = [...hostChecks(config), ...lowerChecks(config), ...(await libraryChecks())];
   const healthy = findings.every(({ status }) => status !== "fail");

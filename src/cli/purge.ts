@@ -10,7 +10,7 @@ import { poolFile } from "../../tiers/dram/preflight.ts";
 import { nvmeDirectories } from "../config/defaults.ts";
 import { formatBytes } from "../config/units.ts";
 import { CairnError } from "../errors.ts";
-import { configOf, readArguments } from "./arguments.ts";
+import { configInForce, readArguments } from "./arguments.ts";
 import { EXIT, UsageError } from "./exit.ts";
 import { printJson, printLine } from "./output.ts";
 
@@ -91,7 +91,7 @@ function purgePaths(lock: string, paths: readonly string[]): void {
 
 export async function purgeCommand(words: readonly string[]): Promise<number> {
   const parsed = readArguments(words, { yes: "boolean", nvme: "boolean" });
-  const { dram, nvme } = configOf(parsed).config;
+  const { dram, nvme } = (await configInForce(parsed)).config;
   const { directory } = dram;
   const disks = nvmeDirectories(nvme).flatMap(({ path }) => nvmeFiles(path));
   const asked = parsed.values.get("nvme") === "true";

@@ -220,6 +220,22 @@ describe("cairn config migrate", () => {
     expect(code).toBe(2);
     expect(stderr).toContain('unexpected "--l1-size-gb"');
   });
+
+  test("is what config show and purge count, too, and say on standard error", async () => {
+    const disk = join(directory, "kvbm");
+    mkdirSync(disk);
+    const env = { DYN_KVBM_DISK_CACHE_GB: "8", DYN_KVBM_DISK_CACHE_DIR: disk };
+    const shown = await cairn(["config", "show", "--json"], env);
+    expect(shown.json()).toMatchObject({
+      config: { nvme: { enabled: true, directories: [{ path: `${disk}/cairn` }] } },
+      sources: { "nvme.enabled": "DYN_KVBM_DISK_CACHE_GB, DYN_KVBM_DISK_CACHE_DIR" },
+    });
+    expect(shown.stderr).toContain("cairn: DYN_KVBM_DISK_CACHE_GB taken over: ");
+    const checked = await cairn(["config", "check"], { ...env, DYN_KVBM_DISK_CACHE_GB: "lots" });
+    expect(checked.code).toBe(0);
+    expect(checked.stderr).toContain("cairn: DYN_KVBM_DISK_CACHE_GB ignored: ");
+    expect((await cairn(["purge", "--yes"], env)).stderr).toContain("DYN_KVBM_DISK_CACHE_DIR");
+  });
 });
 
 describe("cairn config", () => {

@@ -62,10 +62,10 @@ export function scratchDirectory(): string {
   }
 }
 
-/** This process's environment without settings of a daemon that may run beside the tests. */
+/** This process's environment without settings of a daemon, or of another program, that may run beside the tests. */
 export function cleanEnvironment(): NodeJS.ProcessEnv {
   const kept = Object.entries(process.env).filter(
-    ([name]) => !name.startsWith("CAIRN_") || name === "CAIRN_ADDON",
+    ([name]) => !/^(?:CAIRN|DYN_KVBM|LMCACHE)_/.test(name) || name === "CAIRN_ADDON",
   );
   return Object.fromEntries(kept);
 }
