@@ -194,13 +194,14 @@ describe("a start among variables of other programs", () => {
 
   it("says of a file of LMCache that it cannot be read, and starts", async () => {
     const broken = join(directory, "broken.yaml");
-    writeFileSync(broken, "a: [");
+    writeFileSync(broken, "a: [s3cr3t\nb: &s3cr3t *s3cr3t ]s3cr3t\n");
     for (const path of [broken, join(directory, "nowhere.yaml"), directory, "/dev/zero"]) {
       const { warnings } = await start({ LMCACHE_CONFIG_FILE: path });
       expect(warnings, path).toMatchObject([
         { source: "LMCACHE_CONFIG_FILE", text: expect.stringContaining(path) },
         { source: "LMCACHE_CONFIG_FILE" },
       ]);
+      expect(warnings[0]?.text).not.toContain("s3cr3t");
     }
   });
 
@@ -252,7 +253,8 @@ describe("a start among variables of other programs", () => {
         );
         for (const { source, text } of warnings) {
           expect(`${source}${text}`).not.toMatch(/\p{Cc}/u);
-          expect(text).not.toContain("s3cr3t");
+          // The path of a file is no secret.
+          if (source !== "LMCACHE_CONFIG_FILE") expect(text).not.toContain("s3cr3t");
         }
       }),
       { numRuns: 150 },

@@ -5,13 +5,7 @@
  */
 import { statSync } from "node:fs";
 import { parse as parseYaml } from "yaml";
-import {
-  ConfigError,
-  formatProblem,
-  isServiceLink,
-  parseYamlText,
-  readConfigFile,
-} from "../load.ts";
+import { ConfigError, isServiceLink, parseYamlText, readConfigFile } from "../load.ts";
 import { LMCACHE_OPTIONS, LMCACHE_VARIABLES } from "./lmcache-options.ts";
 import {
   Draft,
@@ -99,19 +93,24 @@ export function lmcacheVariablesGiven(env: Environment): Given[] {
   });
 }
 
+/** Why a file gave no options. What a parser quotes of it may be a secret, so only the place is told. */
+function fileFault(error: unknown): string {
+  if (!(error instanceof ConfigError))
+    return error instanceof Error ? error.message : String(error);
+  return `no map of options can be read at ${error.problems.map(({ source }) => source).join(", ")}`;
+}
+
 /** What LMCACHE_CONFIG_FILE names; a file that cannot be read is one option with a fault. */
 export function lmcacheFileOf(env: Environment): Given[] {
   const file = env["LMCACHE_CONFIG_FILE"];
   if (file === undefined || file === "") return [];
   try {
     // A pipe could keep a start waiting for ever.
-    if (statSync(file, { throwIfNoEntry: false })?.isFile() === false)
-      throw new ConfigError([{ path: "", source: file, message: "is no plain file" }]);
+    if (!statSync(file).isFile()) throw new Error(`${file} is no plain file`);
     return lmcacheFileGiven(readConfigFile(file), file);
   } catch (error) {
-    const fault =
-      error instanceof ConfigError ? error.problems.map(formatProblem).join("; ") : String(error);
-    return [{ name: "LMCACHE_CONFIG_FILE", value: file, source: "LMCACHE_CONFIG_FILE", fault }];
+    const source = "LMCACHE_CONFIG_FILE";
+    return [{ name: source, value: file, source, fault: fileFault(error) }];
   }
 }
 
