@@ -41,6 +41,7 @@ const INTRODUCTION: readonly string[] = [
   "- Its files and objects are neither touched nor removed. Cairn takes a folder `cairn` of its own in each directory, and a prefix `cairn` in a bucket. Delete the other's files yourself, once it no longer runs.",
   "- Credentials are never copied and values that may hold some never printed.",
   "- LMCache counts sizes per worker process, KVBM per engine, cairn per node: `--workers N` multiplies LMCache's. KVBM's GB is 10⁹ bytes, LMCache's is 2³⁰.",
+  "- Options of LMCache in vLLM's `kv_connector_extra_config` (`lmcache.…`) are ignored by cairn's connector, which says so once.",
 ];
 
 function cell(text: string): string {

@@ -69,8 +69,10 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
         self._is_reset = False
         transfer = vllm_config.kv_transfer_config
         self._options = Options.read(transfer.kv_connector_extra_config or {})
-        for name in self._options.unknown:
-            logger.warning("cairn: unknown option %s in kv_connector_extra_config", name)
+        # Every rank reads the same options; one of the halves tells of them.
+        if role is KVConnectorRole.SCHEDULER:
+            for line in self._options.warnings():
+                logger.warning("cairn: %s", line)
         self._mind_failure_policy(transfer)
         try:
             self._identity = describe_engine(vllm_config, kv_cache_config)

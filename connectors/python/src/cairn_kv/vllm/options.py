@@ -14,6 +14,9 @@ _NAMES = {
     "keepFailurePolicy": "keep_failure_policy",
 }
 
+# Options of the connector that this one replaces: they may stand there still.
+_LMCACHE = "lmcache."
+
 
 @dataclass(frozen=True)
 class Options:
@@ -22,6 +25,7 @@ class Options:
     ``socket``: the daemon's, None for its default place. ``window_bytes``: memory shared with the daemon per worker,
     through which blocks travel. ``lookup_timeout_ms``: a look-up that takes longer is a miss. ``load_blocks_min``: hits
     of fewer blocks are computed. ``keep_failure_policy``: leave the engine's policy for failed loads as it is.
+    ``unknown``: names that mean nothing here, sorted; ``lmcache``: those of LMCache, which mean nothing here either.
     """
 
     socket: str | None = None
@@ -30,12 +34,16 @@ class Options:
     load_blocks_min: int = 1
     keep_failure_policy: bool = False
     unknown: tuple[str, ...] = field(default=())
+    lmcache: tuple[str, ...] = field(default=())
 
     @staticmethod
     def read(config: Mapping[str, Any]) -> Options:
         """From the engine's configuration. Raises ValueError for a value that is out of range."""
         known = {field_name: config[name] for name, field_name in _NAMES.items() if name in config}
-        options = Options(**known, unknown=tuple(sorted(set(config) - set(_NAMES))))
+        others = sorted(set(config) - set(_NAMES))
+        lmcache = tuple(name for name in others if name.startswith(_LMCACHE))
+        unknown = tuple(name for name in others if not name.startswith(_LMCACHE))
+        options = Options(**known, unknown=unknown, lmcache=lmcache)
         if not 1 << 16 <= int(options.window_bytes) <= 1 << 40:
             raise ValueError(f"windowBytes is {options.window_bytes}; 65536 to 2^40")
         if not 0 < float(options.lookup_timeout_ms) <= 60_000:
@@ -43,3 +51,11 @@ class Options:
         if not 1 <= int(options.load_blocks_min) <= 1 << 20:
             raise ValueError(f"loadBlocksMin is {options.load_blocks_min}; 1 to 2^20")
         return options
+
+    def warnings(self) -> list[str]:
+        """What an operator should know of names that were given for nothing, a line each; values are never quoted."""
+        lines = [f"unknown option {name} in kv_connector_extra_config" for name in self.unknown]
+        if self.lmcache:
+            names = ", ".join(self.lmcache)
+            lines.append(f"options of LMCache are ignored: {names}; docs/migration.md says what replaces them")
+        return lines
