@@ -45,7 +45,39 @@ CONNECTOR = Adapter(
     since=(("requires_kv_delivery", 27),),
     own=frozenset({"counters"}),
 )
-EVERY = [CONNECTOR]
+TIER = Adapter(
+    module="tier.py",
+    name="CairnTier",
+    base_module="vllm/v1/kv_offload/tiering/base.py",
+    bases=("SecondaryTierManager",),
+    since=(),
+    own=frozenset({"counters"}),
+)
+EVERY = [CONNECTOR, TIER]
+#: Fields of the engine's that the tier reads, by class: of one of the classes where it was renamed.
+TIER_READS = [
+    ("vllm/v1/kv_offload/tiering/base.py", ("TransferJob", "JobMetadata"), {"job_id", "keys", "req_context"}),
+    ("vllm/v1/kv_offload/tiering/base.py", ("JobResult",), {"job_id", "success"}),
+    ("vllm/v1/kv_offload/base.py", ("ScheduleEndContext",), {"preempted_req_ids"}),
+    ("vllm/v1/kv_offload/base.py", ("ReqContext",), {"req_id"}),
+]
+#: The same where the tier does not serve older versions.
+TIER_SERVES_FROM = 26
+TIER_READS_SERVING = [
+    (
+        "vllm/v1/kv_offload/config.py",
+        ("OffloadingConfig",),
+        {"engine_id", "extra_config", "enable_kv_cache_events", "groups", "model", "cache", "parallel"},
+    ),
+    ("vllm/v1/kv_offload/config.py", ("OffloadingGroupConfig",), {"tokens_per_block"}),
+    ("vllm/v1/kv_offload/config.py", ("OffloadingModelConfig",), {"name", "dtype"}),
+    ("vllm/v1/kv_offload/config.py", ("OffloadingCacheConfig",), {"blocks_per_chunk"}),
+    (
+        "vllm/v1/kv_offload/config.py",
+        ("OffloadingParallelConfig",),
+        {"rank", "data_parallel_index", "world_size", "tp_size"},
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -155,6 +187,26 @@ def test_each_release_has_what_our_adapters_import(released: list[Release]) -> N
         if not provides(release, module, name)
     ]
     assert missing == []
+
+
+def test_each_release_has_the_fields_that_the_tier_reads(released: list[Release]) -> None:
+    missing: list[str] = []
+    for release in released:
+        serving = TIER_READS_SERVING if release.minor >= TIER_SERVES_FROM else []
+        for path, classes, wanted in [*TIER_READS, *serving]:
+            fields = fields_of(release.text(path), classes)
+            missing += [f"{release.version}: {classes[0]}.{name}" for name in sorted(wanted - fields)]
+        job = fields_of(release.text("vllm/v1/kv_offload/tiering/base.py"), ("TransferJob", "JobMetadata"))
+        if len(job & {"chunk_ids", "block_ids"}) != 1:
+            missing.append(f"{release.version}: the chunks of a job")
+    assert missing == []
+
+
+def fields_of(source: str, classes: tuple[str, ...]) -> set[str]:
+    """Fields of the first of these classes that a module has."""
+    bodies = {node.name: node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+    body = next((bodies[name] for name in classes if name in bodies), [])
+    return {str(ast.unparse(node.target)) for node in body if isinstance(node, ast.AnnAssign)}
 
 
 def imports_of(tree: ast.AST) -> list[tuple[str, str]]:

@@ -4,7 +4,8 @@ A process of its own per engine: an engine cannot be started twice in one, and a
 the test with it. The first line sets the engine up; the answer tells that it is ready.
 
     {"model": DIR, "dtype": "float32", "blockTokens": 32, "blocks": 256, "modelTokensMax": 2048, "stepTokensMax": 2048,
-     "sequencesMax": 8, "connector": {…} | null, "loadFailurePolicy": "recompute", "prefixCaching": false}
+     "sequencesMax": 8, "connector": {…} | null, "loadFailurePolicy": "recompute", "prefixCaching": false,
+     "transfer": {…} (another connector's whole configuration, in place of "connector")}
     {"op": "generate", "prompts": [[token, …], …], "maxTokens": 8}          -> {"outputs": [{tokens, logprobs, cached}]}
     {"op": "stepTokensMax", "value": 256}                                       -> {}
     {"op": "counters"}                                                           -> {"counters": {…}}
@@ -55,7 +56,7 @@ def _start(setup: dict[str, Any]) -> Any:
         _allow_blocks_of_16()
     from vllm import LLM
 
-    transfer = None
+    transfer = setup.get("transfer")
     if setup.get("connector") is not None:
         transfer = {
             "kv_connector": "CairnConnector",
@@ -123,19 +124,28 @@ def _step_tokens_max(engine: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _counters(engine: Any, _job: dict[str, Any]) -> dict[str, Any]:
-    from vllm.distributed.kv_transfer import get_kv_transfer_group
-
     totals: dict[str, float] = {}
-    for half in (get_kv_transfer_group(), _scheduler(engine).connector):
-        for name, value in half.counters().items():
+    for part in _counting(engine):
+        for name, value in part.counters().items():
             totals[name] = totals.get(name, 0) + value
     return {"counters": totals}
+
+
+def _counting(engine: Any) -> list[Any]:
+    """Both halves of our connector, or our tiers of the engine's own."""
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    connector = _scheduler(engine).connector
+    if hasattr(connector, "counters"):
+        return [get_kv_transfer_group(), connector]
+    return list(connector.scheduler.manager.secondary_tiers)
 
 
 def _zero_blocks(_engine: Any, _job: dict[str, Any]) -> dict[str, Any]:
     import ctypes
 
     from cairn_kv.vllm.rows import BlockRows
+    from cairn_kv.vllm.tier_link import ChunkRows
 
     scatter = BlockRows.scatter
 
@@ -144,7 +154,11 @@ def _zero_blocks(_engine: Any, _job: dict[str, Any]) -> dict[str, Any]:
         for base, stride in self._pages:
             ctypes.memset(base + block * stride, 0, self._identity.page_bytes)
 
+    def zeroed_chunk(self: ChunkRows, row: int, chunk: int) -> None:
+        ctypes.memset(self._chunk(chunk), 0, self.row_bytes)
+
     BlockRows.scatter = zeroed  # type: ignore[method-assign]
+    ChunkRows.scatter = zeroed_chunk  # type: ignore[method-assign]
     return {}
 
 

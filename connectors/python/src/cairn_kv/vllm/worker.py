@@ -261,6 +261,11 @@ class WorkerSide:
             report, self._report = self._report, CairnWorkerMetadata()
         return report if report.stores or report.proofs else None
 
+    @property
+    def broken(self) -> bool:
+        """Whether a fault ended this half: nothing is copied any more, and nothing that was under way is reported."""
+        return self._broken
+
     def close(self) -> None:
         """Ends the thread and the session."""
         self._stopping = True

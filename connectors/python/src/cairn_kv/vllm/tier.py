@@ -1,0 +1,242 @@
+"""`CairnTier`: the daemon as a secondary tier of vLLM's own tiering.
+
+For engines that keep vLLM's `OffloadingConnector` and its CPU tier and want what lies behind it:
+
+    "secondary_tiers": [{"type": "CairnTier", "module_path": "cairn_kv.vllm.tier"}]
+
+The engine moves blocks between device and its CPU tier; this moves chunks between that CPU tier and the daemon. It runs
+in the scheduler's process alone. What it does stands in tiering.py; here it is put together and given the engine's
+types.
+
+A chunk's bytes are opaque: the pages of all layers and all workers as the engine lays them out, padding included. What
+they depend on and the engine tells (its whole offloading configuration) is in the namespace. What a tier is not told is
+the revision of a model that is named rather than a directory, and overrides given on the command line: those are the
+option `revision`, and for whoever sets none, the daemon's proof.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.kv_offload.base import LookupResult, RequestOffloadingContext
+from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
+
+from cairn_kv import CairnError, NamespaceDescriptor, Session
+
+from .counters import CairnStats
+from .identity import Identity, NotServed, weights_fingerprint
+from .options import Options
+from .setup import CONNECT_SECONDS, _address, _machine
+from .tier_link import KEY_BYTES, ChunkRows, TierSession
+from .tiering import Result, TierSide, Verdict
+from .worker import ROWS_MIN, WorkerSide
+
+logger = init_logger(__name__)
+
+#: Options of a tier that are the connector's as well.
+SHARED_OPTIONS = ("socket", "windowBytes", "lookupTimeoutMs")
+#: Of the engine's configuration, what says nothing about a chunk's bytes, or stands in the namespace by itself.
+NOT_OF_BYTES = ("engine_id", "extra_config", "enable_kv_cache_events", "model")
+NOT_OF_BYTES_PARALLEL = ("rank", "data_parallel_index", "data_parallel_size", "data_parallel_rank_local")
+
+RESULTS = {Verdict.HIT: LookupResult.HIT, Verdict.MISS: LookupResult.MISS, Verdict.RETRY: LookupResult.RETRY}
+#: What a result may tell differs between versions.
+RESULT_FIELDS = {field.name for field in dataclasses.fields(JobResult)}
+
+
+class CairnTier(SecondaryTierManager):
+    """The engine's view of a tier; without a daemon it finds nothing and stores nothing."""
+
+    def __init__(
+        self,
+        offloading_spec: Any,
+        primary_kv_view: memoryview,
+        tier_type: str,
+        backpressure_detector: Any = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(offloading_spec, primary_kv_view, tier_type)
+        # Versions before 0.31 know no detector; since then the engine asks for it by this name.
+        self._bp_detector = backpressure_detector
+        self._stats = CairnStats()
+        self._side: TierSide | None = None
+        self._rows: ChunkRows | None = None
+        self._refused: list[JobResult] = []
+        shared = Options.read({name: options[name] for name in SHARED_OPTIONS if name in options})
+        for name in sorted(options.keys() - {*SHARED_OPTIONS, "revision"}):
+            logger.warning("cairn: unknown option %s of the tier", name)
+        try:
+            identity = describe_chunks(offloading_spec, primary_kv_view, str(options.get("revision", "")))
+            self._open(identity, offloading_spec, primary_kv_view, shared)
+        except (NotServed, CairnError, OSError) as reason:
+            logger.warning("cairn: the tier stores and loads nothing: %s", reason)
+
+    def _open(self, identity: Identity, spec: Any, chunks: memoryview, options: Options) -> None:
+        """The session, its window and the thread that copies. Raises CairnError and OSError."""
+        rows = max(ROWS_MIN, int(options.window_bytes) // identity.row_bytes)
+        declared = NamespaceDescriptor(**identity.descriptor)
+        session = Session(
+            options.socket or os.environ.get("CAIRN_SOCKET"),
+            # Not the id that a connector of the same engine uses: its namespaces are others.
+            f"{spec.config.engine_id}-tier",
+            [declared],
+            engine=("vllm", declared.engine_build.removeprefix("vllm ")),
+        )
+        session.wait_connected(CONNECT_SECONDS)
+        try:
+            window = session.create_window(rows)
+        except BaseException:
+            session.close()
+            raise
+        self._rows = ChunkRows(chunks, _address(window.memory), window.stride_bytes)
+        link = TierSession(session, window, identity, options.lookup_timeout_ms / 1_000)
+        dtype = _dtype(spec.config.model.dtype)
+        # Chunks are copied by the two methods that blocks are copied by.
+        copier = WorkerSide(identity, 0, link, rows, self._rows, dtype, self._stats)  # type: ignore[arg-type]
+        self._side = TierSide(link, copier, self._stats)
+
+    # The engine's scheduler.
+
+    def lookup(self, key: Any, req_context: Any) -> LookupResult:
+        """Whether a chunk can be loaded; RETRY while the answer is under way."""
+        if self._side is None:
+            return LookupResult.MISS
+        return RESULTS[self._side.lookup(req_context.req_id, key)]
+
+    def submit_store(self, job_metadata: Any) -> None:
+        """Stores chunks of the CPU tier; get_finished_jobs() tells when."""
+        self._submit(job_metadata, None if self._side is None else self._side.store)
+
+    def submit_load(self, job_metadata: Any) -> None:
+        """Loads chunks into the CPU tier; get_finished_jobs() tells when, and which."""
+        self._submit(job_metadata, None if self._side is None else self._side.load)
+
+    def _submit(self, job: Any, begin: Any) -> None:
+        if begin is None:
+            self._refused.append(JobResult(job_id=job.job_id, success=False))
+            return
+        chunks = job.chunk_ids if hasattr(job, "chunk_ids") else job.block_ids  # Its name before 0.30.
+        begin(job.job_id, job.req_context.req_id, list(job.keys), chunks.tolist())
+
+    def get_finished_jobs(self) -> Iterable[JobResult]:
+        """Jobs that ended, each once."""
+        results, self._refused = self._refused, []
+        return results if self._side is None else [_result(result) for result in self._side.finished()]
+
+    def drain_jobs(self) -> None:
+        """Waits until every job has ended; their results are still to be taken."""
+        if self._side is not None:
+            self._side.drain()
+
+    def on_new_request(self, req_context: Any) -> RequestOffloadingContext:
+        """Chunks are stored as they are computed."""
+        return RequestOffloadingContext()
+
+    def on_request_finished(self, req_context: Any) -> None:
+        """Forgets what was looked up."""
+        if self._side is not None:
+            self._side.request_ended(req_context.req_id)
+
+    def on_schedule_end(self, context: Any) -> None:
+        """Sends this step's look-ups."""
+        if self._side is not None:
+            self._side.step_ended(context.preempted_req_ids)
+
+    def touch(self, keys: Collection[Any], req_context: Any) -> None:
+        """Chunks were used."""
+        if self._side is not None:
+            self._side.touch(keys)
+
+    def shutdown(self) -> None:
+        """Ends thread and session; nothing touches the CPU tier any more when this returns."""
+        if self._side is not None:
+            self._side.close()
+        if self._rows is not None:
+            self._rows.close()
+
+    def counters(self) -> dict[str, float]:
+        """What the tier counted since it was made, by the names of `counters.COUNTERS`."""
+        return self._stats.totals()
+
+
+def _result(result: Result) -> JobResult:
+    told = {"successful_keys": result.loaded, "transfer_time": result.seconds}
+    known = {name: value for name, value in told.items() if name in RESULT_FIELDS}
+    if result.success or not result.loaded:
+        known.pop("successful_keys", None)
+    return JobResult(job_id=result.job, success=result.success, **known)
+
+
+def describe_chunks(spec: Any, chunks: memoryview, revision: str) -> Identity:
+    """What the chunks of this engine's CPU tier are: the same in every engine that may read them. Raises NotServed."""
+    import vllm
+
+    config = getattr(spec, "config", None)
+    if config is None:
+        raise NotServed("this version does not tell what it offloads; a tier needs 0.26")
+    groups = config.groups
+    tokens = {int(group.tokens_per_block) for group in groups}
+    if not tokens:
+        raise NotServed("no layers are offloaded")
+    assert chunks.shape is not None
+    row_bytes = int(chunks.shape[1])
+    block_tokens = max(tokens) * int(config.cache.blocks_per_chunk)
+    dtype = str(config.model.dtype)
+    facts = dataclasses.asdict(dataclasses.replace(config, extra_config={}))
+    facts = {name: value for name, value in facts.items() if name not in NOT_OF_BYTES}
+    facts["parallel"] = {name: fact for name, fact in facts["parallel"].items() if name not in NOT_OF_BYTES_PARALLEL}
+    descriptor = {
+        "model": str(config.model.name),
+        "revision": _revision(Path(str(config.model.name)), revision),
+        "kv_dtype": dtype,
+        "quant_scales": dtype.startswith(("fp8", "int8", "nvfp4")),
+        "layout": f"offload chunk {_digest(facts)} {config.cache.blocks_per_chunk} blocks, {_machine()}",
+        "row_bytes": row_bytes,
+        "group_kinds": ("offloaded",) * len(groups),
+        "draft": False,
+        "block_tokens": block_tokens,
+        # The engine's own, which it does not tell: another one, or another seed, makes other keys.
+        "hash_algorithm": "engine",
+        "hash_seed": _digest(os.environ.get("PYTHONHASHSEED")),
+        "engine_build": f"vllm {vllm.__version__}",
+        "key_bytes": KEY_BYTES,
+        "shards": 1,
+        "chained": False,
+    }
+    return Identity(
+        descriptor=descriptor,
+        layer_names=("chunk",),
+        page_bytes=row_bytes,
+        row_bytes=row_bytes,
+        block_tokens=block_tokens,
+        key_bytes=KEY_BYTES,
+        shards=1,
+        world=1,
+    )
+
+
+def _revision(model: Path, named: str) -> str:
+    """What the model's name leaves open: weights and configuration on this disk, and what the operator says."""
+    config = model / "config.json"
+    text = config.read_text() if config.is_file() else ""
+    return json.dumps({"weights": weights_fingerprint(model), "config": _digest(text), "named": named}, sort_keys=True)
+
+
+def _digest(fact: object) -> str:
+    return hashlib.sha256(json.dumps(fact, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _dtype(name: str) -> Any:
+    """Torch's type of a chunk's numbers; of one that it does not know, chunks are compared by their bytes."""
+    import torch
+
+    found = getattr(torch, name, None)
+    return found if isinstance(found, torch.dtype) else SimpleNamespace(is_floating_point=False)
