@@ -80,6 +80,14 @@ def test_what_the_engines_own_tier_evicted_comes_back_bit_for_bit_and_zeros_in_i
     assert zeroed.cached == PROMPT_CHUNKS * BLOCK_TOKENS
     assert zeroed.tokens != cold[0].tokens
     assert zeroed.logprobs != cold[0].logprobs
+    engine.reset_cache()
+    counted = engine.counters()
+    assert [output.cached for output in run(engine, prompts)] == [0] * 4, "the weights may be others now"
+    assert engine.counters() == counted
+    engine.close()
+    _, told, afterwards = engine.log().rpartition("the cache was reset")
+    assert told
+    assert "Traceback" not in afterwards, "the engine lets its CPU tier go, which nothing of ours holds on to"
 
 
 def test_an_engine_that_starts_anew_finds_its_chunks_once_one_of_them_is_proven(

@@ -193,12 +193,16 @@ def test_what_does_not_fit_the_queue_ends_at_once_as_not_stored(tier: Tier) -> N
     assert tier.stats.totals()["shed_blocks"] > 0
 
 
-def test_draining_waits_for_every_job_and_leaves_the_results_to_be_taken(tier: Tier) -> None:
+def test_draining_waits_for_every_job_and_leaves_its_result_and_after_the_stop_nothing_is_found(tier: Tier) -> None:
     keys = keys_of("drain", 20)
     jobs = {tier.begin_store(keys), tier.begin_load("a", keys_of("not there", 3), [40, 41, 42])}
     tier.side.drain()
     assert {result.job for result in tier.side.finished()} == jobs
     assert tier.side.finished() == []
+    assert tier.verdicts("b", keys) == [HIT] * 20
+    tier.side.stop()
+    assert tier.side.lookup("b", keys[0]) is MISS, "also where the answer was known"
+    assert not tier.end(tier.begin_store(keys)).success
 
 
 def test_after_the_end_nothing_touches_the_engines_memory(tier: Tier) -> None:

@@ -116,6 +116,12 @@ class Engine:
         self._send({"op": "zeroBlocks"})
         self._receive(JOB_SECONDS)
 
+    def reset_cache(self) -> None:
+        """Resets the engine's cache and its connector's, as for new weights."""
+        self.ready()
+        self._send({"op": "resetCache"})
+        self._receive(JOB_SECONDS)
+
     def step_tokens(self, tokens: int) -> None:
         """From here on a step computes so many tokens at most: sums are equal to the bit only in equal pieces."""
         self.ready()

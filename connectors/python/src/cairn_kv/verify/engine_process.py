@@ -9,6 +9,7 @@ the test with it. The first line sets the engine up; the answer tells that it is
     {"op": "generate", "prompts": [[token, …], …], "maxTokens": 8}          -> {"outputs": [{tokens, logprobs, cached}]}
     {"op": "stepTokensMax", "value": 256}                                       -> {}
     {"op": "counters"}                                                           -> {"counters": {…}}
+    {"op": "resetCache"}       as an engine does whose weights are replaced
     {"op": "zeroBlocks"}      zeros every block that the connector loads from now on, to see that it is noticed
 """
 
@@ -141,6 +142,11 @@ def _counting(engine: Any) -> list[Any]:
     return list(connector.scheduler.manager.secondary_tiers)
 
 
+def _reset_cache(engine: Any, _job: dict[str, Any]) -> dict[str, Any]:
+    assert engine.llm_engine.reset_prefix_cache(reset_connector=True)
+    return {}
+
+
 def _zero_blocks(_engine: Any, _job: dict[str, Any]) -> dict[str, Any]:
     import ctypes
 
@@ -166,6 +172,7 @@ _OPERATIONS = {
     "generate": _generate,
     "stepTokensMax": _step_tokens_max,
     "counters": _counters,
+    "resetCache": _reset_cache,
     "zeroBlocks": _zero_blocks,
 }
 

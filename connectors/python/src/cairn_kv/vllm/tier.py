@@ -43,6 +43,8 @@ logger = init_logger(__name__)
 
 #: Options of a tier that are the connector's as well.
 SHARED_OPTIONS = ("socket", "windowBytes", "lookupTimeoutMs")
+#: A namespace's texts are bounded at the daemon.
+REVISION_CHARACTERS_MAX = 256
 #: Of the engine's configuration, what says nothing about a chunk's bytes, or stands in the namespace by itself.
 NOT_OF_BYTES = ("engine_id", "extra_config", "enable_kv_cache_events", "model")
 NOT_OF_BYTES_PARALLEL = ("rank", "data_parallel_index", "data_parallel_size", "data_parallel_rank_local")
@@ -132,9 +134,15 @@ class CairnTier(SecondaryTierManager):
         return results if self._side is None else [_result(result) for result in self._side.finished()]
 
     def drain_jobs(self) -> None:
-        """Waits until every job has ended; their results are still to be taken."""
+        """Waits until every job has ended, their results being still to be taken, and serves nothing from then on.
+
+        The engine asks for this when its cache is reset and nowhere else, and the reset may be because its weights
+        were changed under the same name.
+        """
         if self._side is not None:
+            logger.warning("cairn: the cache was reset: the tier stores and loads nothing until the engine starts anew")
             self._side.drain()
+            self._side.stop()
 
     def on_new_request(self, req_context: Any) -> RequestOffloadingContext:
         """Chunks are stored as they are computed."""
@@ -186,6 +194,8 @@ def describe_chunks(spec: Any, chunks: memoryview, revision: str) -> Identity:
     tokens = {int(group.tokens_per_block) for group in groups}
     if not tokens:
         raise NotServed("no layers are offloaded")
+    if len(revision) > REVISION_CHARACTERS_MAX:
+        raise NotServed(f"revision has {len(revision)} characters: at most {REVISION_CHARACTERS_MAX}")
     assert chunks.shape is not None
     row_bytes = int(chunks.shape[1])
     block_tokens = max(tokens) * int(config.cache.blocks_per_chunk)

@@ -16,7 +16,7 @@ only where it is missing. A chain could be neither looked up from its root nor s
 instead of a bisection, and an eviction that knows nothing of prefixes.
 
 **Jobs.** Each job ends in one result, whatever becomes of the daemon. A fault of our own ends all jobs and refuses
-those to come.
+those to come, and so does stop(), for an engine whose weights changed under its name.
 
 **Proof.** A tier sees what the engine computed only when the engine stores. While the daemon wants a proof nothing is
 found, so the engine computes; when it then stores a chunk that a look-up was denied for want of the proof, that chunk
@@ -126,12 +126,15 @@ class TierSide:
         self._proof_keys: dict[bytes, None] = {}
         #: The job that waits for its proof, and the key.
         self._proving: tuple[_Job, bytes] | None = None
+        self._stopped = False
 
     # Look-ups.
 
     def lookup(self, request_id: str, key: bytes) -> Verdict:
         """HIT, MISS, or RETRY while the answer is under way."""
         self._take_answers()
+        if self._stopped:
+            return Verdict.MISS
         request = self._requests.setdefault(request_id, _Request())
         known = request.answers.get(key)
         if known in {Verdict.HIT, Verdict.MISS, Verdict.RETRY}:
@@ -242,6 +245,10 @@ class TierSide:
             results += self.finished()
         self._results = results
 
+    def stop(self) -> None:
+        """From here on nothing is found and every job is refused."""
+        self._stopped = True
+
     def close(self) -> None:
         """Ends the thread and the session."""
         self._side.close()
@@ -253,8 +260,8 @@ class TierSide:
         job = _Job(number, request_id, list(keys), folded, [int(chunk) for chunk in chunks], time.monotonic(), loads)
         assert len(job.keys) == len(job.chunks)
         self._jobs[number] = job
-        if not job.keys or len(folded) != len(job.keys):
-            self._end(job, success=not job.keys)
+        if self._stopped or len(folded) != len(job.keys):
+            self._end(job, success=False)
             return None
         return job
 
