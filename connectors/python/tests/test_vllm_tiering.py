@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import signal
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -37,7 +38,7 @@ def bytes_of(key: bytes) -> bytes:
 class Tier:
     """One engine's tier, the CPU tier before it, and the results that came so far."""
 
-    def __init__(self, daemon: Daemon, name: str) -> None:
+    def __init__(self, daemon: Daemon, name: str, lookup_seconds: float = 5.0) -> None:
         self.memory = bytearray(CHUNKS * CHUNK_BYTES)
         view = memoryview(self.memory).cast("b", (CHUNKS, CHUNK_BYTES))
         self.session = Session(daemon.socket, name, [descriptor(chained=False, row_bytes=CHUNK_BYTES)])
@@ -47,7 +48,7 @@ class Tier:
         self.rows = ChunkRows(view, address, window.stride_bytes)
         self.stats = CairnStats()
         dtype = SimpleNamespace(is_floating_point=False)
-        link = TierSession(self.session, window, IDENTITY, 5.0)
+        link = TierSession(self.session, window, IDENTITY, lookup_seconds)
         self.side = TierSide(
             link,
             WorkerSide(IDENTITY, 0, link, WINDOW_ROWS, self.rows, dtype, self.stats),  # type: ignore[arg-type]
@@ -242,6 +243,27 @@ def test_a_daemon_that_dies_ends_each_job_once_and_one_that_comes_back_is_believ
     finally:
         tier.close()
         daemon.remove()
+
+
+def test_a_daemon_that_hangs_is_a_miss_and_ends_each_job_once_and_serves_again_when_it_goes_on(
+    own_daemon: Daemon,
+) -> None:
+    tier = Tier(own_daemon, "hangs", lookup_seconds=0.2)
+    try:
+        keys = keys_of("hangs", 4)
+        assert tier.end(tier.begin_store(keys)).success
+        own_daemon.send(signal.SIGSTOP)
+        under_way = [tier.begin_load("a", keys, [30, 31, 32, 33]), tier.begin_store(keys_of("more", 4), 4)]
+        assert tier.verdicts("b", keys) == [MISS]
+        assert not any(tier.end(job).success for job in under_way)
+        untouched = [tier.held(chunk) for chunk in (30, 31, 32, 33)]
+        own_daemon.send(signal.SIGCONT)
+        eventually("the daemon answers", lambda: tier.session.connected)
+        assert [tier.held(chunk) for chunk in (30, 31, 32, 33)] == untouched
+        assert tier.verdicts("c", keys) == [HIT] * 4
+        assert tier.end(tier.begin_load("c", keys, [30, 31, 32, 33])).success
+    finally:
+        tier.close()
 
 
 def test_stored_chunks_that_differ_from_the_computed_ones_are_given_up_and_stored_anew() -> None:

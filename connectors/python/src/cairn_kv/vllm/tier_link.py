@@ -136,9 +136,8 @@ class TierSession(WorkerSession):
             unproven = 1 if lease == FOR_PROOF and done.proof is not None else 0
             self._load_found(done, request, keys, rows, done.hit or unproven)
 
-        return self._submit(
-            lambda: self._session.submit_lookup(request, keys, timeout_seconds=self._timeout_seconds, sink=found)
-        )
+        # Not bounded as tightly as the engine's look-ups: nobody's answer waits for this one.
+        return self._submit(lambda: self._session.submit_lookup(request, keys, sink=found))
 
     def _load_found(self, done: LookupDone, request: int, keys: bytes, rows: list[int], found: int) -> None:
         """In the reader thread: loads the first ``found`` blocks under the lease of this look-up."""
