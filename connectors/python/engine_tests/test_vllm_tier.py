@@ -127,4 +127,4 @@ def test_a_daemon_killed_in_the_middle_fails_no_request_and_hits_come_back_with_
         assert [output.tokens for output in outputs] == [output.tokens for output in cold]
         return all(output.cached > 0 for output in outputs)
 
-    eventually("hits are back", back, 60)
+    eventually("hits are back", back, 300)

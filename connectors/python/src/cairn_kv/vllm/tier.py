@@ -7,21 +7,13 @@ For engines that keep vLLM's `OffloadingConnector` and its CPU tier and want wha
 The engine moves blocks between device and its CPU tier; this moves chunks between that CPU tier and the daemon. It runs
 in the scheduler's process alone. What it does stands in tiering.py; here it is put together and given the engine's
 types.
-
-A chunk's bytes are opaque: the pages of all layers and all workers as the engine lays them out, padding included. What
-they depend on and the engine tells (its whole offloading configuration) is in the namespace. What a tier is not told is
-the revision of a model that is named rather than a directory, and overrides given on the command line: those are the
-option `revision`, and for whoever sets none, the daemon's proof.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Collection, Iterable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,10 +24,11 @@ from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 from cairn_kv import CairnError, NamespaceDescriptor, Session
 
 from .counters import CairnStats
-from .identity import Identity, NotServed, weights_fingerprint
+from .identity import Identity, NotServed
 from .options import Options
 from .setup import CONNECT_SECONDS, _address, _machine
-from .tier_link import KEY_BYTES, ChunkRows, TierSession
+from .tier_identity import describe_chunks
+from .tier_link import ChunkRows, TierSession
 from .tiering import Result, TierSide, Verdict
 from .worker import ROWS_MIN, WorkerSide
 
@@ -43,12 +36,6 @@ logger = init_logger(__name__)
 
 #: Options of a tier that are the connector's as well.
 SHARED_OPTIONS = ("socket", "windowBytes", "lookupTimeoutMs")
-#: A namespace's texts are bounded at the daemon.
-REVISION_CHARACTERS_MAX = 256
-#: Of the engine's configuration, what says nothing about a chunk's bytes, or stands in the namespace by itself.
-NOT_OF_BYTES = ("engine_id", "extra_config", "enable_kv_cache_events", "model")
-NOT_OF_BYTES_PARALLEL = ("rank", "data_parallel_index", "data_parallel_size", "data_parallel_rank_local")
-
 RESULTS = {Verdict.HIT: LookupResult.HIT, Verdict.MISS: LookupResult.MISS, Verdict.RETRY: LookupResult.RETRY}
 #: What a result may tell differs between versions.
 RESULT_FIELDS = {field.name for field in dataclasses.fields(JobResult)}
@@ -76,10 +63,21 @@ class CairnTier(SecondaryTierManager):
         for name in sorted(options.keys() - {*SHARED_OPTIONS, "revision"}):
             logger.warning("cairn: unknown option %s of the tier", name)
         try:
-            identity = describe_chunks(offloading_spec, primary_kv_view, str(options.get("revision", "")))
+            identity = self._describe(str(options.get("revision", "")))
             self._open(identity, offloading_spec, primary_kv_view, shared)
         except (NotServed, CairnError, OSError) as reason:
             logger.warning("cairn: the tier stores and loads nothing: %s", reason)
+
+    def _describe(self, revision: str) -> Identity:
+        """What the chunks are. Raises NotServed."""
+        import vllm
+
+        config = getattr(self._offloading_spec, "config", None)
+        if config is None:
+            raise NotServed("this version does not tell what it offloads; a tier needs 0.26")
+        shape = self._primary_kv_view.shape
+        assert shape is not None
+        return describe_chunks(config, int(shape[1]), revision, str(vllm.__version__), _machine())
 
     def _open(self, identity: Identity, spec: Any, chunks: memoryview, options: Options) -> None:
         """The session, its window and the thread that copies. Raises CairnError and OSError."""
@@ -181,67 +179,6 @@ def _result(result: Result) -> JobResult:
     if result.success or not result.loaded:
         known.pop("successful_keys", None)
     return JobResult(job_id=result.job, success=result.success, **known)
-
-
-def describe_chunks(spec: Any, chunks: memoryview, revision: str) -> Identity:
-    """What the chunks of this engine's CPU tier are: the same in every engine that may read them. Raises NotServed."""
-    import vllm
-
-    config = getattr(spec, "config", None)
-    if config is None:
-        raise NotServed("this version does not tell what it offloads; a tier needs 0.26")
-    groups = config.groups
-    tokens = {int(group.tokens_per_block) for group in groups}
-    if not tokens:
-        raise NotServed("no layers are offloaded")
-    if len(revision) > REVISION_CHARACTERS_MAX:
-        raise NotServed(f"revision has {len(revision)} characters: at most {REVISION_CHARACTERS_MAX}")
-    assert chunks.shape is not None
-    row_bytes = int(chunks.shape[1])
-    block_tokens = max(tokens) * int(config.cache.blocks_per_chunk)
-    dtype = str(config.model.dtype)
-    facts = dataclasses.asdict(dataclasses.replace(config, extra_config={}))
-    facts = {name: value for name, value in facts.items() if name not in NOT_OF_BYTES}
-    facts["parallel"] = {name: fact for name, fact in facts["parallel"].items() if name not in NOT_OF_BYTES_PARALLEL}
-    descriptor = {
-        "model": str(config.model.name),
-        "revision": _revision(Path(str(config.model.name)), revision),
-        "kv_dtype": dtype,
-        "quant_scales": dtype.startswith(("fp8", "int8", "nvfp4")),
-        "layout": f"offload chunk {_digest(facts)} {config.cache.blocks_per_chunk} blocks, {_machine()}",
-        "row_bytes": row_bytes,
-        "group_kinds": ("offloaded",) * len(groups),
-        "draft": False,
-        "block_tokens": block_tokens,
-        # The engine's own, which it does not tell: another one, or another seed, makes other keys.
-        "hash_algorithm": "engine",
-        "hash_seed": _digest(os.environ.get("PYTHONHASHSEED")),
-        "engine_build": f"vllm {vllm.__version__}",
-        "key_bytes": KEY_BYTES,
-        "shards": 1,
-        "chained": False,
-    }
-    return Identity(
-        descriptor=descriptor,
-        layer_names=("chunk",),
-        page_bytes=row_bytes,
-        row_bytes=row_bytes,
-        block_tokens=block_tokens,
-        key_bytes=KEY_BYTES,
-        shards=1,
-        world=1,
-    )
-
-
-def _revision(model: Path, named: str) -> str:
-    """What the model's name leaves open: weights and configuration on this disk, and what the operator says."""
-    config = model / "config.json"
-    text = config.read_text() if config.is_file() else ""
-    return json.dumps({"weights": weights_fingerprint(model), "config": _digest(text), "named": named}, sort_keys=True)
-
-
-def _digest(fact: object) -> str:
-    return hashlib.sha256(json.dumps(fact, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _dtype(name: str) -> Any:
