@@ -346,3 +346,34 @@ def test_a_fault_of_the_connector_fails_what_is_under_way_and_what_comes_and_han
     sent: set[str] = set()
     eventually("the request is reported as sent", lambda: bool(sent.update(bench.side.finished()[0]) or sent))
     assert bench.outcome(plan) == StoreOutcome(visible=0)
+
+
+def test_a_fault_hangs_nothing_that_came_behind_it_in_the_same_step_nor_what_the_daemon_has_not_answered(
+    bench: Bench,
+) -> None:
+    bench.outcome(bench.store("r", 0, [1, 2]))
+    at_copy, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        at_copy.set()
+        go_on.wait(60)
+
+    bench.tensors.before = hold
+    bench.load("s", [1], [21])
+    assert at_copy.wait(60)
+    # The connector's thread copies; what comes now it finds all at once, the proof first.
+    proof = ProofPlan(99, "p", 7, 1, key_of(1), 1)
+    bench.side.begin_stores(CairnMetadata(proofs=[proof]))
+    bench.load("t", [2], [22])
+    unanswered = bench.store("u", 2, [3])
+
+    def fault() -> None:
+        raise RuntimeError("a fault of the test's")
+
+    bench.tensors.before = fault
+    go_on.set()
+    got: set[str] = set()
+    eventually("both loads end", lambda: bool(got.update(bench.received())) or got == {"s", "t"})
+    assert bench.side.failed_blocks() == {22}
+    assert bench.side.broken
+    assert bench.outcome(unanswered) == StoreOutcome(visible=2)

@@ -199,6 +199,8 @@ class WorkerSide:
         self._received: set[str] = set()
         self._failed_blocks: set[int] = set()
         self._report = CairnWorkerMetadata()
+        #: Serial of each store and proof whose outcome is still to be reported.
+        self._unreported: dict[int, StorePlan | ProofPlan] = {}
         # Below: the connector's thread alone.
         #: Loads that have not ended, and of those the ones that still have blocks to ask for.
         self._begun: list[_Load] = []
@@ -239,6 +241,7 @@ class WorkerSide:
             self._awaited |= metadata.awaited
             for plan in plans:
                 self._reading.setdefault(plan.request_id, set()).add(plan.serial)
+                self._unreported[plan.serial] = plan
         self._put(plans)
 
     def finished(self) -> tuple[set[str], set[str]]:
@@ -263,7 +266,7 @@ class WorkerSide:
 
     @property
     def broken(self) -> bool:
-        """Whether a fault ended this half: nothing is copied any more, and nothing that was under way is reported."""
+        """Whether a fault ended this half: nothing is copied any more, and all that was under way counts as failed."""
         return self._broken
 
     def close(self) -> None:
@@ -306,6 +309,14 @@ class WorkerSide:
         for load in self._begun:
             self._fail_load(load.plan)
         with self._lock:
+            inbox, self._inbox = self._inbox, deque()
+            unreported = list(self._unreported.values())
+        for plan in inbox:
+            if isinstance(plan, LoadPlan):
+                self._fail_load(plan)
+        for owed in unreported:
+            self._give_up(owed)
+        with self._lock:
             self._reading.clear()
         self._begun.clear()
         self._loads.clear()
@@ -315,17 +326,22 @@ class WorkerSide:
         self._hungry.clear()
         self._proofs.clear()
 
-    def _refuse(self, plan: LoadPlan | StorePlan | ProofPlan) -> None:
-        """What comes after a fault."""
+    def _give_up(self, plan: LoadPlan | StorePlan | ProofPlan) -> None:
+        """What a fault ended, or what comes after it."""
         if isinstance(plan, LoadPlan):
             self._fail_load(plan)
             return
         with self._lock:
             self._reading.pop(plan.request_id, None)
-            if isinstance(plan, StorePlan):
-                self._report.stores[plan.serial] = StoreOutcome(plan.start_depth)
-            else:
-                self._report.proofs[plan.request_id] = ProofOutcome(plan.request_id, None)
+        if isinstance(plan, StorePlan):
+            self._tell(plan, StoreOutcome(plan.start_depth))
+        else:
+            self._verdict(plan, None)
+
+    def _tell(self, plan: StorePlan, outcome: StoreOutcome) -> None:
+        with self._lock:
+            self._unreported.pop(plan.serial, None)
+            self._report.stores[plan.serial] = outcome
 
     def _fail_load(self, plan: LoadPlan) -> None:
         with self._lock:
@@ -342,16 +358,17 @@ class WorkerSide:
                 self._store_reply(event)
             else:
                 self._store_done(event)
-        with self._lock:
-            plans = list(self._inbox)
-            self._inbox.clear()
-        for plan in plans:
+        while (plan := self._next()) is not None:
             self._take(plan)
         self._go_on()
 
+    def _next(self) -> LoadPlan | StorePlan | ProofPlan | None:
+        with self._lock:
+            return self._inbox.popleft() if self._inbox else None
+
     def _take(self, plan: LoadPlan | StorePlan | ProofPlan) -> None:
         if self._broken:
-            self._refuse(plan)
+            self._give_up(plan)
         elif isinstance(plan, LoadPlan):
             load = _Load(plan, time.monotonic())
             self._begun.append(load)
@@ -509,8 +526,7 @@ class WorkerSide:
         if whole.ended < len(whole.plan.block_ids):
             return
         self._stats.add("stored_blocks", whole.visible - start)
-        with self._lock:
-            self._report.stores[whole.plan.serial] = StoreOutcome(whole.visible, whole.resident)
+        self._tell(whole.plan, StoreOutcome(whole.visible, whole.resident))
 
     def _reading_ended(self, offer: _Offer) -> None:
         """Nothing of this offer will be copied any more."""
@@ -573,4 +589,5 @@ class WorkerSide:
 
     def _verdict(self, plan: ProofPlan, same: bool | None) -> None:
         with self._lock:
+            self._unreported.pop(plan.serial, None)
             self._report.proofs[plan.request_id] = ProofOutcome(plan.request_id, same)
