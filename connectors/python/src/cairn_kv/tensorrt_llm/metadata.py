@@ -1,0 +1,70 @@
+"""What the scheduler's half tells the workers each step: plain data, which the engine broadcasts to all ranks.
+
+Nothing comes back by the engine's means. What the workers have to say, they write into a mailbox in shared memory
+(mailbox.py), which `Source` names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the scheduler's process keeps what all ranks of its node read.
+
+    ``memory`` is the inode of the staging memory, so that a descriptor that meanwhile means something else is not
+    taken for it; ``token`` proves the same of the mailbox.
+    """
+
+    pid: int
+    mailbox: int
+    token: bytes
+    staging: int
+    memory: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """Verified blocks that lie in staging memory ``memory``: those of shard s at ``offsets[s]``, into ``block_ids``."""
+
+    memory: int
+    offsets: list[list[int]]
+    block_ids: list[int]
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """Blocks [start_depth, start_depth + len(block_ids)) of a chain, complete once this step's forward pass is."""
+
+    start_depth: int
+    parent_key: bytes
+    keys: bytes
+    block_ids: list[int]
+
+
+@dataclass(frozen=True)
+class ProofPlan:
+    """A stored block of an earlier life, one offset per shard, and the block that the engine has computed itself."""
+
+    number: int
+    memory: int
+    offsets: list[int]
+    block_id: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step's work. ``serial`` grows with each step: the engine may show the same step twice, or leave one out."""
+
+    serial: int
+    source: Source | None = None
+    loads: list[LoadPlan] = field(default_factory=list)
+    stores: list[StorePlan] = field(default_factory=list)
+    proofs: list[ProofPlan] = field(default_factory=list)
+
+    @property
+    def store_blocks(self) -> int:
+        """Rows that the step takes out of each rank's credit."""
+        return sum(len(plan.block_ids) for plan in self.stores) + len(self.proofs)

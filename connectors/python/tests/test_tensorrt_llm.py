@@ -1,0 +1,880 @@
+"""The TensorRT-LLM connector, driven in the engine's own call order against the real daemon."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trtllm_engine
+from daemon import Daemon, eventually
+from trtllm_engine import BLOCK_TOKENS, ROW_BYTES, Engine, Request, llm_args
+
+trtllm_engine.install()
+
+from cairn_kv import Session  # noqa: E402
+from cairn_kv.completions import CancelDone, FailedBlock, LoadDone  # noqa: E402
+from cairn_kv.errors import ErrorCode  # noqa: E402
+from cairn_kv.tensorrt_llm import connector  # noqa: E402
+from cairn_kv.tensorrt_llm.chain import BlockChain, salt_of  # noqa: E402
+from cairn_kv.tensorrt_llm.identity import PoolFacts, declared, identity_of  # noqa: E402
+from cairn_kv.tensorrt_llm.mailbox import Cell, Mirror  # noqa: E402
+from cairn_kv.tensorrt_llm.metadata import Step  # noqa: E402
+from cairn_kv.tensorrt_llm.options import Options  # noqa: E402
+from cairn_kv.tensorrt_llm.staging import Staging, row_stride  # noqa: E402
+from cairn_kv.vllm.identity import NotServed  # noqa: E402
+
+Start = Callable[..., Engine]
+Prompt = Callable[[int], list[int]]
+FACTS = PoolFacts(64, ROW_BYTES, "bfloat16", "full_attention", {"manager": "test"})
+
+
+@pytest.fixture
+def prompt(chance: random.Random) -> Prompt:
+    """Prompts of so many tokens that nobody else has."""
+    return lambda tokens: [chance.randrange(1 << 20) for _ in range(tokens)]
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Starts engines at a daemon; all end with the test."""
+    engines: list[Engine] = []
+    monkeypatch.setattr(connector, "pool_of_tensor", lambda cache, slots_of: cache.pool(slots_of))
+    monkeypatch.setattr(connector, "CONNECT_SECONDS", 30.0)
+
+    def make(daemon: Daemon, arguments: SimpleNamespace | None = None, **settings: Any) -> Engine:
+        options = {"LOOKUP_MS": 1_000, "STAGE_MS": 10_000, "STAGING_BYTES": 1 << 20, "WINDOW_BYTES": 1 << 18}
+        for name, value in {**options, **settings.pop("options", {}), "SOCKET": daemon.socket}.items():
+            monkeypatch.setenv(f"TRTLLM_CAIRN_{name}", str(value))
+        engines.append(Engine(arguments or llm_args(), **settings))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def stored(engine: Engine, blocks: int) -> None:
+    """Waits until each rank that stores has had so many blocks acknowledged."""
+    ranks = engine.workers if engine.kind != "mla" else engine.workers[:1]
+    eventually("blocks are stored", lambda: all(one.counters().get("stored_blocks", 0) >= blocks for one in ranks))
+
+
+def warm(engine: Engine) -> None:
+    """One request that is not of the test: from the first step on, all ranks have mapped the staging memory."""
+    engine.run([7] * (BLOCK_TOKENS // 2))
+
+
+def matched(engine: Engine, tokens: list[int], **over: Any) -> int:
+    """Tokens that were answered for one request, which is served to its end."""
+    return engine.matched[engine.run(tokens, **over).request_id]
+
+
+def free_rows(engine: Engine) -> int:
+    engine.staging.settle()
+    return int(engine.staging.free_rows)
+
+
+# What is stored is found, and what is answered is there.
+
+
+def test_an_engine_computes_only_what_the_one_before_it_has_not_stored(
+    daemon: Daemon, start: Start, prompt: Prompt
+) -> None:
+    tokens = prompt(5 * BLOCK_TOKENS + 9)
+    first = start(daemon)
+    first.run(tokens)
+    assert first.matched == {1: 0}
+    stored(first, 5)
+    second = start(daemon)
+    warm(second)
+    request = second.run(tokens)
+    assert second.matched[request.request_id] == 5 * BLOCK_TOKENS
+    assert second.computed[request.request_id] < BLOCK_TOKENS
+    longer = second.run([*tokens, *prompt(3 * BLOCK_TOKENS)])
+    assert second.matched[longer.request_id] == 5 * BLOCK_TOKENS
+    assert free_rows(second) == second.staging._window.blocks
+
+
+def test_the_last_token_is_left_to_the_engine(daemon: Daemon, start: Start, prompt: Prompt) -> None:
+    tokens = prompt(4 * BLOCK_TOKENS)
+    engine = start(daemon)
+    engine.run(tokens)
+    stored(engine, 4)
+    assert matched(engine, tokens) == 3 * BLOCK_TOKENS
+
+
+def test_nothing_is_answered_before_every_rank_has_mapped_the_memory(
+    daemon: Daemon, start: Start, prompt: Prompt
+) -> None:
+    tokens = prompt(3 * BLOCK_TOKENS + 1)
+    first = start(daemon, llm_args(tensor_parallel_size=2), ranks=2)
+    first.run(tokens)
+    stored(first, 3)
+    second = start(daemon, llm_args(tensor_parallel_size=2), ranks=2)
+    one, other = second.workers
+    second.workers = [one]  # The other rank has not come to its first step.
+    second.add([7] * 9)
+    second.step()
+    assert second.staging.ready() == 0
+    request = Request(900, tokens)
+    assert second.scheduler.get_num_new_matched_tokens(request, 0) == (0, False)
+    other.bind_connector_meta(second.last_step)
+    other.start_load_kv(None)
+    request = Request(901, tokens)
+    assert second.scheduler.get_num_new_matched_tokens(request, 0) == (3 * BLOCK_TOKENS, False)
+
+
+def test_random_requests_with_shared_prefixes_never_use_a_wrong_block(
+    daemon: Daemon, start: Start, prompt: Prompt, chance: random.Random
+) -> None:
+    roots = [prompt(6 * BLOCK_TOKENS) for _ in range(3)]
+    for life in range(3):
+        ranks = 2
+        engine = start(
+            daemon,
+            llm_args(tensor_parallel_size=2),
+            ranks=ranks,
+            blocks=96,
+            chunk_tokens=chance.choice([1 << 20, 48, 64]),
+            per_chunk=chance.random() < 0.5,
+            covers=chance.choice([None, 1, 3]),
+            options={"STAGING_BYTES": chance.choice([1 << 16, 1 << 20])},
+        )
+        active: list[Request] = []
+        for _ in range(40):
+            if len(active) < 4:
+                root = chance.choice(roots)[: chance.randrange(1, 6 * BLOCK_TOKENS)]
+                active.append(engine.add([*root, *prompt(chance.randrange(1, 2 * BLOCK_TOKENS))]))
+            engine.step(new_tokens=chance.randrange(1, 40))
+            active = [one for one in active if not one.done]
+            if active and chance.random() < 0.1:
+                engine.finish(active.pop())  # Cancelled by its client.
+            if active and chance.random() < 0.1:
+                engine.reset(active[0])
+        assert life == 0 or sum(engine.matched.values()) > 0
+        engine.close()
+
+
+# Ranks.
+
+
+def test_each_rank_loads_its_own_shard(daemon: Daemon, start: Start, prompt: Prompt) -> None:
+    tokens = prompt(4 * BLOCK_TOKENS + 1)
+    first = start(daemon, llm_args(tensor_parallel_size=2), ranks=2)
+    first.run(tokens)
+    stored(first, 4)
+    second = start(daemon, llm_args(tensor_parallel_size=2), ranks=2)
+    warm(second)
+    request = second.run(tokens)
+    assert second.matched[request.request_id] == 4 * BLOCK_TOKENS
+    assert second.scheduler.counters()["loaded_bytes"] == 2 * 4 * ROW_BYTES
+
+
+def test_a_block_of_which_one_shard_is_missing_is_no_hit(daemon: Daemon, start: Start, prompt: Prompt) -> None:
+    tokens = prompt(2 * BLOCK_TOKENS + 1)
+    engine = start(daemon, llm_args(tensor_parallel_size=2), ranks=2)
+    warm(engine)
+    saves = engine.workers[1].wait_for_save
+    engine.workers[1].wait_for_save = lambda _stream: None
+    engine.run(tokens)
+    assert matched(engine, tokens) == 0
+    engine.workers[1].wait_for_save = saves
+
+
+def test_mla_is_stored_once_and_loaded_by_all_ranks(daemon: Daemon, start: Start, prompt: Prompt) -> None:
+    tokens = prompt(3 * BLOCK_TOKENS + 1)
+    first = start(daemon, llm_args(tensor_parallel_size=2), ranks=2, kind="mla")
+    first.run(tokens)
+    stored(first, 3)
+    assert "stored_blocks" not in first.workers[1].counters()
+    second = start(daemon, llm_args(tensor_parallel_size=2), ranks=2, kind="mla")
+    warm(second)
+    request = second.run(tokens)
+    assert second.matched[request.request_id] == 3 * BLOCK_TOKENS
+    assert second.scheduler.counters()["loaded_bytes"] == 3 * ROW_BYTES
+
+
+def test_ranks_under_attention_data_parallelism_are_engines_that_share_blocks(
+    daemon: Daemon, start: Start, prompt: Prompt
+) -> None:
+    arguments = llm_args(tensor_parallel_size=2, enable_attention_dp=True)
+    assert connector.CairnScheduler.supports_attention_dp
+    assert connector.CairnWorker.supports_attention_dp
+    tokens = prompt(3 * BLOCK_TOKENS + 1)
+    owner = start(daemon, arguments)
+    owner.run(tokens)
+    stored(owner, 3)
+    other = start(daemon, arguments, first_rank=1)
+    warm(other)
+    assert matched(other, tokens) == 3 * BLOCK_TOKENS
+
+
+def test_another_process_maps_the_memory_and_a_wrong_one_is_refused(daemon: Daemon, prompt: Prompt) -> None:
+    identity = identity_of(llm_args(), FACTS, "1", "m")
+    with Session(daemon.socket, "mapped", [declared(identity)]) as session:
+        assert session.wait_connected(30)
+        window = session.create_window(4, stride_bytes=row_stride(identity))
+        staging = Staging(session, window, identity)
+        window.row(2)[:] = b"\x5a" * ROW_BYTES
+        source = staging.source()
+        code = (
+            "import sys, pickle; from cairn_kv.tensorrt_llm.mailbox import Mirror; m = Mirror(0);"
+            "s, at, n = pickle.loads(sys.stdin.buffer.read()); m.follow(s);"
+            "sys.stdout.buffer.write(bytes(m.piece(s.memory, at, n)))"
+        )
+        given = pickle.dumps((source, staging.offset(2), ROW_BYTES))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        child = subprocess.run(
+            [sys.executable, "-c", code], check=False, input=given, capture_output=True, env=environment
+        )
+        assert child.stdout == b"\x5a" * ROW_BYTES, child.stderr.decode()
+        assert staging.ready() == source.memory
+        foreign = Mirror(0)
+        for wrong in (
+            dataclasses.replace(source, token=b"x" * 16),
+            dataclasses.replace(source, memory=source.memory + 1),
+            dataclasses.replace(source, pid=2**22 + 1),
+        ):
+            foreign.follow(wrong)
+            with pytest.raises(AssertionError):
+                foreign.piece(source.memory, 0, 1)
+        staging.mailbox.close()
+
+
+# Failures.
+
+
+def test_what_was_answered_is_loaded_although_the_daemon_dies_meanwhile(
+    own_daemon: Daemon, start: Start, prompt: Prompt
+) -> None:
+    tokens = prompt(4 * BLOCK_TOKENS + 1)
+    engine = start(own_daemon, llm_args(tensor_parallel_size=2), ranks=2)
+    engine.run(tokens)
+    stored(engine, 4)
+    request = engine.add(tokens)
+    engine.prepare(request)
+    assert engine.matched[request.request_id] == 4 * BLOCK_TOKENS
+    own_daemon.kill()
+    eventually("the session has noticed", lambda: not engine.session.connected)
+    while not request.done:
+        engine.step()
+    assert engine.computed[request.request_id] < BLOCK_TOKENS
+
+
+def test_a_lost_daemon_is_a_miss_and_hits_resume_when_it_is_back(
+    own_daemon: Daemon, start: Start, prompt: Prompt
+) -> None:
+    tokens = prompt(4 * BLOCK_TOKENS + 1)
+    engine = start(own_daemon)
+    engine.run(tokens)
+    stored(engine, 4)
+    own_daemon.kill()
+    eventually("the session has noticed", lambda: not engine.session.connected)
+    assert matched(engine, tokens) == 0
+    assert engine.scheduler.counters()["lookups_unavailable"] >= 1
+    own_daemon.start()
+
+    def found() -> bool:
+        return matched(engine, tokens) == 4 * BLOCK_TOKENS
+
+    eventually("hits resume", found)
+
+
+def test_an_engine_that_starts_before_its_daemon_is_served_once_that_is_there(
+    start: Start, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Daemon()
+    try:
+        monkeypatch.setattr(connector, "CONNECT_SECONDS", 0.01)
+        engine = start(late)
+        tokens = prompt(3 * BLOCK_TOKENS + 1)
+        assert matched(engine, tokens) == 0
+        late.start()
+
+        def found() -> bool:
+            return matched(engine, tokens) == 3 * BLOCK_TOKENS
+
+        eventually("hits come", found)
+    finally:
+        late.remove()
+
+
+def test_a_daemon_that_hangs_is_a_miss_and_its_rows_come_back_when_it_goes_on(
+    own_daemon: Daemon, start: Start, prompt: Prompt
+) -> None:
+    tokens = prompt(4 * BLOCK_TOKENS + 1)
+    engine = start(own_daemon, options={"LOOKUP_MS": 20, "STAGE_MS": 20})
+    warm(engine)
+    engine.run(tokens)
+    stored(engine, 4)
+    own_daemon.send(signal.SIGSTOP)
+    request = engine.run(tokens)
+    own_daemon.send(signal.SIGCONT)
+    assert engine.matched[request.request_id] == 0
+    assert engine.scheduler.counters()["lookup_timeouts"] >= 1
+    staging = engine.staging
+    eventually("all rows are free", lambda: free_rows(engine) == staging._window.blocks)
+
+
+class StandIn:
+    """A session whose LOADs the test ends."""
+
+    def __init__(self) -> None:
+        self.loads: dict[int, tuple[int, list[int], int, Callable[[LoadDone], None]]] = {}
+        self.cancelled: list[int] = []
+        self.answer: Callable[[int], None] = lambda _tag: None
+
+    def submit_load(
+        self,
+        window: object,
+        lease: int,
+        depth: int,
+        keys: bytes,
+        rows: list[int],
+        *,
+        shard: int,
+        deadline_ms: int,
+        sink: Callable[[LoadDone], None],
+    ) -> int:
+        tag = len(self.loads) + 1
+        self.loads[tag] = (depth, rows, shard, sink)
+        self.answer(tag)
+        return tag
+
+    def submit_cancel(self, tag: int, *, sink: Callable[[CancelDone], None]) -> int:
+        self.cancelled.append(tag)
+        sink(CancelDone(tag=0))
+        return 0
+
+    def end(self, tag: int, *failed: int) -> None:
+        blocks = tuple(FailedBlock(index, ErrorCode.CHECKSUM_MISMATCH) for index in failed)
+        self.loads[tag][3](LoadDone(tag=tag, failed=blocks))
+
+
+Bench = tuple[StandIn, Staging]
+
+
+@pytest.fixture
+def bench(daemon: Daemon) -> Iterator[Bench]:
+    """Staging of two shards, one block per LOAD, with 8 rows, all ranks mapped."""
+    identity = identity_of(llm_args(tensor_parallel_size=2), FACTS, "1", "m")
+    with Session(daemon.socket, "bench", [declared(identity)]) as session:
+        assert session.wait_connected(30)
+        window = session.create_window(8, stride_bytes=row_stride(identity))
+        link = StandIn()
+        staging = Staging(link, window, identity)  # type: ignore[arg-type]
+        staging._piece_blocks = 1
+        for rank in range(2):
+            Mirror(rank).follow(staging.source())
+        yield link, staging
+        staging.mailbox.close()
+
+
+def test_blocks_behind_one_that_did_not_verify_are_not_answered(bench: Bench) -> None:
+    link, staging = bench
+    link.answer = lambda tag: link.end(tag, *((0,) if link.loads[tag][0] == 2 and link.loads[tag][2] == 1 else ()))
+    staged = staging.stage(1, 0, bytes(32 * 4), 10.0)
+    assert staged is not None
+    assert (staged.first, staged.end) == (0, 2)
+    staging.settle()
+    assert staging.free_rows == 4
+    staging.release(staged)
+    assert staging.free_rows == 8
+
+
+def test_rows_of_loads_that_come_too_late_stay_the_daemons_until_they_end(bench: Bench) -> None:
+    link, staging = bench
+    link.answer = lambda tag: link.end(tag) if link.loads[tag][0] == 0 else None
+    staged = staging.stage(1, 0, bytes(32 * 3), 0.01)
+    assert staged is not None
+    assert staged.end == 1
+    assert sorted(link.cancelled) == [3, 4, 5, 6]
+    staging.settle()
+    assert staging.free_rows == 2
+    late = [tag for tag in link.loads if tag > 2]
+
+    def end_late() -> None:
+        for tag in late:
+            link.end(tag, 0)
+
+    threading.Thread(target=end_late).start()
+
+    def all_back() -> bool:
+        staging.settle()
+        return staging.free_rows == 6
+
+    eventually("rows come back", all_back)
+
+
+def test_no_more_is_answered_than_the_staging_memory_holds(bench: Bench) -> None:
+    link, staging = bench
+    link.answer = link.end
+    staged = staging.stage(1, 0, bytes(32 * 9), 10.0)
+    assert staged is not None
+    assert staged.end == 4
+    assert staging.stage(1, 4, bytes(32), 10.0) is None
+
+
+def test_rows_are_free_when_the_last_rank_has_copied_them(bench: Bench) -> None:
+    link, staging = bench
+    link.answer = link.end
+    ranks = [Mirror(0), Mirror(1)]
+    for rank in ranks:
+        rank.follow(staging.source())
+    staged = staging.stage(1, 0, bytes(32 * 4), 10.0)
+    assert staged is not None
+    staging.leave(staged, 5)
+    ranks[0].write(Cell.COPIED, 5)
+    staging.settle()
+    assert staging.free_rows == 0
+    ranks[1].write(Cell.COPIED, 6)
+    staging.settle()
+    assert staging.free_rows == 8
+
+
+def test_a_memory_that_was_replaced_is_not_claimed_before_it_is_mapped_again(
+    daemon: Daemon, start: Start, prompt: Prompt
+) -> None:
+    tokens = prompt(3 * BLOCK_TOKENS + 1)
+    engine = start(daemon)
+    engine.run(tokens)
+    stored(engine, 3)
+    waiting = engine.add(tokens)
+    engine.prepare(waiting)
+    assert engine.matched[waiting.request_id] == 3 * BLOCK_TOKENS
+    window = engine.staging._window
+    window.invalidate(unsettled=True)
+    window.settle()
+    window.row(0)[:] = window.row(1)[:] = window.row(2)[:] = bytes(ROW_BYTES)
+    assert engine.scheduler.get_num_new_matched_tokens(Request(900, tokens), 0) == (0, False)
+    while not waiting.done:  # What was staged in the memory before is loaded out of that.
+        engine.step()
+    assert engine.computed[waiting.request_id] < BLOCK_TOKENS
+    assert engine.staging.ready() != 0
+
+
+# The engine's ways.
+
+
+def test_a_step_that_is_shown_twice_is_loaded_once(daemon: Daemon, start: Start, prompt: Prompt) -> None:
+    tokens = prompt(3 * BLOCK_TOKENS + 1)
+    engine = start(daemon)
+    engine.run(tokens)
+    stored(engine, 3)
+    request = engine.add(tokens)
+    engine.step(new_tokens=1)
+    assert request.done
+    before = [bytes(block) for block in engine.caches[0].blocks]
+    engine.workers[0].start_load_kv(None)  # No step was built, and the last one is still bound.
+    engine.workers[0].wait_for_save(None)
+    assert [bytes(block) for block in engine.caches[0].blocks] == before
+
+
+def test_a_step_without_a_forward_pass_stores_nothing(daemon: Daemon, start: Start, prompt: Prompt) -> None:
+    tokens = prompt(3 * BLOCK_TOKENS + 1)
+    engine = start(daemon)
+    warm(engine)
+    request = engine.add(tokens)
+    engine.step(forward=False)
+    assert isinstance(engine.last_step, Step)
+    assert engine.last_step.store_blocks == 3
+    engine.step(forward=False)
+    engine.finish(request)
+    credit = engine.staging.mailbox.read(Cell.RELEASED)
+    assert credit == [3]
+    assert "stored_blocks" not in engine.workers[0].counters()
+    assert matched(engine, tokens) == 0
+
+
+def test_stores_wait_for_rows_and_none_is_dropped(daemon: Daemon, start: Start, prompt: Prompt) -> None:
+    tokens = prompt(24 * BLOCK_TOKENS + 1)
+    options = {"WINDOW_BYTES": 1 << 16}
+    first = start(daemon, options=options)
+    rows = first.workers[0]._side._window.blocks
+    assert rows < 24
+    request = first.add(tokens)
+
+    def all_stored() -> bool:
+        if not request.done:
+            first.step(new_tokens=10_000)
+        return bool(first.workers[0].counters().get("stored_blocks", 0) >= 24)
+
+    eventually("all blocks are stored", all_stored)
+    assert "shed_blocks" not in first.workers[0].counters()
+    second = start(daemon)
+    warm(second)
+    assert matched(second, tokens) == 24 * BLOCK_TOKENS
+
+
+def test_a_prompt_in_chunks_is_stored_whole_although_only_the_first_chunk_was_announced(
+    daemon: Daemon, start: Start, prompt: Prompt
+) -> None:
+    tokens = prompt(7 * BLOCK_TOKENS + 5)
+    first = start(daemon, chunk_tokens=2 * BLOCK_TOKENS + 7, per_chunk=True)
+    first.run(tokens)
+    stored(first, 7)
+    second = start(daemon)
+    warm(second)
+    assert matched(second, tokens) == 7 * BLOCK_TOKENS
+
+
+def test_an_engine_that_takes_less_than_was_answered_computes_the_rest(
+    daemon: Daemon, start: Start, prompt: Prompt
+) -> None:
+    tokens = prompt(6 * BLOCK_TOKENS + 1)
+    first = start(daemon)
+    first.run(tokens)
+    stored(first, 6)
+    second = start(daemon, per_chunk=True, chunk_tokens=BLOCK_TOKENS, covers=2)
+    warm(second)
+    request = second.run(tokens)
+    assert second.matched[request.request_id] == 2 * BLOCK_TOKENS
+    assert second.computed[request.request_id] >= 4 * BLOCK_TOKENS
+
+
+def test_blocks_without_a_page_are_neither_read_nor_written(daemon: Daemon, start: Start, prompt: Prompt) -> None:
+    tokens = prompt(6 * BLOCK_TOKENS + 1)
+    holed = start(daemon, passed=[3])
+    holed.run(tokens)
+    stored(holed, 3)
+    whole = start(daemon)
+    warm(whole)
+    assert matched(whole, tokens) == 3 * BLOCK_TOKENS
+    stored(whole, 3)
+    again = start(daemon, passed=[1])
+    warm(again)
+    assert matched(again, tokens) == 6 * BLOCK_TOKENS
+
+
+def test_a_request_that_is_reset_or_ends_early_gives_back_what_was_staged(
+    daemon: Daemon, start: Start, prompt: Prompt
+) -> None:
+    tokens = prompt(4 * BLOCK_TOKENS + 1)
+    engine = start(daemon)
+    engine.run(tokens)
+    stored(engine, 4)
+    all_rows = engine.staging._window.blocks
+    ended = engine.add(tokens)
+    engine.prepare(ended)
+    assert free_rows(engine) == all_rows - 4
+    engine.finish(ended)
+    assert free_rows(engine) == all_rows
+    reset = engine.add(tokens)
+    engine.prepare(reset)
+    engine._shown[reset.request_id] = trtllm_engine._Shown()
+    engine.reset(reset)
+    assert free_rows(engine) == all_rows
+    while not reset.done:
+        engine.step()
+    assert engine.matched[reset.request_id] == 4 * BLOCK_TOKENS
+    assert free_rows(engine) == all_rows
+
+
+def test_a_request_that_loses_its_blocks_midway_stores_nothing_of_the_next_owner(
+    daemon: Daemon, start: Start, prompt: Prompt
+) -> None:
+    engine = start(daemon, chunk_tokens=BLOCK_TOKENS)
+    warm(engine)
+    victim, other = engine.add(prompt(4 * BLOCK_TOKENS + 1)), engine.add(prompt(4 * BLOCK_TOKENS + 1))
+    engine.step()
+    engine.step()
+    engine.reset(victim)
+    while not (victim.done and other.done):
+        engine.step()
+    stored(engine, 8)
+    fresh = start(daemon)
+    warm(fresh)
+    for request in (victim, other):
+        again = fresh.run(request.all_tokens[: 4 * BLOCK_TOKENS + 1])
+        assert fresh.matched[again.request_id] == 4 * BLOCK_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("cancelled", "left"),
+    [((0, 4), range(0)), ((2, 4), range(2)), ((0, 1), range(1, 4)), ((4, 9), range(4)), ((1, 2), range(1))],
+)
+def test_a_load_that_is_cancelled_in_part_loads_the_rest(
+    daemon: Daemon, start: Start, prompt: Prompt, cancelled: tuple[int, int], left: range
+) -> None:
+    tokens = prompt(4 * BLOCK_TOKENS + 1)
+    engine = start(daemon)
+    engine.run(tokens)
+    stored(engine, 4)
+    all_rows = engine.staging._window.blocks
+    request = engine.add(tokens)
+    engine.prepare(request)
+    engine.scheduler.cancel_load(request, cancelled[0] * BLOCK_TOKENS, cancelled[1] * BLOCK_TOKENS)
+    assert free_rows(engine) == all_rows - len(left)
+    engine.show()
+    assert isinstance(engine.last_step, Step)
+    blocks = [block for plan in engine.last_step.loads for block in plan.block_ids]
+    assert blocks == [request.block_ids[at] for at in left]
+    engine.begin()
+    assert free_rows(engine) == all_rows
+
+
+def test_a_request_that_the_output_never_shows_as_new_is_loaded_and_not_stored(
+    daemon: Daemon, start: Start, prompt: Prompt
+) -> None:
+    tokens = prompt(3 * BLOCK_TOKENS + 1)
+    engine = start(daemon)
+    engine.run(tokens)
+    stored(engine, 3)
+    request = engine.add([*tokens, *prompt(BLOCK_TOKENS)])
+    engine.prepare(request)
+    engine._shown[request.request_id] = trtllm_engine._Shown(len(request.block_ids), len(request.all_tokens))
+    engine.show()
+    assert isinstance(engine.last_step, Step)
+    assert [plan.block_ids for plan in engine.last_step.loads] == [request.block_ids[:3]]
+    assert engine.last_step.stores == []
+
+
+def test_a_local_match_that_ends_inside_a_block_is_left_alone(daemon: Daemon, start: Start, prompt: Prompt) -> None:
+    tokens = prompt(4 * BLOCK_TOKENS + 1)
+    engine = start(daemon)
+    engine.run(tokens)
+    stored(engine, 4)
+    ask = engine.scheduler.get_num_new_matched_tokens
+    assert ask(Request(901, tokens), BLOCK_TOKENS + 5) == (0, False)
+    assert ask(Request(902, tokens), 4 * BLOCK_TOKENS) == (0, False)
+    assert ask(Request(903, tokens, py_return_context_logits=True), 0) == (0, False)
+    assert ask(Request(904, tokens), 2 * BLOCK_TOKENS) == (2 * BLOCK_TOKENS, False)
+
+
+def test_short_hits_are_computed_if_the_option_says_so(daemon: Daemon, start: Start, prompt: Prompt) -> None:
+    tokens = prompt(3 * BLOCK_TOKENS + 1)
+    engine = start(daemon, options={"LOAD_BLOCKS_MIN": 4})
+    engine.run(tokens)
+    stored(engine, 3)
+    assert matched(engine, tokens) == 0
+
+
+# Whose blocks they are.
+
+
+def test_salts_do_not_meet(daemon: Daemon, start: Start, prompt: Prompt) -> None:
+    tokens = prompt(3 * BLOCK_TOKENS + 1)
+    engine = start(daemon)
+    engine.run(tokens, cache_salt="a")
+    stored(engine, 3)
+    assert matched(engine, tokens) == 0
+    assert matched(engine, tokens, cache_salt="b") == 0
+    assert matched(engine, tokens, cache_salt="a") == 3 * BLOCK_TOKENS
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"lora_task_id": 0},
+        {"multimodal_hashes": [[1, 2]]},
+        {"multimodal_embedding": object()},
+        {"position_ids": [0]},
+        {"encoder_tokens": [1]},
+        {"py_multimodal_data": {"image": 1}},
+    ],
+)
+def test_requests_with_more_than_tokens_and_salt_are_not_served(
+    daemon: Daemon, start: Start, prompt: Prompt, over: dict[str, Any]
+) -> None:
+    tokens = prompt(3 * BLOCK_TOKENS + 1)
+    engine = start(daemon)
+    engine.run(tokens)
+    stored(engine, 3)
+    asked = engine.scheduler.counters()["lookups"]
+    request = engine.run(tokens, **over)
+    assert engine.matched[request.request_id] == 0
+    assert engine.scheduler.counters()["lookups"] == asked
+
+
+@pytest.mark.parametrize("hidden", ["lora_task_id", "multimodal_hashes", "cache_salt"])
+def test_requests_that_do_not_show_what_decides_are_not_served(hidden: str) -> None:
+    request = Request(1, [1])
+    for name in [hidden, "cache_salt_id"] if hidden == "cache_salt" else [hidden]:
+        delattr(request, name)
+    with pytest.raises(NotServed):
+        salt_of(request)
+
+
+def test_a_salt_that_is_only_a_number_is_told_apart_too() -> None:
+    salts = {
+        salt_of(Request(1, [1], cache_salt=salt, cache_salt_id=number))
+        for salt, number in [(None, None), (None, 1), (None, 2), ("1", 1), ("2", 1)]
+    }
+    assert len(salts) == 5
+    assert salt_of(Request(1, [1], py_multimodal_data={})) == ""
+
+
+def test_keys_are_the_same_however_the_tokens_come(chance: random.Random) -> None:
+    tokens = [chance.randrange(-1, 1 << 40) for _ in range(10 * BLOCK_TOKENS + 3)]
+    whole = BlockChain(BLOCK_TOKENS, "")
+    whole.extend(tokens)
+    pieces = BlockChain(BLOCK_TOKENS, "")
+    at = 0
+    while at < len(tokens):
+        step = chance.randrange(1, 50)
+        pieces.extend(tokens[at : at + step])
+        at += step
+    assert whole.blocks == 10
+    assert whole.tokens == pieces.tokens == len(tokens)
+    assert whole.keys == pieces.keys
+    other = BlockChain(BLOCK_TOKENS, "")
+    other.extend([tokens[0] + 1, *tokens[1:]])
+    assert all(whole.slice(at, at + 1) != other.slice(at, at + 1) for at in range(10))
+
+
+# The proof.
+
+
+def test_blocks_of_an_earlier_life_are_found_once_one_of_them_equalled_the_computed_one(
+    start: Start, prompt: Prompt
+) -> None:
+    node = Daemon({"engineApi": {"proof": "required"}}).start()
+    try:
+        tokens = prompt(4 * BLOCK_TOKENS + 1)
+        first = start(node, llm_args(tensor_parallel_size=2), ranks=2)
+        first.run(tokens)
+        stored(first, 4)
+        first.close()
+        second = start(node, llm_args(tensor_parallel_size=2), ranks=2)
+        warm(second)
+        assert matched(second, tokens) == 0
+
+        def found() -> bool:
+            return matched(second, tokens) == 4 * BLOCK_TOKENS
+
+        eventually("the proof is made", found)
+        assert second.scheduler.counters()["proofs"] == 1
+        assert free_rows(second) == second.staging._window.blocks
+    finally:
+        node.remove()
+
+
+def test_blocks_of_an_engine_that_computes_something_else_are_never_loaded(start: Start, prompt: Prompt) -> None:
+    node = Daemon({"engineApi": {"proof": "required"}}).start()
+    try:
+        tokens = prompt(4 * BLOCK_TOKENS + 1)
+        first = start(node)
+        first.run(tokens)
+        stored(first, 4)
+        first.close()
+        second = start(node, weights="others")  # The executor asserts that nothing of the first is used.
+        warm(second)
+
+        def own_blocks() -> bool:
+            return matched(second, tokens) == 4 * BLOCK_TOKENS
+
+        eventually("the second finds what it stored itself", own_blocks)
+        assert second.scheduler.counters()["proofs_failed"] == 1
+        assert "proofs" not in second.scheduler.counters()
+    finally:
+        node.remove()
+
+
+def test_a_proof_whose_step_ran_no_forward_pass_is_made_by_a_later_request(start: Start, prompt: Prompt) -> None:
+    node = Daemon({"engineApi": {"proof": "required"}}).start()
+    try:
+        tokens = prompt(2 * BLOCK_TOKENS + 1)
+        first = start(node)
+        first.run(tokens)
+        stored(first, 2)
+        first.close()
+        second = start(node)
+        warm(second)
+        lost = second.add(tokens)
+        second.step(forward=False)
+        assert isinstance(second.last_step, Step)
+        assert len(second.last_step.proofs) == 1
+        second.finish(lost)
+
+        def found() -> bool:
+            return matched(second, tokens) == 2 * BLOCK_TOKENS
+
+        eventually("the proof is made", found)
+    finally:
+        node.remove()
+
+
+# What is served at all.
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"max_beam_width": 2},
+        {"pipeline_parallel_size": 2},
+        {"context_parallel_size": 2},
+        {"speculative_config": object()},
+        {"tensor_parallel_size": 16},
+        {"cache": {"max_attention_window": [128]}},
+        {"cache": {"host_cache_size": 1}},
+        {"cache": {"enable_block_reuse": False}},
+    ],
+)
+def test_an_engine_that_is_not_served_works_as_without_a_connector(
+    daemon: Daemon, start: Start, prompt: Prompt, over: dict[str, Any]
+) -> None:
+    with pytest.raises(NotServed):
+        identity_of(llm_args(**over), FACTS, "1", "m")
+    engine = start(daemon, llm_args(**over))
+    tokens = prompt(2 * BLOCK_TOKENS + 1)
+    for _ in range(3):
+        assert matched(engine, tokens) == 0
+    assert engine.scheduler.counters() == {}
+
+
+def test_what_changes_a_blocks_bytes_changes_the_namespace() -> None:
+    def digest(facts: PoolFacts = FACTS, version: str = "1", machine: str = "m", **over: Any) -> str:
+        return str(declared(identity_of(llm_args(**over), facts, version, machine)))
+
+    others = [
+        digest(model="other"),
+        digest(dtype="float16"),
+        digest(tensor_parallel_size=2),
+        digest(cache={"tokens_per_block": 64}),
+        digest(quant_config="fp8"),
+        digest(version="2"),
+        digest(machine="n"),
+        digest(PoolFacts(64, ROW_BYTES, "float8_e4m3fn", "full_attention", {})),
+        digest(PoolFacts(64, ROW_BYTES, "bfloat16", "mla", FACTS.layout)),
+    ]
+    assert len({digest(), *others}) == len(others) + 1
+    assert digest(tensor_parallel_size=2, enable_attention_dp=True) == digest()
+
+
+def test_options_are_read_from_the_environment_and_a_wrong_one_is_named() -> None:
+    read = Options.read({"TRTLLM_CAIRN_LOOKUP_MS": "0.5", "CAIRN_SOCKET": "/s"})
+    assert (read.lookup_seconds, read.socket, read.stage_seconds) == (0.0005, "/s", 0.05)
+    assert Options.read({}).lookup_seconds <= 0.001
+    for wrong in ("0", "nan", "inf", "soon"):
+        with pytest.raises(ValueError, match="TRTLLM_CAIRN_STAGE_MS"):
+            Options.read({"TRTLLM_CAIRN_STAGE_MS": wrong})
+
+
+def test_a_wrong_option_leaves_the_engine_running(daemon: Daemon, start: Start, prompt: Prompt) -> None:
+    engine = start(daemon, llm_args(tensor_parallel_size=2), ranks=2, options={"STAGE_MS": "soon"})
+    tokens = prompt(2 * BLOCK_TOKENS + 1)
+    assert matched(engine, tokens) == 0
+    assert engine.scheduler.counters() == {}
+
+
+@pytest.mark.parametrize("half", ["Scheduler", "Worker"])
+def test_the_hooks_have_the_interfaces_parameters(half: str) -> None:
+    base = getattr(trtllm_engine, f"KvCacheConnector{half}")
+    ours = getattr(connector, f"Cairn{half}")
+    assert issubclass(ours, base)
+    for name, hook in inspect.getmembers(base, inspect.isfunction):
+        if name.startswith("_"):
+            continue
+        count = len(inspect.signature(hook).parameters)
+        inspect.signature(getattr(ours, name)).bind(*range(count))
