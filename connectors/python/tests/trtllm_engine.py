@@ -200,7 +200,11 @@ class Cache:
 
     def __init__(self, blocks: int, shard: int, kind: str) -> None:
         self.shard, self.kind = shard, kind
-        self.blocks = [bytearray(ROW_BYTES) for _ in range(blocks)]
+        self.blocks: list[Any] = [bytearray(ROW_BYTES) for _ in range(blocks)]
+
+    def register(self, worker: Any) -> None:
+        """As the engine's executor does at its start."""
+        worker.register_kv_caches(self)
 
     def pool(self, slots_of: Callable[[int], int]) -> Any:
         return MemoryPool(self, slots_of(ROW_BYTES))
@@ -259,10 +263,11 @@ class Engine:
             self.workers.append(CairnWorker(arguments))
             if rank == first_rank:
                 self.scheduler = CairnScheduler(arguments)
-        self.caches = [Cache(blocks, 0 if self.kind == "mla" else rank, self.kind) for rank in range(ranks)]
+        cache_type = settings.get("cache_type", Cache)
+        self.caches = [cache_type(blocks, 0 if self.kind == "mla" else rank, self.kind) for rank in range(ranks)]
         for rank, (worker, cache) in enumerate(zip(self.workers, self.caches, strict=True)):
             MPI.rank = first_rank + rank
-            worker.register_kv_caches(cache)
+            cache.register(worker)
         self._free = list(range(blocks))
         self._active: list[Request] = []
         self._shown: dict[int, _Shown] = {}
@@ -334,7 +339,7 @@ class Engine:
     def _chunk(self, request: Request) -> int:
         if request.position >= request.prompt_len:
             return 1
-        return min(self.chunk_tokens, request.prompt_len - request.position)
+        return min(self.chunk_tokens, int(request.prompt_len - request.position))
 
     def _allocate(self, request: Request) -> None:
         end = request.position + self._chunk(request)

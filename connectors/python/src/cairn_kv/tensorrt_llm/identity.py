@@ -115,8 +115,11 @@ def _check(llm_args: Any, facts: PoolFacts) -> None:
             raise NotServed(f"{name}: a rank holds some layers, or some tokens, of a block")
     if getattr(llm_args, "speculative_config", None) is not None:
         raise NotServed("speculative decoding: what draft layers hold depends on the token after the block")
-    if getattr(cache, "max_attention_window", None):
+    if getattr(cache, "max_attention_window", None) or getattr(cache, "sink_token_length", None):
         raise NotServed("sliding windows: blocks outside of a window are not kept by the engine")
+    four_bit = facts.dtype.startswith(("uint8", "float4")) or "fp4" in str(getattr(cache, "dtype", "")).lower()
+    if facts.layout.get("manager") == 1 and four_bit:
+        raise NotServed("the older cache manager keeps the scales of 4-bit blocks apart from its one pool")
     if int(getattr(cache, "host_cache_size", 0) or 0) > 0:
         raise NotServed("host_cache_size: the engine moves blocks to host memory and back to other places")
     if not getattr(cache, "enable_block_reuse", True):

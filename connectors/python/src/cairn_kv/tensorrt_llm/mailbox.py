@@ -91,9 +91,7 @@ class Mirror:
         memory = _map_descriptor(source.pid, source.staging, source.memory)
         if memory is None or len(memory) < source.size_bytes:
             return
-        # The one before is kept: a load that was staged there may still be on its way.
-        while len(self._memories) > 1:
-            del self._memories[next(iter(self._memories))]
+        self._memories = {inode: held for inode, held in self._memories.items() if inode in source.kept}
         self._memories[source.memory] = memory
         self.write(Cell.MAPPED, source.memory)
 

@@ -14,7 +14,8 @@ class Source:
     """Where the scheduler's process keeps what all ranks of its node read.
 
     ``memory`` is the inode of the staging memory, so that a descriptor that meanwhile means something else is not
-    taken for it; ``token`` proves the same of the mailbox.
+    taken for it; ``token`` proves the same of the mailbox. ``kept`` are inodes of memories before it that loads of this
+    step or later ones still name.
     """
 
     pid: int
@@ -23,6 +24,7 @@ class Source:
     staging: int
     memory: int
     size_bytes: int
+    kept: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ question (staging.py). Leases never outlive it. From there on only the request's
 
 Block numbers come from the steps' output: `update_state_after_alloc` covers the first chunk of a prompt only with the
 newer cache manager, and stands in for a request that the output never shows as new. Which blocks are complete is told
-by `computed_position`, which in a request's first step leaves out the tokens that were loaded: what it then says is less
-than the truth, and the rest is offered one step later. A block number of −1 has no page; a chain ends before it.
+by `computed_position`, which in a request's first step leaves out the tokens that were loaded: what it then says is
+less than the truth, and the rest is offered one step later. A block number of −1 has no page; a chain ends before it.
 
 Stores are paced, not shed: each rank has as many rows as the scheduler has credit, the mailbox tells how many are free
 again, and what does not fit waits for a later step as long as the request lives.
@@ -26,7 +26,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cairn_kv.completions import Completion, LookupDone, Proof
+from cairn_kv.blocking import drop_completion
+from cairn_kv.completions import LookupDone, Proof
 from cairn_kv.errors import CairnError
 from cairn_kv.vllm.counters import CairnStats
 from cairn_kv.vllm.identity import Identity, NotServed
@@ -156,7 +157,9 @@ class SchedulerSide:
         """The workers' work of this step."""
         self._settle()
         self._serial += 1
-        step = Step(self._serial, self._staging.source())
+        # A rank that maps a new memory lets those before it go, but for what has been answered and not yet loaded.
+        kept = set() if self._staging.ready() else {one.loaded.memory for one in self._trackers.values() if one.loaded}
+        step = Step(self._serial, self._staging.source(tuple(kept)))
         for data in output.new_requests:
             self._follow(data, step, new=True)
         for data in output.cached_requests:
@@ -322,10 +325,10 @@ class SchedulerSide:
         self._staging.release(proving.staged)
         if Verdict.DIFFERENT in verdicts:
             self._stats.add("proofs_failed", 1)
-            self._link.submit_prove(proving.key, ok=False, sink=_drop)
+            self._link.submit_prove(proving.key, ok=False, sink=drop_completion)
         elif Verdict.UNKNOWN not in verdicts:
             self._stats.add("proofs", 1)
-            self._link.submit_prove(proving.key, ok=True, sink=_drop)
+            self._link.submit_prove(proving.key, ok=True, sink=drop_completion)
 
     # What an operator sees.
 
@@ -352,7 +355,3 @@ def _paged(block_ids: Sequence[int]) -> list[int]:
 def _wants_logits(request: Any) -> bool:
     """Whether the request's answer needs every position to be computed."""
     return any(getattr(request, name, False) for name in ("return_context_logits", "py_return_context_logits"))
-
-
-def _drop(_done: Completion) -> None:
-    """The daemon's answer to a verdict tells nothing new."""

@@ -83,8 +83,8 @@ class Staging:
         except OSError:
             return 0
 
-    def source(self) -> Source:
-        """What the workers are to map."""
+    def source(self, kept: tuple[int, ...] = ()) -> Source:
+        """What the workers are to map; ``kept``: memories before this one that they still load from."""
         return Source(
             pid=os.getpid(),
             mailbox=self.mailbox.memfd,
@@ -92,6 +92,7 @@ class Staging:
             staging=self._window.descriptor_to_send(),
             memory=self.memory(),
             size_bytes=self._window.size_bytes,
+            kept=kept,
         )
 
     def ready(self) -> int:
