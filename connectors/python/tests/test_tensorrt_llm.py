@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +28,7 @@ trtllm_engine.install()
 from cairn_kv import Session  # noqa: E402
 from cairn_kv.completions import CancelDone, FailedBlock, LoadDone  # noqa: E402
 from cairn_kv.errors import ErrorCode  # noqa: E402
-from cairn_kv.tensorrt_llm import connector  # noqa: E402
+from cairn_kv.tensorrt_llm import connector, scheduler  # noqa: E402
 from cairn_kv.tensorrt_llm.chain import BlockChain, salt_of  # noqa: E402
 from cairn_kv.tensorrt_llm.identity import PoolFacts, declared, identity_of  # noqa: E402
 from cairn_kv.tensorrt_llm.mailbox import Cell, Mirror  # noqa: E402
@@ -692,9 +695,25 @@ def test_requests_with_more_than_tokens_and_salt_are_not_served(
     engine.run(tokens)
     stored(engine, 3)
     asked = engine.scheduler.counters()["lookups"]
-    request = engine.run(tokens, **over)
-    assert engine.matched[request.request_id] == 0
+    trtllm_engine.LOG.clear()
+    for _ in range(2):
+        assert matched(engine, tokens, **over) == 0
     assert engine.scheduler.counters()["lookups"] == asked
+    (said,) = trtllm_engine.LOG
+    assert said.endswith(f"requests with {next(iter(over))} are not served")
+
+
+def test_the_counters_go_to_the_engines_log_while_they_change(
+    daemon: Daemon, start: Start, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(daemon)
+    monkeypatch.setattr(scheduler, "LOG_SECONDS", 0.0)
+    tokens = prompt(2 * BLOCK_TOKENS + 1)
+    engine.run(tokens)
+    stored(engine, 2)
+    trtllm_engine.LOG.clear()
+    engine.run(tokens)
+    assert any("loaded_blocks=2" in line and "stored_blocks=2" in line for line in trtllm_engine.LOG)
 
 
 @pytest.mark.parametrize("hidden", ["lora_task_id", "multimodal_hashes", "cache_salt"])
@@ -826,7 +845,9 @@ def test_an_engine_that_is_not_served_works_as_without_a_connector(
 ) -> None:
     with pytest.raises(NotServed):
         identity_of(llm_args(**over), FACTS, "1", "m")
+    trtllm_engine.LOG.clear()
     engine = start(daemon, llm_args(**over))
+    assert [line.split(":")[:2] for line in trtllm_engine.LOG] == [["cairn", " nothing is stored or loaded"]]
     tokens = prompt(2 * BLOCK_TOKENS + 1)
     for _ in range(3):
         assert matched(engine, tokens) == 0
@@ -866,6 +887,14 @@ def test_a_wrong_option_leaves_the_engine_running(daemon: Daemon, start: Start, 
     tokens = prompt(2 * BLOCK_TOKENS + 1)
     assert matched(engine, tokens) == 0
     assert engine.scheduler.counters() == {}
+
+
+def test_the_example_names_what_the_engine_looks_for() -> None:
+    example = Path(__file__).resolve().parents[1] / "examples" / "tensorrt_llm.yaml"
+    given = dict(re.findall(r"^  (connector_\w+): (\S+)$", example.read_text(), re.MULTILINE))
+    module = importlib.import_module(given["connector_module"])
+    assert issubclass(getattr(module, given["connector_scheduler_class"]), trtllm_engine.KvCacheConnectorScheduler)
+    assert issubclass(getattr(module, given["connector_worker_class"]), trtllm_engine.KvCacheConnectorWorker)
 
 
 @pytest.mark.parametrize("half", ["Scheduler", "Worker"])

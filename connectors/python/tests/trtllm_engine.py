@@ -133,6 +133,8 @@ def sent_over(value: object) -> object:
 
 
 MPI = Mpi()
+#: What was said in the engine's log.
+LOG: list[str] = []
 
 
 def install() -> None:
@@ -144,6 +146,8 @@ def install() -> None:
         sys.modules[name] = ModuleType(name)
         sys.modules[name].__path__ = []
     vars(sys.modules["tensorrt_llm"])["__version__"] = "1.2.0"
+    sys.modules["tensorrt_llm.logger"] = ModuleType("tensorrt_llm.logger")
+    vars(sys.modules["tensorrt_llm.logger"])["logger"] = SimpleNamespace(warning=LOG.append, info=LOG.append)
     vars(sys.modules["tensorrt_llm._utils"]).update(mpi_rank=lambda: MPI.rank, mpi_broadcast=MPI.broadcast)
     sys.modules["tensorrt_llm._torch.pyexecutor.kv_cache_connector"] = sys.modules[__name__]
 

@@ -44,6 +44,23 @@ _ranks: Any = importlib.import_module("tensorrt_llm._utils")
 
 log = logging.getLogger("cairn_kv.tensorrt_llm")
 
+
+class _EngineLog(logging.Handler):
+    """Puts what the connector says into the engine's own log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._logger: Any = importlib.import_module("tensorrt_llm.logger").logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say = self._logger.warning if record.levelno >= logging.WARNING else self._logger.info
+        say(self.format(record))
+
+
+log.setLevel(logging.INFO)
+log.propagate = False
+log.handlers[:] = [_EngineLog()]
+
 #: How long an engine's start waits for the daemon; without one it starts all the same.
 CONNECT_SECONDS = 2.0
 #: Rows of a window below which blocks could not be stored beside each other.
@@ -67,9 +84,10 @@ class CairnScheduler(_SchedulerBase):  # type: ignore[misc]
         self._staging: Staging | None = None
         _schedulers[_ranks.mpi_rank()] = self
 
-    def open(self, identity: Identity, engine_id: str, options: Options, store_rows: int) -> None:
-        """The worker beside it knows by now what a block is. Raises NotServed."""
+    def open(self, identity: Identity, engine_id: str, options: Options, store_rows: int, stats: CairnStats) -> None:
+        """The worker beside it knows by now what a block is; both count in ``stats``. Raises NotServed."""
         self.shutdown()
+        self.stats = stats
         session = _session(identity, engine_id, options, "scheduler", 0)
         try:
             window = _window(session, identity, max(options.staging_bytes, identity.shards * row_stride(identity)))
@@ -118,7 +136,7 @@ class CairnScheduler(_SchedulerBase):  # type: ignore[misc]
             self._side.cancel_load(request.request_id, start, end)
 
     def counters(self) -> dict[str, float]:
-        """What this half counted since it was made."""
+        """What this half and the worker beside it counted since they were made."""
         return self.stats.totals()
 
     def shutdown(self) -> None:
@@ -219,7 +237,7 @@ class CairnWorker(_WorkerBase):  # type: ignore[misc]
         self._side = WorkerSide(identity, rank, session, window, pool, self.stats)
         scheduler = _schedulers.get(self._rank)
         if scheduler is not None:
-            scheduler.open(identity, engine_id, options, window.blocks)
+            scheduler.open(identity, engine_id, options, window.blocks, self.stats)
 
 
 def _options() -> Options | str:
