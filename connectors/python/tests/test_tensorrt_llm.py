@@ -491,13 +491,37 @@ def test_a_step_without_a_forward_pass_stores_nothing(daemon: Daemon, start: Sta
     request = engine.add(tokens)
     engine.step(forward=False)
     assert isinstance(engine.last_step, Step)
-    assert engine.last_step.store_blocks == 3
+    assert engine.last_step.rows == 3
     engine.step(forward=False)
     engine.finish(request)
     credit = engine.staging.mailbox.read(Cell.RELEASED)
     assert credit == [3]
     assert "stored_blocks" not in engine.workers[0].counters()
     assert matched(engine, tokens) == 0
+
+
+def test_a_step_that_was_never_shown_costs_no_credit_and_one_with_loads_stops_the_engine(
+    daemon: Daemon, start: Start, prompt: Prompt
+) -> None:
+    engine = start(daemon)
+    warm(engine)
+    tokens = prompt(3 * BLOCK_TOKENS + 1)
+    lost = engine.add(tokens)
+    engine.prepare(lost)
+    engine.show()
+    assert isinstance(engine.last_step, Step)
+    assert engine.last_step.rows == 3
+    engine.finish(lost)
+    engine.step()
+    assert engine.staging.mailbox.read(Cell.RELEASED) == [3]
+    engine.run([tokens[0] + 1, *tokens[1:]])
+    stored(engine, 3)
+    again = engine.add([tokens[0] + 1, *tokens[1:]])
+    engine.prepare(again)
+    engine.show()
+    assert len(engine.last_step.loads) == 1
+    with pytest.raises(AssertionError, match="left out a step with loads"):
+        engine.step()
 
 
 def test_stores_wait_for_rows_and_none_is_dropped(daemon: Daemon, start: Start, prompt: Prompt) -> None:
@@ -641,6 +665,40 @@ def test_a_request_that_the_output_never_shows_as_new_is_loaded_and_not_stored(
     assert isinstance(engine.last_step, Step)
     assert [plan.block_ids for plan in engine.last_step.loads] == [request.block_ids[:3]]
     assert engine.last_step.stores == []
+
+
+def test_blocks_named_by_the_one_group_of_layers_are_the_same(daemon: Daemon, start: Start, prompt: Prompt) -> None:
+    tokens = prompt(3 * BLOCK_TOKENS + 1)
+    first = start(daemon, by_group=True)
+    first.run(tokens)
+    stored(first, 3)
+    second = start(daemon, by_group=True)
+    warm(second)
+    assert matched(second, tokens) == 3 * BLOCK_TOKENS
+    assert free_rows(second) == second.staging._window.blocks
+    assert vars(second.scheduler)["_side"]._trackers == {}
+
+
+def test_memory_that_was_replaced_twice_is_kept_while_something_is_to_be_loaded_out_of_it(
+    daemon: Daemon, start: Start, prompt: Prompt
+) -> None:
+    tokens = prompt(3 * BLOCK_TOKENS + 1)
+    engine = start(daemon)
+    engine.run(tokens)
+    stored(engine, 3)
+    waiting = engine.add(tokens)
+    engine.prepare(waiting)  # Answered, and put off by the engine's scheduler.
+    engine._active.remove(waiting)
+    for _ in range(2):
+        engine.staging._window.invalidate(unsettled=True)
+        engine.staging._window.settle()
+        warm(engine)
+        assert engine.staging.ready() != 0
+    assert len(engine.workers[0]._side._mirror._memories) == 2
+    engine._active.append(waiting)
+    while not waiting.done:
+        engine.step()
+    assert engine.computed[waiting.request_id] < BLOCK_TOKENS
 
 
 def test_a_local_match_that_ends_inside_a_block_is_left_alone(daemon: Daemon, start: Start, prompt: Prompt) -> None:

@@ -33,6 +33,7 @@ class RequestData:
     block_hashes: list[int] = field(default_factory=list)
     priorities: list[int] | None = None
     cache_salt: str | None = None
+    new_block_ids_by_layer_group: list[list[int]] | None = None
 
 
 @dataclass
@@ -258,6 +259,7 @@ class Engine:
         self.chunk_tokens = int(settings.get("chunk_tokens", 1 << 20))
         self.per_chunk = bool(settings.get("per_chunk", False))
         self.covers = settings.get("covers")
+        self.by_group = bool(settings.get("by_group", False))
         self.passed = set(settings.get("passed", ()))
         blocks = int(settings.get("blocks", 64))
         MPI.restart()
@@ -323,7 +325,10 @@ class Engine:
             self.ask(request)
             request.position = self.matched[request.request_id]
             self._allocate(request)
-            self.scheduler.update_state_after_alloc(request, list(request.block_ids))
+            if self.by_group:
+                self.scheduler.update_state_after_alloc_by_layer_group(request, [list(request.block_ids)])
+            else:
+                self.scheduler.update_state_after_alloc(request, list(request.block_ids))
         else:
             self._allocate(request)
 
@@ -366,6 +371,8 @@ class Engine:
                 self._chunk(request),
                 cache_salt=request.cache_salt,
             )
+            if self.by_group:
+                data.new_block_ids, data.new_block_ids_by_layer_group = [], [data.new_block_ids]
             shown.tokens, shown.block_ids = len(request.all_tokens), len(request.block_ids)
             (output.new_requests if new else output.cached_requests).append(data)
         self.last_step = self.scheduler.build_connector_meta(output)
@@ -411,7 +418,11 @@ class Engine:
         """The request ends, whatever it was at; its blocks go to the next one at once, overwritten."""
         request.done = True
         self._active.remove(request)
-        assert self.scheduler.request_finished(request, list(request.block_ids)) is False
+        if self.by_group:
+            kept = self.scheduler.request_finished_by_layer_group(request, [list(request.block_ids)])
+        else:
+            kept = self.scheduler.request_finished(request, list(request.block_ids))
+        assert kept is False
         self._give_back(request)
 
     def reset(self, request: Request) -> None:

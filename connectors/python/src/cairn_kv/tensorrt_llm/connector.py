@@ -109,7 +109,8 @@ class CairnScheduler(_SchedulerBase):  # type: ignore[misc]
             self._side.allocated(request.request_id, block_ids)
 
     def update_state_after_alloc_by_layer_group(self, request: Any, block_ids: list[list[int]]) -> None:
-        """An engine with several groups of layers is not served."""
+        """The same, by groups of layers; an engine with several is not served."""
+        self.update_state_after_alloc(request, block_ids[0])
 
     def build_connector_meta(self, scheduler_output: Any) -> Step:
         """This step's loads, stores and proofs."""
@@ -122,8 +123,8 @@ class CairnScheduler(_SchedulerBase):  # type: ignore[misc]
         return False
 
     def request_finished_by_layer_group(self, request: Any, cache_block_ids: list[list[int]]) -> bool:
-        """An engine with several groups of layers is not served."""
-        return False
+        """The same, by groups of layers."""
+        return self.request_finished(request, cache_block_ids[0])
 
     def request_reset(self, request: Any) -> None:
         """The request lost its blocks and begins anew; the engine then asks anew."""

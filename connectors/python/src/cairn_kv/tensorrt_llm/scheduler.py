@@ -109,7 +109,9 @@ class SchedulerSide:
         self._proving: _Proving | None = None
         self._serial = 0
         self._numbers = 0
-        self._emitted = 0
+        #: Of all steps so far: plans to load, and rows out of each rank's credit.
+        self._loads = 0
+        self._rows = 0
         self._logged = time.monotonic()
 
     # What the engine asks, once per request.
@@ -159,12 +161,13 @@ class SchedulerSide:
         self._serial += 1
         # A rank that maps a new memory lets those before it go, but for what has been answered and not yet loaded.
         kept = set() if self._staging.ready() else {one.loaded.memory for one in self._trackers.values() if one.loaded}
-        step = Step(self._serial, self._staging.source(tuple(kept)))
+        step = Step(self._serial, self._staging.source(tuple(kept)), self._loads, self._rows)
         for data in output.new_requests:
             self._follow(data, step, new=True)
         for data in output.cached_requests:
             self._follow(data, step, new=False)
-        self._emitted += step.store_blocks
+        self._loads += len(step.loads)
+        self._rows += step.rows
         self._log()
         return step
 
@@ -257,12 +260,13 @@ class SchedulerSide:
         tracker = self._trackers.get(data.request_id)
         if tracker is None:
             return
+        block_ids = _new_blocks(data)
         if new:
-            tracker.begun, tracker.block_ids = True, list(data.new_block_ids)
+            tracker.begun, tracker.block_ids = True, block_ids
             tracker.chain.extend(data.new_tokens[tracker.chain.tokens :])
         elif tracker.begun:
             tracker.chain.extend(data.new_tokens)
-            tracker.block_ids += data.new_block_ids
+            tracker.block_ids += block_ids
         self._plan_load(tracker, step)
         if not tracker.begun:  # It appears in the middle: where its later blocks belong is not known.
             return
@@ -283,9 +287,9 @@ class SchedulerSide:
         self._staging.leave(loaded, step.serial)
 
     def _plan_store(self, tracker: Tracker, full: int, step: Step) -> None:
-        credit = self._store_rows - (self._emitted - min(self._staging.mailbox.read(Cell.RELEASED)))
+        credit = self._store_rows - (self._rows - min(self._staging.mailbox.read(Cell.RELEASED)))
         first = tracker.offered
-        end = min(full, tracker.chain.blocks, len(tracker.block_ids), first + credit - step.store_blocks)
+        end = min(full, tracker.chain.blocks, len(tracker.block_ids), first + credit - step.rows)
         blocks = _paged(tracker.block_ids[first:end])
         if not blocks or not self._link.connected or self._staging.ready() == 0:
             return
@@ -344,6 +348,12 @@ class SchedulerSide:
         counts = self._stats.take()
         if counts:
             log.info("cairn: %s", " ".join(f"{name}={value:g}" for name, value in sorted(counts.items())))
+
+
+def _new_blocks(data: Any) -> list[int]:
+    """A request's new blocks; where the engine names them by groups of layers, there is one group."""
+    groups = getattr(data, "new_block_ids_by_layer_group", None)
+    return list(groups[0]) if groups and not data.new_block_ids else list(data.new_block_ids)
 
 
 def _paged(block_ids: Sequence[int]) -> list[int]:

@@ -65,11 +65,14 @@ class WorkerSide:
         self._stats = stats
         self._mirror = Mirror(rank)
         self._serial = 0
+        self._loads = 0
         self._unsaved: Step | None = None
         # Below: shared with the other threads, under the lock.
         self._lock = threading.Lock()
         self._free = list(range(window.blocks))
-        self._released = 0
+        #: Rows out of the credit of all steps so far, and those of them that plans still hold.
+        self._rows = 0
+        self._held = 0
         self._jobs: queue.SimpleQueue[_Store | _Proof | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="cairn-store", daemon=True)
         self._thread.start()
@@ -80,10 +83,12 @@ class WorkerSide:
         """Before the step's forward pass: what was staged goes into the engine's blocks."""
         if step.serial <= self._serial:
             return
-        self._serial = step.serial
+        assert step.loads_before == self._loads, "the engine left out a step with loads: its requests have no blocks"
+        self._serial, self._loads = step.serial, step.loads_before + len(step.loads)
         self._let_go()
         self._unsaved = step
         self._mirror.follow(step.source)
+        self._account(step)
         for load in step.loads:
             offsets = load.offsets[self._shard]
             rows = [self._mirror.piece(load.memory, offset, self._identity.row_bytes) for offset in offsets]
@@ -124,7 +129,7 @@ class WorkerSide:
             return
         for proof in step.proofs:
             self._verdict(proof, Verdict.UNKNOWN)
-        self._release(step.store_blocks, [])
+        self._release(step.rows, [])
 
     def _take(self, count: int) -> list[int]:
         with self._lock:
@@ -134,12 +139,19 @@ class WorkerSide:
 
     # Any thread.
 
+    def _account(self, step: Step) -> None:
+        """The step's rows are held from here on. Those of steps that were never shown are not."""
+        with self._lock:
+            self._rows = step.rows_before + step.rows
+            self._held += step.rows
+            self._mirror.write(Cell.RELEASED, self._rows - self._held)
+
     def _release(self, count: int, slots: list[int]) -> None:
         """``count`` blocks of plans need no row any more; ``slots`` are those that they had."""
         with self._lock:
             self._free += slots
-            self._released += count
-            self._mirror.write(Cell.RELEASED, self._released)
+            self._held -= count
+            self._mirror.write(Cell.RELEASED, self._rows - self._held)
 
     def _verdict(self, plan: ProofPlan, verdict: Verdict) -> None:
         self._mirror.write(Cell.VERDICT, pack_verdict(plan.number, verdict))
