@@ -31,7 +31,7 @@ def child(*arguments: str, **environment: str) -> list[str]:
 def test_blocks_of_both_cache_managers_are_stored_and_loaded_by_torch() -> None:
     own = Node({"engineApi": {"proof": "off"}}).start()
     try:
-        options = {"SOCKET": own.socket, "LOOKUP_MS": "1000", "STAGE_MS": "10000", "STAGING_BYTES": str(1 << 20)}
+        options = {"SOCKET": own.socket, "LOOKUP_MS": "10000", "STAGE_MS": "30000", "STAGING_BYTES": str(1 << 20)}
         printed = child("serve", **{f"TRTLLM_CAIRN_{name}": value for name, value in options.items()})
         assert printed == [
             f"{manager} {kind} {ranks} [0, 160]"

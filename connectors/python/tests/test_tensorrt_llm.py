@@ -56,7 +56,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     monkeypatch.setattr(connector, "CONNECT_SECONDS", 30.0)
 
     def make(daemon: Daemon, arguments: SimpleNamespace | None = None, **settings: Any) -> Engine:
-        options = {"LOOKUP_MS": 1_000, "STAGE_MS": 10_000, "STAGING_BYTES": 1 << 20, "WINDOW_BYTES": 1 << 18}
+        options = {"LOOKUP_MS": 10_000, "STAGE_MS": 30_000, "STAGING_BYTES": 1 << 20, "WINDOW_BYTES": 1 << 18}
         for name, value in {**options, **settings.pop("options", {}), "SOCKET": daemon.socket}.items():
             monkeypatch.setenv(f"TRTLLM_CAIRN_{name}", str(value))
         engines.append(Engine(arguments or llm_args(), **settings))
@@ -104,6 +104,7 @@ def test_an_engine_computes_only_what_the_one_before_it_has_not_stored(
     request = second.run(tokens)
     assert second.matched[request.request_id] == 5 * BLOCK_TOKENS
     assert second.computed[request.request_id] < BLOCK_TOKENS
+    assert "offered_blocks" not in second.scheduler.counters()
     longer = second.run([*tokens, *prompt(3 * BLOCK_TOKENS)])
     assert second.matched[longer.request_id] == 5 * BLOCK_TOKENS
     assert free_rows(second) == second.staging._window.blocks
@@ -250,8 +251,9 @@ def test_another_process_maps_the_memory_and_a_wrong_one_is_refused(daemon: Daem
             dataclasses.replace(source, pid=2**22 + 1),
         ):
             foreign.follow(wrong)
-            with pytest.raises(AssertionError):
-                foreign.piece(source.memory, 0, 1)
+            for memory in (source.memory, wrong.memory):
+                with pytest.raises(AssertionError):
+                    foreign.piece(memory, 0, 1)
         staging.mailbox.close()
 
 
@@ -427,6 +429,21 @@ def test_no_more_is_answered_than_the_staging_memory_holds(bench: Bench) -> None
     assert staged is not None
     assert staged.end == 4
     assert staging.stage(1, 4, bytes(32), 10.0) is None
+
+
+def test_blocks_in_a_memory_that_was_replaced_meanwhile_are_not_answered(bench: Bench) -> None:
+    link, staging = bench
+
+    def replaced(tag: int) -> None:
+        link.end(tag)
+        if len(link.loads) == 3:
+            staging._window.invalidate(unsettled=True)
+            staging._window.settle()
+
+    link.answer = replaced
+    assert staging.stage(1, 0, bytes(32 * 2), 10.0) is None
+    assert staging.free_rows == 8
+    assert staging.ready() == 0
 
 
 def test_rows_are_free_when_the_last_rank_has_copied_them(bench: Bench) -> None:
@@ -647,6 +664,7 @@ def test_a_load_that_is_cancelled_in_part_loads_the_rest(
     assert isinstance(engine.last_step, Step)
     blocks = [block for plan in engine.last_step.loads for block in plan.block_ids]
     assert blocks == [request.block_ids[at] for at in left]
+    assert free_rows(engine) == all_rows - len(left)  # Until the ranks have copied them.
     engine.begin()
     assert free_rows(engine) == all_rows
 
@@ -664,6 +682,9 @@ def test_a_request_that_the_output_never_shows_as_new_is_loaded_and_not_stored(
     engine.show()
     assert isinstance(engine.last_step, Step)
     assert [plan.block_ids for plan in engine.last_step.loads] == [request.block_ids[:3]]
+    engine.begin()
+    engine.forward(new_tokens=5)
+    engine.show()
     assert engine.last_step.stores == []
 
 
@@ -766,12 +787,13 @@ def test_the_counters_go_to_the_engines_log_while_they_change(
 ) -> None:
     engine = start(daemon)
     monkeypatch.setattr(scheduler, "LOG_SECONDS", 0.0)
+    trtllm_engine.LOG.clear()
     tokens = prompt(2 * BLOCK_TOKENS + 1)
     engine.run(tokens)
     stored(engine, 2)
-    trtllm_engine.LOG.clear()
     engine.run(tokens)
-    assert any("loaded_blocks=2" in line and "stored_blocks=2" in line for line in trtllm_engine.LOG)
+    for counter in ("loaded_blocks=2", "stored_blocks=2"):
+        assert any(counter in line for line in trtllm_engine.LOG)
 
 
 @pytest.mark.parametrize("hidden", ["lora_task_id", "multimodal_hashes", "cache_salt"])
@@ -858,7 +880,10 @@ def test_blocks_of_an_engine_that_computes_something_else_are_never_loaded(start
         node.remove()
 
 
-def test_a_proof_whose_step_ran_no_forward_pass_is_made_by_a_later_request(start: Start, prompt: Prompt) -> None:
+@pytest.mark.parametrize("weights", ["w", "others"])
+def test_a_proof_whose_step_ran_no_forward_pass_is_made_by_a_later_request(
+    start: Start, prompt: Prompt, weights: str
+) -> None:
     node = Daemon({"engineApi": {"proof": "required"}}).start()
     try:
         tokens = prompt(2 * BLOCK_TOKENS + 1)
@@ -866,7 +891,7 @@ def test_a_proof_whose_step_ran_no_forward_pass_is_made_by_a_later_request(start
         first.run(tokens)
         stored(first, 2)
         first.close()
-        second = start(node)
+        second = start(node, weights=weights)
         warm(second)
         lost = second.add(tokens)
         second.step(forward=False)

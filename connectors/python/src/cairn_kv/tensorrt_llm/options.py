@@ -36,7 +36,7 @@ class Options:
         socket = environment.get(f"{PREFIX}SOCKET") or environment.get("CAIRN_SOCKET")
         return Options(
             socket=socket or None,
-            lookup_seconds=_number(environment, "LOOKUP_MS", 1.0, 0.05, 1_000.0) / 1_000,
+            lookup_seconds=_number(environment, "LOOKUP_MS", 1.0, 0.05, 60_000.0) / 1_000,
             stage_seconds=_number(environment, "STAGE_MS", 50.0, 1.0, 60_000.0) / 1_000,
             staging_bytes=int(_number(environment, "STAGING_BYTES", 512 << 20, 1 << 16, 1 << 40)),
             window_bytes=int(_number(environment, "WINDOW_BYTES", 256 << 20, 1 << 16, 1 << 40)),
