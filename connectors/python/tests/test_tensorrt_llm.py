@@ -907,6 +907,26 @@ def test_a_proof_whose_step_ran_no_forward_pass_is_made_by_a_later_request(
         node.remove()
 
 
+def test_without_credit_nothing_is_stored_although_a_proof_takes_a_row_beyond_it(start: Start, prompt: Prompt) -> None:
+    node = Daemon({"engineApi": {"proof": "required"}}).start()
+    try:
+        tokens = prompt(4 * BLOCK_TOKENS + 1)
+        first = start(node)
+        first.run(tokens)
+        stored(first, 4)
+        first.close()
+        second = start(node)
+        warm(second)
+        vars(second.scheduler)["_side"]._store_rows = 0
+        second.add(tokens)
+        second.step()
+        assert isinstance(second.last_step, Step)
+        assert len(second.last_step.proofs) == 1
+        assert second.last_step.stores == []
+    finally:
+        node.remove()
+
+
 # What is served at all.
 
 

@@ -287,10 +287,13 @@ class SchedulerSide:
         self._staging.leave(loaded, step.serial)
 
     def _plan_store(self, tracker: Tracker, full: int, step: Step) -> None:
-        credit = self._store_rows - (self._rows - min(self._staging.mailbox.read(Cell.RELEASED)))
         first = tracker.offered
-        end = min(full, tracker.chain.blocks, len(tracker.block_ids), first + credit - step.rows)
-        blocks = _paged(tracker.block_ids[first:end])
+        end = min(full, tracker.chain.blocks, len(tracker.block_ids))
+        if end <= first:  # Nearly always: a request that generates completes a block every so many steps.
+            return
+        held = step.rows + self._rows - min(self._staging.mailbox.read(Cell.RELEASED))
+        credit = max(0, self._store_rows - held)  # A proof takes a row without asking.
+        blocks = _paged(tracker.block_ids[first : min(end, first + credit)])
         if not blocks or not self._link.connected or self._staging.ready() == 0:
             return
         end = first + len(blocks)
