@@ -13,6 +13,7 @@ What a "model" computes for a page follows from the page's key alone. The first 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -42,10 +43,10 @@ from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool  # noqa: E402
 from sglang.srt.mem_cache.pool_host.group import HostPoolGroup, PoolEntry  # noqa: E402
 from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost  # noqa: E402
 from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost  # noqa: E402
-from sglang.srt.runtime_context import get_parallel  # noqa: E402
+from sglang.srt.runtime_context import get_context, get_parallel  # noqa: E402
 
 STEP_SECONDS = 60.0
-UNTOUCHED = 77.0
+UNTOUCHED = 77
 
 
 def page_hashes(tokens: Any, prior: bytes | None, page_tokens: int) -> list[str]:
@@ -91,6 +92,8 @@ class Rank:
         parallel.update(pp_rank=setup["ppRank"], pp_size=setup["ppSize"])
         parallel.update(attn_dcp_size=1, attn_dcp_rank=0, attn_tp_rank=0, attn_tp_size=1, attn_dp_rank=0)
         get_parallel().override_permanently(**parallel)
+        if setup["arguments"] is not None:
+            get_context()._server_args = SimpleNamespace(**setup["arguments"])
         make = self._mla if setup["pool"] == "mla" else self._mha
         self.pool, device = make(setup, layers, dtype)
         kv = PoolEntry(PoolName.KV, self.pool, device, lambda layer: layer, is_primary_index_anchor=True)
@@ -186,6 +189,8 @@ class Rank:
         page = torch.randn(template.shape, generator=generator)
         if job.get("rounding"):
             page += job["rounding"] * torch.randn(template.shape)
+        if template.dtype == torch.uint8:
+            return page.to(torch.float8_e4m3fn).view(torch.uint8)  # As the engine stores 8-bit floats.
         return page.to(template.dtype)
 
     def _fill(self, keys: list[str], indices: torch.Tensor, job: dict[str, Any]) -> None:
@@ -316,6 +321,7 @@ class Rank:
             "counters": {} if self.backend is None else self.backend.counters(),
             "engineId": None if identity is None else identity.engine_id,
             "layout": None if identity is None else json.loads(identity.descriptor.layout),
+            "revision": None if identity is None else json.loads(identity.descriptor.revision),
             "stats": None if stats is None else [stats.prefetch_pgs, stats.backup_pgs],
             "isSubclass": isinstance(self.backend, HiCacheStorage),
         }
@@ -348,6 +354,12 @@ class Rank:
 def serve(stream: Any) -> None:
     """One rank: reads jobs until the test lets go of it."""
     setup = json.loads(stream.readline())
+    if setup["ownLaunch"]:
+        child = os.fork()  # Ranks of one start of the engine have one parent; another start's have another.
+        if child:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child, 0)
+            os._exit(0)
     log = os.open(setup["log"], os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -45,6 +45,8 @@ SETUP: dict[str, Any] = {
     "model": "served-name",
     "sidePool": False,
     "storageMetrics": False,
+    "arguments": None,
+    "ownLaunch": False,
 }
 PAGE_TOKENS = int(SETUP["pageTokens"])
 ROW_BYTES = 2 * 3 * 4 * 2 * 16 * 4

@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from daemon import eventually
@@ -138,6 +139,46 @@ def test_pages_of_other_weights_under_the_same_name_are_never_read(open_rank: Op
     counters = second.state()["counters"]
     assert (counters["proofs"], counters["proofs_failed"], counters["present_pages"]) == (0, 1, 0)
     assert second.prefetch(tokens, weights=1) == all_of(40)
+
+
+def test_eight_bit_pages_are_proven_by_their_direction_for_one_step_of_them_is_an_eighth_of_the_value(
+    open_rank: Open, tokens: list[int]
+) -> None:
+    arguments = {"model_path": "/nowhere", "kv_cache_dtype": "fp8_e4m3", "revision": "main", "quantization": None}
+    settings = {"dtype": "uint8", "arguments": arguments}
+    first = open_rank(**settings)
+    assert first.state()["revision"] == {
+        "model_path": "/nowhere",
+        "kv_cache_dtype": "fp8_e4m3",
+        "revision": "main",
+        "weights": "",
+    }, "the engine's own arguments are in the identity"
+    assert first.backup(tokens) == 40
+    first.close()
+    second = open_rank(**settings)
+    assert second.backup(tokens, rounding=0.01) == 40
+    assert second.prefetch(tokens) == all_of(40)
+    second.close()
+    third = open_rank(**settings)
+    assert third.backup(tokens, weights=1) == 40
+    assert third.prefetch(tokens, weights=1) == all_of(40)
+    counters = third.state()["counters"]
+    assert (counters["proofs"], counters["proofs_failed"]) == (0, 1)
+
+
+def test_two_engines_share_one_daemon_once_each_has_proven_a_page_of_the_others(
+    open_rank: Open, chance: random.Random, tokens: list[int]
+) -> None:
+    one, two = open_rank(ownLaunch=True), open_rank(ownLaunch=True)
+    assert one.state()["engineId"] != two.state()["engineId"]
+    assert one.backup(tokens) == 40
+    assert two.prefetch(tokens) == MISS, "nobody has proven anything to it"
+    assert two.backup(tokens[: 8 * PAGE_TOKENS]) == 8
+    assert two.state()["counters"]["proofs"] == 1
+    assert two.prefetch(tokens) == all_of(40)
+    own = prompt(chance, 20)
+    assert two.backup(own) == 20
+    assert one.prefetch(own) == all_of(20), "what a proven engine stores needs no further proof"
 
 
 def test_each_tensor_parallel_rank_has_its_own_pages(open_rank: Open, tokens: list[int]) -> None:
@@ -295,6 +336,25 @@ def test_a_full_daemon_makes_room_or_says_no_and_the_engine_goes_on(open_rank: O
     assert found[0]["hit"] < 60, "the oldest had to go"
     assert all(answer["wrong"] == 0 for answer in found)
     assert rank.state()["alive"]
+
+
+def test_pages_that_left_memory_for_a_disk_are_read_from_there(
+    engine: Engine, chance: random.Random, tmp_path: Path
+) -> None:
+    disk = {"path": str(tmp_path / "disk"), "capacityBytes": 512 << 20}
+    disks = {"enabled": True, "directories": [disk], "segmentBytes": 4 << 20, "stagingBytes": 1 << 20}
+    node = Node({"engineApi": {"proof": "required"}, "nvme": {**disks, "writeThrough": True}}).start()
+    try:
+        rank = Rank(engine, node.socket, layers=16, heads=8, headSize=64, pages=64)
+        prompts = [prompt(chance, 60) for _ in range(8)]
+        for tokens in prompts:
+            eventually("pages are taken", lambda tokens=tokens: rank.backup(tokens) == 60)
+            time.sleep(0.2)
+        found = [rank.prefetch(tokens) for tokens in prompts]
+        assert found == [all_of(60)] * 8, "120 MiB through 64 MiB of memory"
+        rank.close()
+    finally:
+        node.remove()
 
 
 def test_pages_that_the_engine_has_itself_do_not_leave_the_daemon_before_those_behind_them(
