@@ -141,7 +141,7 @@ class BlockingCalls(SubmitCalls):
         seconds = max(fill_ms, deadline_ms) / 1_000
         offered: StoreOffered | None = None
         while True:
-            said = self._take(inbox, tag, seconds)
+            said = self.take(inbox, tag, seconds)
             if isinstance(said, StoreDone):
                 return StoreResult(offered, said)
             if isinstance(said, FillRefused):
@@ -194,7 +194,7 @@ class BlockingCalls(SubmitCalls):
         )
         seconds = (deadline_ms or limits.LOAD_DEADLINE_MS) / 1_000
         while True:
-            said = self._take(inbox, tag, seconds)
+            said = self.take(inbox, tag, seconds)
             if isinstance(said, PrefetchDone):
                 return said
             if isinstance(said, PrefetchOffered) and said.final:
@@ -240,15 +240,15 @@ class BlockingCalls(SubmitCalls):
         """Submit a call and wait for its one completion; `exact`: give up at the deadline itself."""
         inbox: queue.SimpleQueue[Completion] = queue.SimpleQueue()
         tag = submit(inbox.put)
-        done = self._take(inbox, tag, seconds, exact=exact)
+        done = self.take(inbox, tag, seconds, exact=exact)
         if not isinstance(done, kind):
             raise TypeError(f"{type(done).__name__} where {kind.__name__} was expected")
         return done
 
-    def _take(
+    def take(
         self, inbox: queue.SimpleQueue[Completion], tag: int, seconds: float, *, exact: bool = False
     ) -> Completion:
-        """Take the next completion of a call, or end the call with its deadline.
+        """Take the next completion of a call submitted with `inbox.put` as its sink, or end it with its deadline.
 
         The reader thread ends calls in time; a job's only after its rows are safe, which may take it a while. Waiting
         longer than that for it would mean that it is gone.

@@ -13,25 +13,41 @@ from __future__ import annotations
 
 import itertools
 import os
+import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from cairn_kv import Session, Window, limits
-from cairn_kv.completions import LookupDone
-from cairn_kv.errors import ErrorCode
+from cairn_kv.blocking import drop_completion
+from cairn_kv.completions import Completion, LoadDone, LookupDone
+from cairn_kv.errors import CairnError, ErrorCode
 from cairn_kv.protocol import StoreStatus
 
 from .counters import Counters
 from .pages import Place, gather, scatter
 from .proof import same_page
 
-#: Fewer rows than these cannot be shared out between reads and writes.
-ROWS_MIN: Final = 2
+#: Fewer rows than these cannot be shared out between writes and two pieces of a read.
+ROWS_MIN: Final = 4
 #: Request ids are unique in an instance, which several processes may share: a process's number stands in front.
 _REQUEST_BITS: Final = 31
 _PROCESS_MASK: Final = (1 << 22) - 1
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A piece of a read under way: `count` pages from `first` on, into `rows`."""
+
+    first: int
+    count: int
+    request: int
+    tag: int
+    inbox: queue.SimpleQueue[Completion]
+    rows: Sequence[int]
 
 
 class Transfers:
@@ -67,35 +83,69 @@ class Transfers:
         if not self._load_lock.acquire(timeout=seconds):
             return 0
         try:
-            landed = 0
-            for first in range(0, len(keys), len(self._load_rows)):
-                piece = keys[first : first + len(self._load_rows)]
-                landed += self._load_piece(piece, places[first : first + len(piece)], until)
-                if landed < first + len(piece):
-                    break
-            return landed
+            return self._load_pieces(keys, places, until)
         finally:
             self._load_lock.release()
 
-    def _load_piece(self, keys: Sequence[bytes], places: Sequence[Place], until: float) -> int:
+    def _load_pieces(self, keys: Sequence[bytes], places: Sequence[Place], until: float) -> int:
+        """Two pieces are under way: while one is copied to its places, the daemon fills the rows of the next."""
+        step = len(self._load_rows) // 2
+        halves = itertools.cycle((self._load_rows[:step], self._load_rows[step:]))
+        under_way: deque[_Reading] = deque()
+        landed = 0
+        try:
+            for first in range(0, len(keys), step):
+                asked = keys[first : first + step]
+                piece = self._begin_load(asked, first, next(halves), until)
+                if piece is not None:
+                    under_way.append(piece)
+                if len(under_way) == 2:
+                    landed += self._end_load(under_way.popleft(), places, until)
+                if piece is None or piece.count < len(asked) or landed < first:
+                    break
+            while under_way and landed == under_way[0].first:
+                landed += self._end_load(under_way.popleft(), places, until)
+        finally:
+            for piece in under_way:
+                self._session.submit_cancel(piece.tag, sink=drop_completion)
+                self._end_load(piece, (), until)
+        return landed
+
+    def _begin_load(self, keys: Sequence[bytes], first: int, rows: Sequence[int], until: float) -> _Reading | None:
+        """Leases and asks for pages; None if the first of them is not there."""
         request = self._request()
         found = self._lookup(request, keys, until, lease=True)
         if found.hit == 0:
             self._end(request, found)
-            return 0
-        rows = self._load_rows[: found.hit]
+            return None
+        inbox: queue.SimpleQueue[Completion] = queue.SimpleQueue()
         try:
-            done = self._session.load(
-                self._window, found.lease, 0, list(keys[: found.hit]), rows, deadline_ms=_milliseconds(until)
+            tag = self._session.submit_load(
+                self._window,
+                found.lease,
+                0,
+                list(keys[: found.hit]),
+                rows[: found.hit],
+                deadline_ms=_milliseconds(until),
+                sink=inbox.put,
             )
-        finally:
+        except CairnError:
             self._end(request, found)
-        verified = min((block.index for block in done.failed), default=0 if done.error else found.hit)
-        for row, place in zip(rows[:verified], places, strict=False):
+            raise
+        return _Reading(first, found.hit, request, tag, inbox, rows)
+
+    def _end_load(self, piece: _Reading, places: Sequence[Place], until: float) -> int:
+        """Waits for a piece and copies what arrived verified, from its first page on; how much."""
+        done = self._session.take(piece.inbox, piece.tag, max(0.0, until - time.monotonic()))
+        self._session.end_request(piece.request)
+        assert isinstance(done, LoadDone)
+        verified = 0 if done.error else min((block.index for block in done.failed), default=piece.count)
+        mine = places[piece.first : piece.first + verified]
+        for row, place in zip(piece.rows, mine, strict=False):
             scatter(self._window.row(row), place)
-        self._counters.add("loaded_pages", verified)
-        self._counters.add("loaded_bytes", verified * self._window.row_bytes)
-        return verified
+        self._counters.add("loaded_pages", len(mine))
+        self._counters.add("loaded_bytes", len(mine) * self._window.row_bytes)
+        return len(mine)
 
     def store(self, keys: Sequence[bytes], places: Sequence[Place], seconds: float) -> list[bool]:
         """Offers pages and waits until those that the daemon took are visible; which of them are."""
