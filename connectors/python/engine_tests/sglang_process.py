@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import queue
@@ -264,13 +265,32 @@ class Rank:
         seen = [self._page(indices, at) for at in range(pages)]
         right = [torch.equal(page, self.computed(key, job)) for page, key in zip(seen, operation.hash_value)]  # noqa: B905
         untouched = [bool((page == UNTOUCHED).all()) for page in seen]
-        self.controller.mem_pool_host.free(indices)
+        self._kept = (indices, pages)
+        if not job.get("keep"):
+            self.controller.mem_pool_host.free(indices)
         return {
             "completed": completed,
             "right": sum(right[:completed]),
             "wrong": sum(not (a or b) for a, b in zip(right, untouched)),  # noqa: B905
             "untouched": sum(untouched[completed:]),
         }
+
+    def untouched(self, _job: dict[str, Any]) -> dict[str, Any]:
+        """How many pages of the last transfer, which it kept, nothing has written to until now."""
+        indices, pages = self._kept
+        return {"pages": sum(bool((self._page(indices, at) == UNTOUCHED).all()) for at in range(pages))}
+
+    def signatures(self, _job: dict[str, Any]) -> dict[str, Any]:
+        """Methods of the engine's abstract class whose parameters are not ours by name and order."""
+        differ = []
+        for name, method in vars(HiCacheStorage).items():
+            if name.startswith("_") or not inspect.isfunction(method):
+                continue
+            theirs = list(inspect.signature(method).parameters)
+            ours = list(inspect.signature(getattr(type(self.backend), name)).parameters)
+            if theirs != ours[: len(theirs)]:
+                differ.append([name, theirs, ours])
+        return {"differ": differ, "abstract": sorted(getattr(type(self.backend), "__abstractmethods__", ()))}
 
     def content(self, job: dict[str, Any]) -> dict[str, Any]:
         """What the model computes for one page, as the buffers of `page_first` hold it."""

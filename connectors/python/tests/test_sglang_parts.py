@@ -392,6 +392,17 @@ def test_a_pool_that_is_not_served_is_said_once_and_every_answer_is_a_miss(
     assert [record.getMessage() for record in caplog.records] == ["cairn: nothing is stored or loaded: pages that move"]
 
 
+def test_a_pool_that_nobody_foresaw_does_not_keep_the_engine_from_starting(
+    backend_class: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = backend_class(config(), {})
+    monkeypatch.setattr(sys.modules["cairn_kv.sglang.storage"], "geometry_of", lambda _pool: 1 // 0)
+    with caplog.at_level(logging.ERROR, "cairn_kv.sglang"):
+        backend.register_mem_pool_host(pool())
+    assert answers_of(backend) == MISSES
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_a_fault_of_the_backend_is_counted_told_in_full_once_and_a_miss(
     backend_class: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

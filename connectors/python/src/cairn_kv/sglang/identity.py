@@ -160,7 +160,7 @@ def _layout(config: Any, pool: Any, geometry: Geometry, *, replicated: bool, fla
         "stored": str(pool.dtype).removeprefix("torch."),
         "buffers": [len(geometry.buffers), *sorted(set(geometry.buffers))],
         "pipeline": [int(config.pp_rank), int(config.pp_size)],
-        "context": [int(config.attn_cp_rank), int(config.attn_cp_size)],
+        "context": [int(getattr(config, "attn_cp_rank", 0)), int(getattr(config, "attn_cp_size", 1))],
     }
     if not replicated:
         facts["tensor"] = [int(config.tp_rank), int(config.tp_size)]

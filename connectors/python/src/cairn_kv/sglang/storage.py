@@ -249,7 +249,7 @@ class CairnHiCacheStorage(HiCacheStorage):  # type: ignore[misc]
     # Behind them.
 
     def note_fault(self, method: str) -> None:
-        """Counts and logs the exception under way. The first of each kind of call is told in full."""
+        """Counts and logs the exception under way; the first is told in full."""
         first = self._counters.totals()["faults"] == 0
         self._counters.add("faults")
         if first:
@@ -312,8 +312,12 @@ class CairnHiCacheStorage(HiCacheStorage):  # type: ignore[misc]
             return
         try:
             self._put(self._side_of(self._pool))
-        except (NotServed, CairnError, OSError, ValueError) as error:
+        except (NotServed, CairnError, OSError) as error:
             self._stop(str(error))
+        except Exception:
+            # The engine's start is not worth a cache that nobody foresaw: another version's pool or configuration.
+            log.exception("cairn: a fault at the start")
+            self._stop("a fault at the start, told above")
 
     def _side_of(self, pool: Any) -> _Side:
         options = self._options
