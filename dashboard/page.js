@@ -130,10 +130,14 @@ function showTiers(tiers, gauges) {
   });
 }
 
-const HEALTH_LEVEL = { ok: "good", slow: "warn", readOnly: "warn", fenced: "bad", down: "bad" };
+const HEALTH_LEVEL = { ok: "good", slow: "warn", readOnly: "warn", fenced: "bad" };
+
+function healthWord(health) {
+  return health === "readOnly" ? "read-only" : health;
+}
 
 function healthCell({ health, full, rebuilding, preparing }) {
-  const words = [health === "readOnly" ? "read-only" : health];
+  const words = [healthWord(health)];
   if (full) words.push("full");
   if (rebuilding) words.push("rebuilding its index");
   if (preparing > 0) words.push(`preparing ${preparing} segments`);
@@ -169,7 +173,9 @@ function remoteText(remote, totals) {
   if (remote === null) return "";
   const flow = `from it ${rateText(remote.receivedBytesPerSecond)}, to it ${rateText(remote.sentBytesPerSecond)}`;
   const blocks = `${countText(totals.remoteFetchedBlocks)} blocks fetched`;
-  return `Remote store: ${remote.health} · ${flow} · ${countText(remote.transfers)} transfers, ${countText(remote.waiting)} waiting · ${blocks}`;
+  const store = `Remote store: ${healthWord(remote.health)}`;
+  const moving = `${countText(remote.transfers)} transfers, ${countText(remote.waiting)} waiting`;
+  return `${store} · ${flow} · ${moving} · ${countText(remote.uploadsWaiting)} chunks to store · ${blocks}`;
 }
 
 function diskText({ nvmeReadSeconds, nvmeWriteSeconds, nvmeCommitSeconds }) {

@@ -64,9 +64,14 @@ export function lifeWords(days: number | null): string {
   return days > 730 ? `${Math.round(days / 365)} years` : `${Math.round(days)} days`;
 }
 
+/** States have one name in figures (`readOnly`), and one for people. */
+export function healthWord(health: string): string {
+  return health === "readOnly" ? "read-only" : health;
+}
+
 function stateWords({ health, full, rebuilding, preparing }: DeviceDigest): string {
   const words = [
-    health,
+    healthWord(health),
     ...(full ? ["full"] : []),
     ...(rebuilding ? ["rebuilding its index"] : []),
     ...(preparing > 0 ? [`preparing ${preparing}`] : []),
@@ -111,12 +116,14 @@ function deviceLines({ stats, devices }: Pick<Status, "stats" | "devices">): str
 function remoteLines({ stats, remote }: Pick<Status, "stats" | "remote">): string[] {
   if (stats.remote === null || remote === null) return [];
   const { receivedBytesPerSecond, sentBytesPerSecond, transfers, waiting } = stats.remote;
+  const { uploadsWaiting } = stats.remote;
   const last = remote.lastFault === "" ? "" : `  last fault: ${remote.lastFault}`;
   return [
     "",
-    `remote  ${remote.health}  ${remote.description}${last}`,
+    `remote  ${healthWord(remote.health)}  ${remote.description}${last}`,
     `from it ${rate(receivedBytesPerSecond)}  to it ${rate(sentBytesPerSecond)}  ` +
-      `transfers ${transfers}  waiting ${waiting}  blocks fetched ${stats.totals.remoteFetchedBlocks}`,
+      `transfers ${transfers}  waiting ${waiting}  chunks to store ${uploadsWaiting}  ` +
+      `blocks fetched ${stats.totals.remoteFetchedBlocks}`,
   ];
 }
 

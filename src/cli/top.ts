@@ -8,7 +8,14 @@ import { numberOption, readArguments } from "./arguments.ts";
 import { EDGE_OPTIONS, edgeClient } from "./client.ts";
 import { EXIT } from "./exit.ts";
 import { bar, percent, printJson, printLine, rate } from "./output.ts";
-import { readStatus, type Stats, type Status, statusHead, statusTail } from "./status.ts";
+import {
+  healthWord,
+  readStatus,
+  type Stats,
+  type Status,
+  statusHead,
+  statusTail,
+} from "./status.ts";
 
 const SPARKS = "▁▂▃▄▅▆▇█";
 const HISTORY_MAX = 60;
@@ -33,7 +40,7 @@ export function spark(values: readonly (number | null)[], high: number): string 
 
 /** One line for logs and dumb terminals. */
 export function topLine(stats: Stats): string {
-  const { recent, tiers, devices, gauges } = stats;
+  const { recent, tiers, devices, remote, gauges } = stats;
   const { lookupSeconds: lookup, nvmeReadSeconds: read } = recent.latencySeconds;
   const filled = tiers.map((tier) => {
     const share = tier.capacityBytes > 0 ? tier.usedBytes / tier.capacityBytes : 0;
@@ -51,7 +58,10 @@ export function topLine(stats: Stats): string {
     ...(read === null ? [] : [`disk read p99 ${formatSeconds(read.p99)}`]),
     `engines ${gauges.instances}`,
     `leases ${gauges.leases}`,
-    ...ill.map(({ directory, health, full }) => `${directory} ${health}${full ? ", full" : ""}`),
+    ...ill.map(
+      ({ directory, health, full }) => `${directory} ${healthWord(health)}${full ? ", full" : ""}`,
+    ),
+    ...(remote === null || remote.health === "ok" ? [] : [`remote ${healthWord(remote.health)}`]),
   ].join("  ");
 }
 

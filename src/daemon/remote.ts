@@ -159,7 +159,7 @@ export class RemoteParts {
   }
 
   reading(): RemoteReading {
-    return this.tier.snapshot();
+    return { ...this.tier.snapshot(), uploadsWaiting: this.uploader.waiting };
   }
 
   /** Uploads are cancelled; nothing of the tier touches DRAM or the staging memory afterwards. */

@@ -5,7 +5,7 @@
 import { type FeedReader, type HistogramReading, quantile } from "../observe/feed.ts";
 import type { MetricName } from "../observe/metrics.ts";
 import { TIER_LABELS } from "../observe/metrics.ts";
-import { HEALTH_LABELS, REMOTE_HEALTH_LABELS } from "../observe/metrics-lower.ts";
+import { HEALTH_LABELS } from "../observe/metrics-lower.ts";
 
 /** Digests kept: two minutes at one a second. */
 export const HISTORY_MAX = 120;
@@ -116,6 +116,8 @@ export interface RemoteDigest {
   readonly health: string;
   readonly transfers: number;
   readonly waiting: number;
+  /** Chunks that wait to be stored, and those that are being stored. */
+  readonly uploadsWaiting: number;
   readonly receivedBytesPerSecond: number;
   readonly sentBytesPerSecond: number;
 }
@@ -270,9 +272,10 @@ function remoteOf(feed: FeedReader, now: Reading, before: Reading): RemoteDigest
   const seconds = secondsBetween(now, before);
   const gained = (name: keyof Totals): number => now.totals[name] - before.totals[name];
   return {
-    health: REMOTE_HEALTH_LABELS[feed.value("remoteHealth")] ?? "unknown",
+    health: HEALTH_LABELS[feed.value("remoteHealth")] ?? "unknown",
     transfers: feed.value("remoteTransfers"),
     waiting: feed.value("remoteWaiting"),
+    uploadsWaiting: feed.value("remoteUploadsWaiting"),
     receivedBytesPerSecond: gained("remoteReceivedBytes") / seconds,
     sentBytesPerSecond: gained("remoteSentBytes") / seconds,
   };

@@ -6,12 +6,7 @@
 import { assert } from "../assert.ts";
 import { type Feed, METRIC } from "./feed.ts";
 import { DEVICES_MAX } from "./metric-row.ts";
-import {
-  HEALTH_LABELS,
-  NVME_EVENTS,
-  REMOTE_HEALTH_LABELS,
-  REMOTE_OUTCOME_LABELS,
-} from "./metrics-lower.ts";
+import { HEALTH_LABELS, NVME_EVENTS, REMOTE_OUTCOME_LABELS } from "./metrics-lower.ts";
 
 /** One disk of the NVMe tier (tiers/nvme/snapshot.ts, and what the ledger knows of it). */
 export interface DeviceReading {
@@ -56,11 +51,13 @@ export interface DeviceReading {
 /** The remote tier. */
 export interface RemoteReading {
   readonly description: string;
-  readonly health: (typeof REMOTE_HEALTH_LABELS)[number];
+  readonly health: (typeof HEALTH_LABELS)[number];
   /** Attempts by outcome (REMOTE_OUTCOME_LABELS). */
   readonly requests: Readonly<Partial<Record<(typeof REMOTE_OUTCOME_LABELS)[number], number>>>;
   readonly retries: number;
   readonly breakerOpened: number;
+  readonly readOnlyTurns: number;
+  readonly writeProbesFailed: number;
   readonly receivedBytes: number;
   readonly sentBytes: number;
   readonly fetchedBlocks: number;
@@ -73,6 +70,8 @@ export interface RemoteReading {
   readonly transfers: number;
   readonly waiting: number;
   readonly stagingUsedBytes: number;
+  /** Chunks that wait to be stored, and those that are being stored. */
+  readonly uploadsWaiting: number;
   readonly corruptObjects: number;
   readonly misplacedObjects: number;
   readonly sealKeyMissing: number;
@@ -143,6 +142,9 @@ export function publishDevices(feed: Feed, devices: readonly DeviceReading[]): v
 const REMOTE_FIELDS = [
   [METRIC.remoteRetries, "retries"],
   [METRIC.remoteBreakerOpened, "breakerOpened"],
+  [METRIC.remoteReadOnlyTurns, "readOnlyTurns"],
+  [METRIC.remoteWriteProbesFailed, "writeProbesFailed"],
+  [METRIC.remoteUploadsWaiting, "uploadsWaiting"],
   [METRIC.remoteReceivedBytes, "receivedBytes"],
   [METRIC.remoteSentBytes, "sentBytes"],
   [METRIC.remoteFetchedBlocks, "fetchedBlocks"],
@@ -166,7 +168,7 @@ const REMOTE_FIELDS = [
 /** Puts what the remote tier says into the feed. */
 export function publishRemote(feed: Feed, reading: RemoteReading): void {
   feed.set(METRIC.remoteStores, 1);
-  const health = REMOTE_HEALTH_LABELS.indexOf(reading.health);
+  const health = HEALTH_LABELS.indexOf(reading.health);
   assert(health >= 0, "a store is in a known state");
   feed.set(METRIC.remoteHealth, health);
   for (const [index, outcome] of REMOTE_OUTCOME_LABELS.entries())

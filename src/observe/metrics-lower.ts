@@ -11,7 +11,7 @@ export const ITEM_LABELS = [
   "region",
   "io",
 ] as const;
-/** The index is the value of cairn_nvme_health. */
+/** The index is the value of cairn_nvme_health and cairn_remote_health. */
 export const HEALTH_LABELS = ["ok", "slow", "readOnly", "fenced"] as const;
 /** Events of disks, counted by tiers/nvme/counters.ts. */
 export const NVME_EVENTS = [
@@ -39,8 +39,6 @@ export const NVME_EVENTS = [
 export const NVME_EVENT_LABELS: readonly string[] = NVME_EVENTS.map((name) =>
   name.replaceAll(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`),
 );
-/** The index is the value of cairn_remote_health. */
-export const REMOTE_HEALTH_LABELS = ["ok", "slow", "down"] as const;
 /** In the order of tiers/remote/object-store.ts's FAULTS, behind `ok`. */
 export const REMOTE_OUTCOME_LABELS = [
   "ok",
@@ -182,7 +180,10 @@ export const REMOTE_METRICS = {
     "cairn_remote_stores",
     "Stores of the remote tier: 1, or 0 without the tier.",
   ),
-  remoteHealth: gauge("cairn_remote_health", "State of the store: 0 ok, 1 slow, 2 down."),
+  remoteHealth: gauge(
+    "cairn_remote_health",
+    "State of the store: 0 ok, 1 slow, 2 read-only, 3 fenced.",
+  ),
   remoteRequests: counter(
     "cairn_remote_requests_total",
     "Requests to the store, by outcome of the last attempt.",
@@ -192,7 +193,19 @@ export const REMOTE_METRICS = {
   remoteRetries: counter("cairn_remote_retries_total", "Requests sent again."),
   remoteBreakerOpened: counter(
     "cairn_remote_breaker_opened_total",
-    "Times the store was taken for down.",
+    "Times the store was taken for away.",
+  ),
+  remoteReadOnlyTurns: counter(
+    "cairn_remote_read_only_total",
+    "Times the store stopped taking objects.",
+  ),
+  remoteWriteProbesFailed: counter(
+    "cairn_remote_write_probes_failed_total",
+    "Probes that found that the store still takes no objects.",
+  ),
+  remoteUploadsWaiting: gauge(
+    "cairn_remote_uploads_waiting",
+    "Chunks that wait to be stored, and those that are being stored.",
   ),
   remoteReceivedBytes: counter("cairn_remote_received_bytes_total", "Bytes of objects read."),
   remoteSentBytes: counter("cairn_remote_sent_bytes_total", "Bytes of objects written."),

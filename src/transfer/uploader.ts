@@ -5,7 +5,8 @@
  *
  * The queue holds no chains, only the last block of each chunk and its key, so that an offer and a waiting chunk cost
  * the same however deep the chain is. It is bounded and forgets its oldest entries. What it forgot, what the store
- * failed to take, and what an earlier life left on NVMe is found again by a slow look through the block table.
+ * failed to take, and what an earlier life left on NVMe is found again by a slow look through the block table. While
+ * the store takes nothing, chunks wait in the queue.
  * Every chunk offered is counted by what became of it.
  */
 import { NO_DRAM_SLOT } from "../../addon/binding.ts";
@@ -115,6 +116,8 @@ export class Uploader {
   #pauseMs: number = LIMITS.uploadScanMs;
   /** Something was stored since the last look began. */
   #stored = true;
+  /** The store takes no chunks: those that come wait. */
+  #held = false;
 
   constructor(options: UploaderOptions) {
     this.#options = options;
@@ -139,10 +142,19 @@ export class Uploader {
   /** Called by the coarse timer. */
   step(): void {
     if (this.#stop.signal.aborted) return;
+    this.#watchStore();
     if (this.#options.offersOld) this.#offerOld();
     else this.#scan();
     this.#startsLeft = LIMITS.uploadStartsPerTick;
     this.#pump();
+  }
+
+  /** What failed before the store stopped taking chunks, or was dropped since, is looked for when it takes them again. */
+  #watchStore(): void {
+    const { health } = this.#options.storage;
+    const held = health === "readOnly" || health === "fenced";
+    if (this.#held && !held) this.lookAgain();
+    this.#held = held;
   }
 
   #pump(): void {

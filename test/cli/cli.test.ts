@@ -465,6 +465,23 @@ describe("cairn doctor and the lower tiers", () => {
     expect(found.map(({ check }) => check)).toEqual(["nvme", "nvme memlock", "remote"]);
     expect(found.at(-1)).toMatchObject({ status: "fail" });
   });
+
+  test("a shared directory that takes no files is told from one that does", () => {
+    const config = defaultConfig();
+    const checked = (path: string) => {
+      return lowerChecks({
+        ...config,
+        remote: { ...config.remote, enabled: true, directory: path },
+      });
+    };
+    const shared = mkdtempSync(join(directory, "doctor-"));
+    expect(checked(shared)).toMatchObject([{ check: "remote", status: "ok", fix: null }]);
+    expect(readdirSync(shared)).toEqual([]);
+    // Nobody makes files there, not even root.
+    const [found] = checked("/proc/self");
+    expect(found).toMatchObject({ status: "warn" });
+    expect(found?.found).toMatch(/takes no files \(E[A-Z]+\)/);
+  });
 });
 
 describe("cairn doctor", () => {

@@ -71,10 +71,12 @@ export const DEVICE: DeviceReading = {
 
 export const REMOTE: RemoteReading = {
   description: "directory /mnt/shared",
-  health: "down",
+  health: "readOnly",
   requests: { ok: 5, timeout: 2 },
   retries: 1,
   breakerOpened: 1,
+  readOnlyTurns: 19,
+  writeProbesFailed: 20,
   receivedBytes: 100,
   sentBytes: 200,
   fetchedBlocks: 3,
@@ -91,6 +93,7 @@ export const REMOTE: RemoteReading = {
   transfers: 10,
   waiting: 11,
   stagingUsedBytes: 12,
+  uploadsWaiting: 21,
   getBytesPerSecond: 13,
   putBytesPerSecond: 14,
   lastFault: "timeout: no answer",

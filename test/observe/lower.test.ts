@@ -85,6 +85,9 @@ test("the remote tier's requests are counted by outcome, its state and traffic a
   expect(text).toContain('cairn_remote_requests_total{outcome="timeout"} 2');
   expect(text).toContain('cairn_remote_requests_total{outcome="throttled"} 0');
   expect(text).toContain("\ncairn_remote_health 2\n");
+  expect(text).toContain("\ncairn_remote_read_only_total 19\n");
+  expect(text).toContain("\ncairn_remote_write_probes_failed_total 20\n");
+  expect(text).toContain("\ncairn_remote_uploads_waiting 21\n");
   expect(text).toContain("\ncairn_remote_received_bytes_total 100\n");
 });
 
@@ -117,5 +120,6 @@ test("a digest has the disks with their rates, and no remote tier where there is
     queuedReads: 6,
     lifeDays: 365,
   });
-  expect(remote).toMatchObject({ health: "down", waiting: 11, receivedBytesPerSecond: 10 });
+  const expected = { health: "readOnly", waiting: 11, uploadsWaiting: 21 };
+  expect(remote).toMatchObject({ ...expected, receivedBytesPerSecond: 10 });
 });

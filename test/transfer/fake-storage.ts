@@ -9,6 +9,7 @@ import type {
   RemoteStorage,
   UploadResult,
 } from "../../tiers/remote/types.ts";
+import type { DeviceHealth } from "../../tiers/tier.ts";
 import type { CallLimits } from "../../tiers/remote/object-store.ts";
 import type { ChainKeys } from "../../src/transfer/prefetcher.ts";
 import { KEY_WORDS, type Small } from "../ledger/small.ts";
@@ -35,7 +36,7 @@ export interface AskedFetch {
 
 export class FakeStorage implements RemoteStorage {
   readonly description = "fake";
-  readonly health = "ok";
+  health: DeviceHealth = "ok";
   /** What mayUpload() says. */
   open = true;
   /** Given at once where it is set. */

@@ -252,6 +252,24 @@ describe("the queue", () => {
     await settle();
   });
 
+  it("looks at once for what failed, when a store that took nothing takes chunks again", async () => {
+    bench.below("ab");
+    bench.offer("ab");
+    bench.uploader.step();
+    bench.asked().end({ outcome: "failed", fault: "refused" });
+    bench.storage.health = "readOnly";
+    bench.storage.open = false;
+    await settle();
+    bench.uploader.step();
+    expect(bench.storage.uploads).toEqual([]);
+    bench.storage.health = "ok";
+    bench.storage.open = true;
+    bench.uploader.step();
+    bench.asked().end(STORED);
+    await settle();
+    expect(bench.counted(UPLOAD.STORED)).toBe(1);
+  });
+
   it("lets so many chunks be under way, and begins the next as one ends", async () => {
     const chains = ["ab", "cd", "ef", "gh", "ij", "kl"];
     bench.below(...chains);

@@ -1,8 +1,9 @@
 /**
- * The circuit breaker of a store, as a table. Closed: calls pass. Open: none does, until `openMs` have passed.
- * Half-open: one call passes as the trial and decides. Only faults that speak against the store count.
+ * The circuit breaker of a store, as a table. Closed: calls pass. Open: none does, until `openMs` have passed,
+ * twice as long after each trial that failed. Half-open: one call passes as the trial and decides. Only faults that speak against the store count.
  */
 import { assert } from "../../src/assert.ts";
+import { Backoff } from "../backoff.ts";
 
 export type BreakerState = "closed" | "open" | "halfOpen";
 export type BreakerEvent = "success" | "fault" | "elapsed" | "trialLost";
@@ -37,6 +38,7 @@ export interface BreakerOptions {
   /** Faults in a row that open it. */
   readonly faultsMax: number;
   readonly openMs: number;
+  readonly openMsMax: number;
   /** Milliseconds of a monotonic clock. */
   readonly now: () => number;
 }
@@ -46,15 +48,17 @@ export type Admission = "pass" | "trial" | "refused";
 
 export class Breaker {
   readonly #options: BreakerOptions;
+  readonly #backoff: Backoff;
   #state: BreakerState = "closed";
   #faultsInRow = 0;
-  #openedAt = 0;
+  #trialAt = 0;
   #trialRunning = false;
   #opened = 0;
 
   constructor(options: BreakerOptions) {
     assert(options.faultsMax >= 1 && options.openMs > 0, "a breaker has bounds");
     this.#options = options;
+    this.#backoff = new Backoff(options.openMs, options.openMsMax);
   }
 
   get state(): BreakerState {
@@ -67,8 +71,8 @@ export class Breaker {
   }
 
   admit(): Admission {
-    const elapsed = this.#options.now() - this.#openedAt >= this.#options.openMs;
-    if (this.#state === "open" && elapsed) this.#apply("elapsed", false);
+    if (this.#state === "open" && this.#options.now() >= this.#trialAt)
+      this.#apply("elapsed", false);
     if (this.#state === "closed") return "pass";
     if (this.#state === "open" || this.#trialRunning) return "refused";
     this.#trialRunning = true;
@@ -90,10 +94,13 @@ export class Breaker {
   #apply(event: BreakerEvent, tripped: boolean): void {
     const next = BREAKER_TABLE[this.#state][event](tripped);
     if (next === "open" && this.#state !== "open") {
-      this.#openedAt = this.#options.now();
+      this.#trialAt = this.#options.now() + this.#backoff.failed();
       this.#opened += 1;
     }
-    if (next === "closed" && this.#state !== "closed") this.#faultsInRow = 0;
+    if (next === "closed" && this.#state !== "closed") {
+      this.#faultsInRow = 0;
+      this.#backoff.reset();
+    }
     this.#state = next;
   }
 }

@@ -1,13 +1,15 @@
 /**
- * Any ObjectStore with retries, a retry budget and a breaker around it.
+ * Any ObjectStore with retries, a retry budget and a breaker around it, and no PUTs while it takes none (store-writes.ts).
  *
  * Retries help against single faults and make an overload worse. So they are paid from a token bucket that successes
  * fill slowly: when most calls fail, the budget is soon empty and each call is tried once. Delays have full jitter,
  * so that many nodes do not come back in step. After several faults in a row the breaker opens and calls fail at
  * once (a miss) until a trial succeeds.
  */
+import { randomBytes } from "node:crypto";
 import { assert } from "../../src/assert.ts";
 import { type Admission, Breaker, type BreakerState } from "./breaker.ts";
+import { chunkName } from "./chunk.ts";
 import {
   type CallLimits,
   FAULTS,
@@ -19,6 +21,8 @@ import {
   type ObjectStore,
   type Outcome,
 } from "./object-store.ts";
+import { StoreWrites } from "./store-writes.ts";
+import { DIGEST_BYTES, KEY_BYTES } from "./types.ts";
 
 export interface GuardOptions {
   readonly attemptsMax: number;
@@ -31,10 +35,17 @@ export interface GuardOptions {
   readonly budgetRefill: number;
   readonly breakerFaultsMax: number;
   readonly breakerOpenMs: number;
+  /** What the time it is open grows to by failed trials. */
+  readonly breakerOpenMsMax: number;
+  /** Wait before a read-only store is first asked whether it takes objects again, and what it grows to. */
+  readonly writeProbeMs: number;
+  readonly writeProbeMsMax: number;
   /** 0 ≤ random() < 1 */
   readonly random: () => number;
   /** Milliseconds of a monotonic clock. */
   readonly now: () => number;
+  /** Is told each change of state, with what led to it. */
+  readonly log?: ((line: string) => void) | undefined;
 }
 
 export const GUARD_DEFAULTS: GuardOptions = {
@@ -46,6 +57,9 @@ export const GUARD_DEFAULTS: GuardOptions = {
   budgetRefill: 0.1,
   breakerFaultsMax: 8,
   breakerOpenMs: 5_000,
+  breakerOpenMsMax: 30_000,
+  writeProbeMs: 2_000,
+  writeProbeMsMax: 60_000,
   random: Math.random,
   now: () => performance.now(),
 };
@@ -93,11 +107,26 @@ export interface GuardCounters {
   readonly retries: number;
   readonly retriesDenied: number;
   readonly breakerOpened: number;
+  /** Times it stopped taking objects, and probes that found that it still takes none. */
+  readonly readOnlyTurns: number;
+  readonly writeProbesFailed: number;
   /** By the fault of each attempt, retried ones included. */
   readonly faults: Readonly<Record<Fault, number>>;
 }
 
 type Attempt<T> = (limits: CallLimits) => Promise<Outcome<T>>;
+
+/** What an outcome speaks of. A refusal of anything but a read says nothing against reads. */
+type Kind = "read" | "put" | "probe" | "remove";
+
+const PROBE_BODY = new Uint8Array(4_096);
+/** A chunk of no namespace: whoever collects garbage takes a probe that its node could not remove. */
+const PROBE_SPACE = {
+  namespace: new Uint8Array(DIGEST_BYTES),
+  chunkBlocks: 1,
+  payloadBytes: PROBE_BODY.length,
+  shards: 1,
+};
 
 export class GuardedStore implements ObjectStore {
   readonly description: string;
@@ -105,6 +134,7 @@ export class GuardedStore implements ObjectStore {
   readonly #options: GuardOptions;
   readonly #budget: RetryBudget;
   readonly #breaker: Breaker;
+  readonly #writes: StoreWrites;
   readonly #faults = Object.fromEntries(FAULT_NAMES.map((name) => [name, 0])) as Record<
     Fault,
     number
@@ -114,18 +144,28 @@ export class GuardedStore implements ObjectStore {
   #retries = 0;
   #retriesDenied = 0;
   #lastFault = "";
+  #told: "ok" | "readOnly" | "fenced" = "ok";
 
   constructor(store: ObjectStore, options: Partial<GuardOptions> = {}) {
     this.#store = store;
     this.description = store.description;
     this.#options = { ...GUARD_DEFAULTS, ...options };
-    const { budgetTokens, budgetRefill, breakerFaultsMax, breakerOpenMs, now } = this.#options;
+    const { budgetTokens, budgetRefill, breakerFaultsMax: faultsMax, now } = this.#options;
+    const { breakerOpenMs, breakerOpenMsMax, writeProbeMs, writeProbeMsMax } = this.#options;
     this.#budget = new RetryBudget(budgetTokens, budgetRefill);
-    this.#breaker = new Breaker({ faultsMax: breakerFaultsMax, openMs: breakerOpenMs, now });
+    const open = { openMs: breakerOpenMs, openMsMax: breakerOpenMsMax };
+    this.#breaker = new Breaker({ faultsMax, ...open, now });
+    const probe = { probeMs: writeProbeMs, probeMsMax: writeProbeMsMax };
+    this.#writes = new StoreWrites({ faultsMax, ...probe, now });
   }
 
   get breakerState(): BreakerState {
     return this.#breaker.state;
+  }
+
+  /** It takes no objects: PUTs are refused here, as "open". */
+  get readOnly(): boolean {
+    return this.#writes.readOnly;
   }
 
   /** Of the last attempt that failed with something that speaks against the store; "" before the first. */
@@ -140,20 +180,22 @@ export class GuardedStore implements ObjectStore {
       retries: this.#retries,
       retriesDenied: this.#retriesDenied,
       breakerOpened: this.#breaker.opened,
+      readOnlyTurns: this.#writes.turns,
+      writeProbesFailed: this.#writes.probesFailed,
       faults: { ...this.#faults },
     };
   }
 
   get(name: string, from: number, into: Uint8Array, limits: CallLimits): Promise<Outcome<number>> {
-    return this.#call(limits, (one) => this.#store.get(name, from, into, one));
+    return this.#call("read", limits, (one) => this.#store.get(name, from, into, one));
   }
 
   put(name: string, body: Uint8Array, limits: CallLimits): Promise<Outcome<"stored" | "present">> {
-    return this.#call(limits, (one) => this.#store.put(name, body, one));
+    return this.#call("put", limits, (one) => this.#store.put(name, body, one));
   }
 
   head(name: string, limits: CallLimits): Promise<Outcome<ObjectInfo>> {
-    return this.#call(limits, (one) => this.#store.head(name, one));
+    return this.#call("read", limits, (one) => this.#store.head(name, one));
   }
 
   list(
@@ -161,31 +203,44 @@ export class GuardedStore implements ObjectStore {
     cursor: string | undefined,
     limits: CallLimits,
   ): Promise<Outcome<ObjectPage>> {
-    return this.#call(limits, (one) => this.#store.list(prefix, cursor, one));
+    return this.#call("read", limits, (one) => this.#store.list(prefix, cursor, one));
   }
 
   delete(name: string, limits: CallLimits): Promise<Outcome<"deleted" | "missing">> {
-    return this.#call(limits, (one) => this.#store.delete(name, one));
+    return this.#call("remove", limits, (one) => this.#store.delete(name, one));
   }
 
   check(limits: CallLimits): Promise<Outcome<"reachable">> {
-    return this.#call(limits, (one) => this.#store.check(one));
+    return this.#call("read", limits, (one) => this.#store.check(one));
   }
 
   sweep(beforeMs: number, limits: CallLimits): Promise<Outcome<number>> {
-    return this.#call(limits, (one) => this.#store.sweep(beforeMs, one));
+    return this.#call("remove", limits, (one) => this.#store.sweep(beforeMs, one));
+  }
+
+  /** For a timer: asks a store that is away whether it is back, and one that takes no objects whether it does again. */
+  async probe(limits: CallLimits): Promise<void> {
+    if (this.#breaker.state !== "closed") await this.check(limits);
+    if (this.#breaker.state !== "closed" || !this.#writes.probeDue) return;
+    const name = chunkName(PROBE_SPACE, 0, randomBytes(KEY_BYTES), "");
+    const put = (one: CallLimits) => this.#store.put(name, PROBE_BODY, one);
+    const outcome = await this.#attempt("probe", limits, limits.deadlineMs, put);
+    if (!outcome.ok && outcome.fault === "cancelled") return;
+    this.#writes.probed(outcome.ok);
+    this.#tell();
+    if (outcome.ok) await this.delete(name, limits);
   }
 
   close(): Promise<void> {
     return this.#store.close();
   }
 
-  async #call<T>(limits: CallLimits, attempt: Attempt<T>): Promise<Outcome<T>> {
+  async #call<T>(kind: Kind, limits: CallLimits, attempt: Attempt<T>): Promise<Outcome<T>> {
     this.#calls += 1;
     const { now, attemptsMax } = this.#options;
     const end = now() + limits.deadlineMs;
     for (let retry = 0; ; retry += 1) {
-      const outcome = await this.#attempt(limits, end - now(), attempt);
+      const outcome = await this.#attempt(kind, limits, end - now(), attempt);
       if (outcome.ok || !FAULTS[outcome.fault].retry) return outcome;
       // A buffer that is still being written to must not be given to a second attempt.
       if (retry + 1 >= attemptsMax || outcome.released !== undefined) return outcome;
@@ -200,33 +255,54 @@ export class GuardedStore implements ObjectStore {
     }
   }
 
-  async #attempt<T>(limits: CallLimits, leftMs: number, attempt: Attempt<T>): Promise<Outcome<T>> {
+  async #attempt<T>(
+    kind: Kind,
+    limits: CallLimits,
+    leftMs: number,
+    attempt: Attempt<T>,
+  ): Promise<Outcome<T>> {
     if (leftMs <= 0) return failure("timeout", "past the deadline");
-    const admission = this.#breaker.admit();
-    if (admission === "refused") return this.#counted(failure("open", this.#lastFault), admission);
+    const taken = kind !== "put" || !this.#writes.readOnly;
+    const admission = taken ? this.#breaker.admit() : "refused";
+    if (admission === "refused") {
+      this.#faults.open += 1;
+      return failure("open", this.#lastFault);
+    }
     const deadlineMs = Math.min(leftMs, this.#options.attemptDeadlineMs);
-    return this.#counted(await attempt({ deadlineMs, signal: limits.signal }), admission);
+    const outcome = await attempt({ deadlineMs, signal: limits.signal });
+    this.#count(kind, outcome, admission);
+    this.#tell();
+    return outcome;
   }
 
-  #counted<T>(outcome: Outcome<T>, admission: Admission): Outcome<T> {
+  #count<T>(kind: Kind, outcome: Outcome<T>, admission: Exclude<Admission, "refused">): void {
     if (outcome.ok) {
       this.#succeeded += 1;
       this.#budget.succeeded();
       this.#breaker.ended(admission, "success");
-      return outcome;
+      if (kind === "put" && outcome.value === "stored") this.#writes.stored();
+      return;
     }
     const { fault, message } = outcome;
     this.#faults[fault] += 1;
-    if (admission === "refused") return outcome;
-    if (FAULTS[fault].health) {
-      this.#lastFault = `${fault}: ${message}`;
+    if (kind === "put") this.#writes.failed(fault);
+    if (FAULTS[fault].health || fault === "full") this.#lastFault = `${fault}: ${message}`;
+    if (FAULTS[fault].health && (kind === "read" || fault !== "refused")) {
       this.#breaker.ended(admission, "fault");
     } else {
       // The store answered: that an object is missing speaks for it.
       const answered = fault === "missing" || fault === "short" || fault === "full";
       this.#breaker.ended(admission, answered ? "success" : "trialLost");
     }
-    return outcome;
+  }
+
+  #tell(): void {
+    const taking = this.#writes.readOnly ? "readOnly" : "ok";
+    const state = this.#breaker.state === "closed" ? taking : "fenced";
+    if (state === this.#told) return;
+    const why = state === "ok" ? "" : ` (${this.#lastFault})`;
+    this.#options.log?.(`remote: ${this.description}: ${this.#told} → ${state}${why}`);
+    this.#told = state;
   }
 }
 

@@ -1,10 +1,11 @@
 /**
- * Health of the store: down while the breaker is not closed, slow while transfers take too long on average, else
- * ok. A store that is down is asked on a timer whether it is back, so that it returns without traffic; the average
- * of an idle one fades, so that a store that was slow yesterday is tried today.
+ * Health of the store, by the names that disks have: fenced while the breaker is not closed, read-only while it takes no
+ * objects (store-writes.ts), slow while transfers take too long on average, else ok. On a timer a fenced store is asked
+ * whether it is back and a read-only one whether it takes objects again, so that it returns without traffic; the
+ * average of an idle one fades, so that a store that was slow yesterday is tried today.
  */
+import type { DeviceHealth } from "../tier.ts";
 import type { BreakerState } from "./breaker.ts";
-import type { RemoteHealth } from "./types.ts";
 
 const MIB = 2 ** 20;
 /** Weight of the newest transfer. */
@@ -12,10 +13,12 @@ const WEIGHT = 0.2;
 
 export function healthOf(
   breaker: BreakerState,
+  readOnly: boolean,
   msPerMiB: number,
   slowMsPerMiB: number,
-): RemoteHealth {
-  if (breaker !== "closed") return "down";
+): DeviceHealth {
+  if (breaker !== "closed") return "fenced";
+  if (readOnly) return "readOnly";
   return msPerMiB > slowMsPerMiB ? "slow" : "ok";
 }
 

@@ -29,6 +29,7 @@ import {
   encodeHeader,
   lastKeyOf,
 } from "./chunk.ts";
+import type { DeviceHealth } from "../tier.ts";
 import { AskFirst, Existence } from "./existence.ts";
 import { collectGarbage, type GarbageReport } from "./garbage.ts";
 import { GuardedStore } from "./guarded-store.ts";
@@ -43,7 +44,6 @@ import {
   type FetchResult,
   PRIORITY,
   type Priority,
-  type RemoteHealth,
   type RemoteSnapshot,
   type RemoteStorage,
   type RemoteTierOptions,
@@ -59,7 +59,6 @@ export type {
   DramItems,
   FetchResult,
   Priority,
-  RemoteHealth,
   RemoteSnapshot,
   RemoteStorage,
   RemoteTierOptions,
@@ -139,7 +138,11 @@ export class RemoteTier implements RemoteStorage {
     // Every call in flight listens to it; the staging pool bounds how many those are.
     setMaxListeners(0, this.#stop.signal);
     this.#now = options.now ?? (() => performance.now());
-    this.#store = new GuardedStore(options.store, { now: this.#now, ...options.guard });
+    this.#store = new GuardedStore(options.store, {
+      now: this.#now,
+      log: options.log,
+      ...options.guard,
+    });
     this.#staging = new StagingPool(options.staging.bytes, options.transfersMax);
     this.#overheadBytes = options.sealer?.overheadBytes ?? 0;
     this.#sealerName = options.sealer?.name ?? "";
@@ -155,18 +158,21 @@ export class RemoteTier implements RemoteStorage {
     return this.#options.store.description;
   }
 
-  get health(): RemoteHealth {
+  get health(): DeviceHealth {
+    const { breakerState, readOnly } = this.#store;
     const msPerMiB = Math.max(this.#getPace.msPerMiB, this.#putPace.msPerMiB);
-    return healthOf(this.#store.breakerState, msPerMiB, this.#options.slowMsPerMiB);
+    return healthOf(breakerState, readOnly, msPerMiB, this.#options.slowMsPerMiB);
   }
 
   mayUpload(space: ChunkSpace): boolean {
+    const { health } = this;
     const { objectBytes } = chunkLayout(space, this.#overheadBytes);
-    return this.health !== "down" && this.#staging.free(objectBytes, PRIORITY.UPLOAD);
+    const takes = health === "ok" || health === "slow";
+    return takes && this.#staging.free(objectBytes, PRIORITY.UPLOAD);
   }
 
   remotePrefix(space: ChunkSpace, keys: Uint8Array, keyBytes: number, localBlocks: number): number {
-    if (this.health === "down" || !this.#hasKey(space)) return 0;
+    if (this.health === "fenced" || !this.#hasKey(space)) return 0;
     return this.#prefix.blocks(space, keys, keyBytes, localBlocks);
   }
 
@@ -213,7 +219,7 @@ export class RemoteTier implements RemoteStorage {
   /** One round of garbage collection; undefined when none is configured or one runs. */
   async collect(): Promise<GarbageReport | undefined> {
     const { garbage, log } = this.#options;
-    if (garbage === undefined || this.#collecting || this.health === "down") return undefined;
+    if (garbage === undefined || this.#collecting || this.health === "fenced") return undefined;
     this.#collecting = true;
     try {
       const report = await collectGarbage({
@@ -242,6 +248,8 @@ export class RemoteTier implements RemoteStorage {
       retries: guard.retries,
       retriesDenied: guard.retriesDenied,
       breakerOpened: guard.breakerOpened,
+      readOnlyTurns: guard.readOnlyTurns,
+      writeProbesFailed: guard.writeProbesFailed,
       existenceHits: this.#existence.hits,
       existenceMisses: this.#existence.misses,
       existenceEntries: this.#existence.entries,
@@ -274,6 +282,8 @@ export class RemoteTier implements RemoteStorage {
       return { outcome: "failed", fault: "sealing" };
     }
     if (await this.#isStored(name)) return { outcome: "present", bytes: 0 };
+    // The PUT would be refused: nothing is copied for it.
+    if (this.#store.readOnly) return { outcome: "failed", fault: "open" };
     const layout = chunkLayout(chunk.space, this.#overheadBytes);
     const wait = { ...limits, deadlineMs: clock.leftMs(limits.deadlineMs) };
     const lease = await this.#staging.acquire(layout.objectBytes, PRIORITY.UPLOAD, wait);
@@ -501,10 +511,8 @@ export class RemoteTier implements RemoteStorage {
   async #tick(): Promise<void> {
     this.#getPace.fade();
     this.#putPace.fade();
-    if (this.health !== "down") return;
     const deadlineMs = this.#options.requestDeadlineMs;
-    const found = await this.#store.check({ deadlineMs, signal: this.#stop.signal });
-    if (found.ok) this.#options.log?.(`remote: ${this.description} is back`);
+    await this.#store.probe({ deadlineMs, signal: this.#stop.signal });
   }
 
   #every(milliseconds: number, work: () => Promise<unknown>): void {

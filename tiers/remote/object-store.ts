@@ -30,9 +30,9 @@ export const FAULTS = {
   unavailable: { retry: true, health: true },
   /** The body ended before its announced length. */
   truncated: { retry: true, health: true },
-  /** The breaker is open: not asked at all. */
+  /** The breaker is open, or the store takes no objects and this is one: not asked at all. */
   open: { retry: false, health: false },
-  /** Not permitted, no such bucket, signature refused: an operator has to look. */
+  /** Not permitted, read-only, no such bucket, signature refused: an operator has to look. */
   refused: { retry: false, health: true },
   /** No space left at the store. */
   full: { retry: false, health: false },
@@ -95,7 +95,7 @@ export interface ObjectStore {
   ): Promise<Outcome<ObjectPage>>;
   /** A missing object counts as deleted: another node was faster. */
   delete(name: string, limits: CallLimits): Promise<Outcome<"deleted" | "missing">>;
-  /** Reachable, and ours to use? The probe of a store that is down. */
+  /** Reachable, and ours to read? The probe of a store that was taken for away. */
   check(limits: CallLimits): Promise<Outcome<"reachable">>;
   /** Removes what writers that died left behind before `beforeMs` (Unix time); how many. */
   sweep(beforeMs: number, limits: CallLimits): Promise<Outcome<number>>;

@@ -161,7 +161,7 @@ export class SharedDirectory implements ObjectStore {
 
   check(limits: CallLimits): Promise<Outcome<"reachable">> {
     return this.#bounded(limits, async () => {
-      await access(this.#root, constants.R_OK | constants.W_OK | constants.X_OK);
+      await access(this.#root, constants.R_OK | constants.X_OK);
       return success("reachable");
     });
   }
@@ -204,10 +204,17 @@ export class SharedDirectory implements ObjectStore {
     const refused = await this.#turn(limits);
     if (refused !== undefined) return refused;
     const watch: Watch = { gone: false };
-    const outcome = operation(watch).catch((error: unknown) => failureOf(error));
+    const outcome = operation(watch).catch((error: unknown) => this.#failureOf(error));
     const released = outcome.then(() => this.#endTurn());
     const leftMs = Math.max(1, limits.deadlineMs - (performance.now() - asked));
     return endOf(outcome, { deadlineMs: leftMs, signal: limits.signal }, watch, released);
+  }
+
+  /** An object that is missing is an answer, a directory that is missing is none. */
+  async #failureOf(error: unknown): Promise<Failure> {
+    const gone = codeOf(error) === "ENOENT" && !(await exists(this.#root).catch(() => true));
+    if (!gone) return failureOf(error);
+    return failure("unavailable", `no such directory: ${this.#root}`);
   }
 
   /** Waits for one of the operations to be over; a failure when that takes too long or too many wait. */

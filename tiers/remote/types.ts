@@ -2,6 +2,7 @@
  * What the remote tier is asked and answers: the words between it, the mover that feeds it and the daemon that
  * owns the memory. Keys are always records of KEY_BYTES bytes, zero-padded, as slot headers hold them.
  */
+import type { DeviceHealth } from "../tier.ts";
 import type { GuardOptions } from "./guarded-store.ts";
 import type { CallLimits, Fault, ObjectStore } from "./object-store.ts";
 
@@ -110,8 +111,6 @@ export interface FetchResult {
   readonly microseconds: number;
 }
 
-export type RemoteHealth = "ok" | "slow" | "down";
-
 export interface RemoteTierOptions {
   readonly store: ObjectStore;
   readonly staging: StagingMemory;
@@ -126,7 +125,7 @@ export interface RemoteTierOptions {
   readonly guard?: Partial<GuardOptions>;
   /** Absent: this node removes nothing. */
   readonly garbage?: GarbageOptions | undefined;
-  /** How often a store that is down is asked whether it is back. */
+  /** How often it is looked whether a store that is fenced or read-only is due to be asked. */
   readonly probeIntervalMs: number;
   /** Above this many milliseconds per MiB (average) the tier is slow. */
   readonly slowMsPerMiB: number;
@@ -157,8 +156,8 @@ export interface ExistenceOptions {
 /** The remote tier as the mover and the engine API see it (index.ts builds it). */
 export interface RemoteStorage {
   readonly description: string;
-  readonly health: RemoteHealth;
-  /** Whether an upload of so many bytes would begin without waiting: ask before exporting is worth it. */
+  readonly health: DeviceHealth;
+  /** Whether an upload of a chunk would begin now: the store takes objects, and there is memory. */
   mayUpload(space: ChunkSpace): boolean;
   /** Resolves, never rejects. Existing objects are found in the cache first and cost no copy. */
   upload(chunk: Chunk, items: DramItems, limits: CallLimits): Promise<UploadResult>;
@@ -186,13 +185,16 @@ export interface RemoteStorage {
 /** One reading of all its counters and gauges; the first part is what src/observe publishes. */
 export interface RemoteSnapshot {
   readonly description: string;
-  readonly health: RemoteHealth;
+  readonly health: DeviceHealth;
   /** Attempts at the store by outcome. */
   readonly requests: Readonly<Record<Fault | "ok", number>>;
   readonly retries: number;
   /** Retries that the budget did not allow. */
   readonly retriesDenied: number;
   readonly breakerOpened: number;
+  /** Times the store stopped taking objects, and probes that found that it still takes none. */
+  readonly readOnlyTurns: number;
+  readonly writeProbesFailed: number;
   readonly receivedBytes: number;
   readonly sentBytes: number;
   readonly fetchedBlocks: number;

@@ -1,6 +1,6 @@
 /** What the lower tiers will find: the file system, O_DIRECT, room and owner of each directory, locked memory. */
 import { spawnSync } from "node:child_process";
-import { existsSync, lstatSync, readFileSync, rmSync, statfsSync } from "node:fs";
+import { existsSync, lstatSync, readFileSync, rmSync, statfsSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { nvmeDirectories, type NvmeDirectory } from "../../config/defaults.ts";
 import type { Config } from "../../config/schema.ts";
@@ -125,6 +125,19 @@ export function registeredCheck(
   return finding("nvme memlock", fits ? "ok" : "warn", found, fix, "/proc/self/limits");
 }
 
+/** Writes a small file; undefined when it works, else why not. */
+function writeRefusal(directory: string): string | undefined {
+  const path = join(directory, `.cairn-doctor-${process.pid}`);
+  try {
+    writeFileSync(path, new Uint8Array(4_096), { flush: true });
+    return undefined;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code ?? String(error);
+  } finally {
+    rmSync(path, { force: true });
+  }
+}
+
 function sharedCheck({ remote }: Config): Finding[] {
   const { directory } = remote;
   if (remote.kind !== "directory" || directory === undefined) return [];
@@ -135,7 +148,11 @@ function sharedCheck({ remote }: Config): Finding[] {
   }
   const { type, bavail, bsize } = statfsSync(directory);
   const found = `${directory} on ${fileSystemName(type)}, ${formatBytes(bavail * bsize)} free`;
-  return [finding("remote", "ok", found, null, `statfs ${directory}`)];
+  const refusal = writeRefusal(directory);
+  const source = `statfs and a write in ${directory}`;
+  if (refusal === undefined) return [finding("remote", "ok", found, null, source)];
+  const fix = `Give the daemon's user permission and room to write there: until then what is stored is read, and nothing is added.`;
+  return [finding("remote", "warn", `${found}, takes no files (${refusal})`, fix, source)];
 }
 
 /** Checks of the tiers that the configuration enables; none where it enables none. */

@@ -4,9 +4,9 @@ import { join } from "node:path";
 import fc from "fast-check";
 import { afterAll, describe, expect, it } from "vitest";
 import { LIMITS } from "../../../src/limits.ts";
+import { Backoff } from "../../../tiers/backoff.ts";
 import { Endurance } from "../../../tiers/nvme/endurance.ts";
 import {
-  Backoff,
   FaultWindow,
   HEALTH_EVENTS,
   HEALTH_STATES,

@@ -159,8 +159,12 @@ describe("the files", () => {
     expect(await store.put("v1/a", bytesFor(3, 1), LIMITS)).toMatchObject({ ok: false });
     expect(await store.put("v1/a", bytesFor(3, 1), LIMITS)).toMatchObject({ value: "stored" });
     await rm(directory, { recursive: true });
-    expect(await store.put("v1/b", bytesFor(3, 1), LIMITS)).toMatchObject({ ok: false });
-    expect(await store.check(LIMITS)).toMatchObject({ ok: false });
+    const gone = { fault: "unavailable" };
+    expect(await store.put("v1/b", bytesFor(3, 1), LIMITS)).toMatchObject(gone);
+    // Nobody knows whether the object is missing.
+    expect(await store.get("v1/a", 0, new Uint8Array(3), LIMITS)).toMatchObject(gone);
+    expect(await store.head("v1/a", LIMITS)).toMatchObject(gone);
+    expect(await store.check(LIMITS)).toMatchObject(gone);
     await expect(stat(directory)).rejects.toThrow();
     await mkdir(directory);
   });

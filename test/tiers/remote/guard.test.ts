@@ -13,6 +13,7 @@ import {
   RetryBudget,
   retryDelayMs,
 } from "../../../tiers/remote/guarded-store.ts";
+import { isChunkName } from "../../../tiers/remote/chunk.ts";
 import {
   type CallLimits,
   type Fault,
@@ -67,7 +68,10 @@ describe("the breaker", () => {
 
   function breaker(): { readonly breaker: Breaker; readonly at: { now: number } } {
     const at = { now: 0 };
-    return { at, breaker: new Breaker({ faultsMax: 3, openMs: 100, now: () => at.now }) };
+    return {
+      at,
+      breaker: new Breaker({ faultsMax: 3, openMs: 100, openMsMax: 300, now: () => at.now }),
+    };
   }
 
   test("opens after faults in a row, tries once after its time, and closes on success", () => {
@@ -93,17 +97,22 @@ describe("the breaker", () => {
     expect(one.state).toBe("closed");
   });
 
-  test("a failed trial opens it for its whole time again, a lost one lets the next call try", () => {
+  test("each failed trial doubles the wait up to its bound, a lost one lets the next call try", () => {
     const { breaker: one, at } = breaker();
     for (let fault = 0; fault < 3; fault += 1) one.ended(one.admit(), "fault");
-    at.now = 100;
-    one.ended(one.admit(), "fault");
-    at.now = 199;
-    expect(one.admit()).toBe("refused");
-    at.now = 200;
+    for (const waitMs of [100, 200, 300, 300]) {
+      at.now += waitMs - 1;
+      expect(one.admit()).toBe("refused");
+      at.now += 1;
+      one.ended(one.admit(), "fault");
+    }
+    at.now += 300;
     one.ended(one.admit(), "trialLost");
+    one.ended(one.admit(), "success");
+    expect([one.state, one.opened]).toEqual(["closed", 5]);
+    for (let fault = 0; fault < 3; fault += 1) one.ended(one.admit(), "fault");
+    at.now += 100;
     expect(one.admit()).toBe("trial");
-    expect(one.opened).toBe(2);
   });
 
   test("calls that began before it opened prove nothing when they end", () => {
@@ -141,11 +150,15 @@ describe("the retry budget", () => {
   });
 });
 
-/** A store whose head() follows a script; the rest is not asked. */
+/** A store whose head() follows a script, and whose put() and delete() say what they are told; the rest is not asked. */
 class Scripted implements ObjectStore {
   readonly description = "scripted";
   readonly script: Outcome<ObjectInfo>[];
   calls = 0;
+  putAnswer: Outcome<"stored" | "present"> = success("stored");
+  deleteAnswer: Outcome<"deleted" | "missing"> = success("deleted");
+  readonly puts: string[] = [];
+  readonly deletes: string[] = [];
   readonly deadlines: number[] = [];
 
   constructor(script: Outcome<ObjectInfo>[]) {
@@ -161,14 +174,16 @@ class Scripted implements ObjectStore {
   get(): never {
     throw new Error("not asked");
   }
-  put(): never {
-    throw new Error("not asked");
+  put(name: string): Promise<Outcome<"stored" | "present">> {
+    this.puts.push(name);
+    return Promise.resolve(this.putAnswer);
   }
   list(): never {
     throw new Error("not asked");
   }
-  delete(): never {
-    throw new Error("not asked");
+  delete(name: string): Promise<Outcome<"deleted" | "missing">> {
+    this.deletes.push(name);
+    return Promise.resolve(this.deleteAnswer);
   }
   check(): Promise<Outcome<"reachable">> {
     return Promise.resolve(success("reachable"));
@@ -274,5 +289,150 @@ describe("a guarded store", () => {
     const outcome = await guard.head("a", { deadlineMs: 10_000, signal: abort.signal });
     expect(outcome).toMatchObject({ fault: "cancelled" });
     expect(store.calls).toBe(1);
+  });
+});
+
+describe("a store that reads and does not store", () => {
+  const BODY = new Uint8Array(16);
+
+  function writing(options: Partial<GuardOptions> = {}) {
+    const at = { now: 0 };
+    const lines: string[] = [];
+    const made = guarded([INFO], {
+      writeProbeMs: 100,
+      writeProbeMsMax: 400,
+      attemptsMax: 1,
+      now: () => at.now,
+      log: (line) => lines.push(line),
+      ...options,
+    });
+    const put = (): Promise<Outcome<"stored" | "present">> => made.guard.put("a", BODY, LONG);
+    return { ...made, at, lines, put };
+  }
+
+  test.each(["refused", "full"] as const)(
+    "is read-only after one PUT that is %s; no further one is sent, and reads pass",
+    async (fault) => {
+      const { store, guard, put, lines } = writing({ breakerFaultsMax: 1 });
+      store.putAnswer = failure(fault, "not here");
+      expect(await put()).toMatchObject({ fault });
+      expect([guard.readOnly, guard.breakerState]).toEqual([true, "closed"]);
+      for (let call = 0; call < 20; call += 1) expect(await put()).toMatchObject({ fault: "open" });
+      expect(store.puts).toEqual(["a"]);
+      expect((await guard.head("a", LONG)).ok).toBe(true);
+      expect(guard.lastFault).toBe(`${fault}: not here`);
+      expect(guard.counters()).toMatchObject({ readOnlyTurns: 1, faults: { open: 20 } });
+      expect(lines).toEqual([`remote: scripted: ok → readOnly (${fault}: not here)`]);
+    },
+  );
+
+  test("is read-only after PUTs in a row that fail otherwise, also where reads between them succeed", async () => {
+    const { store, guard, put } = writing({ breakerFaultsMax: 3 });
+    store.putAnswer = failure("unavailable", "EIO");
+    for (let call = 0; call < 3; call += 1) {
+      expect(guard.readOnly).toBe(false);
+      await put();
+      expect((await guard.head("a", LONG)).ok).toBe(true);
+    }
+    expect([guard.readOnly, guard.breakerState]).toEqual([true, "closed"]);
+  });
+
+  test("one object stored between faults begins their count anew; one that was there before does not", async () => {
+    const { store, guard, put } = writing({ breakerFaultsMax: 3 });
+    const answers = ["unavailable", "unavailable", "stored", "unavailable", "present"] as const;
+    for (const answer of [...answers, "unavailable"] as const) {
+      store.putAnswer = answer === "unavailable" ? failure(answer, "EIO") : success(answer);
+      await put();
+      expect(guard.readOnly).toBe(false);
+    }
+    store.putAnswer = failure("unavailable", "EIO");
+    await put();
+    expect(guard.readOnly).toBe(true);
+  });
+
+  test("what this process refused itself says nothing about the store", async () => {
+    const { store, guard, put } = writing({ breakerFaultsMax: 1 });
+    for (const fault of ["busy", "cancelled"] as const) {
+      store.putAnswer = failure(fault, "here");
+      await put();
+    }
+    expect(guard.readOnly).toBe(false);
+  });
+
+  test("is asked by a small object at doubling intervals, and takes objects again when that was stored", async () => {
+    const { store, guard, put, at, lines } = writing();
+    store.putAnswer = failure("refused", "EROFS");
+    await put();
+    let probes = 0;
+    for (const waitMs of [100, 200, 400, 400]) {
+      at.now += waitMs - 1;
+      await guard.probe(LONG);
+      expect(store.puts).toHaveLength(1 + probes);
+      at.now += 1;
+      await guard.probe(LONG);
+      probes += 1;
+      expect(store.puts).toHaveLength(1 + probes);
+      expect(guard.readOnly).toBe(true);
+    }
+    store.putAnswer = success("stored");
+    at.now += 400;
+    await guard.probe(LONG);
+    expect(guard.readOnly).toBe(false);
+    const probed = store.puts.slice(1);
+    expect(new Set(probed).size).toBe(5);
+    expect(store.deletes).toEqual(probed.slice(-1));
+    expect(probed.every((name) => isChunkName(name))).toBe(true);
+    expect(guard.counters()).toMatchObject({ readOnlyTurns: 1, writeProbesFailed: 4 });
+    expect(lines.at(-1)).toBe("remote: scripted: readOnly → ok");
+    await guard.probe(LONG);
+    expect(store.puts).toHaveLength(6);
+    expect(await put()).toMatchObject({ value: "stored" });
+  });
+
+  test("has its intervals double on while probes succeed and PUTs do not, until one PUT does", async () => {
+    const { store, guard, put, at } = writing();
+    const round = async (waitMs: number): Promise<void> => {
+      store.putAnswer = failure("full", "no room for a chunk");
+      await put();
+      expect(guard.readOnly).toBe(true);
+      store.putAnswer = success("stored");
+      at.now += waitMs - 1;
+      await guard.probe(LONG);
+      expect(guard.readOnly).toBe(true);
+      at.now += 1;
+      await guard.probe(LONG);
+      expect(guard.readOnly).toBe(false);
+    };
+    for (const waitMs of [100, 200, 400]) await round(waitMs);
+    await put();
+    await round(100);
+  });
+
+  test("may refuse to delete, which makes it neither read-only nor down", async () => {
+    const { store, guard } = writing({ breakerFaultsMax: 1 });
+    store.deleteAnswer = failure("refused", "no permission to delete");
+    for (let call = 0; call < 3; call += 1) {
+      expect(await guard.delete("a", LONG)).toMatchObject({ fault: "refused" });
+    }
+    expect([guard.readOnly, guard.breakerState]).toEqual([false, "closed"]);
+  });
+
+  test("that is away as well is asked for itself first, then for its writes in the same moment", async () => {
+    const { store, guard, put, at, lines } = writing({ breakerFaultsMax: 2, breakerOpenMs: 50 });
+    store.putAnswer = failure("unavailable", "away");
+    await put();
+    await put();
+    expect([guard.readOnly, guard.breakerState]).toEqual([true, "open"]);
+    await guard.probe(LONG);
+    expect(store.puts).toHaveLength(2);
+    at.now = 100;
+    store.putAnswer = success("stored");
+    await guard.probe(LONG);
+    expect([guard.readOnly, guard.breakerState]).toEqual([false, "closed"]);
+    expect(lines.map((line) => line.replace(/ \(.*/, ""))).toEqual([
+      "remote: scripted: ok → fenced",
+      "remote: scripted: fenced → readOnly",
+      "remote: scripted: readOnly → ok",
+    ]);
   });
 });

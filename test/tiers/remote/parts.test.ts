@@ -253,11 +253,15 @@ describe("the search for a prefix", () => {
 });
 
 describe("the store's health", () => {
-  test("is down by the breaker, slow by the pace, else ok", () => {
-    const rows = (["closed", "open", "halfOpen"] as const).flatMap((state) =>
-      [1, 10, 11].map((pace) => healthOf(state, pace, 10)),
+  test("is fenced by the breaker, read-only by its writes, slow by the pace, else ok", () => {
+    const rows = (["closed", "open", "halfOpen"] as const).map((state) =>
+      [false, true].flatMap((readOnly) =>
+        [1, 10, 11].map((pace) => healthOf(state, readOnly, pace, 10)),
+      ),
     );
-    expect(rows).toEqual(["ok", "ok", "slow", "down", "down", "down", "down", "down", "down"]);
+    const fenced = new Array(6).fill("fenced");
+    const closed = ["ok", "ok", "slow", "readOnly", "readOnly", "readOnly"];
+    expect(rows).toEqual([closed, fenced, fenced]);
   });
 
   test("an idle store's pace fades, a busy one's does not", () => {

@@ -494,7 +494,7 @@ describe("the tier above it", () => {
     for (let round = 0; round < 3; round += 1) {
       expect((await fetchAll(a, 1, 60)).result.fault).toBe("timeout");
     }
-    expect(a.tier.health).toBe("down");
+    expect(a.tier.health).toBe("fenced");
     expect(a.tier.remotePrefix(chunkOf(1, 0).space, chunkOf(1, 0).keys, 32, 0)).toBe(0);
     expect(a.tier.snapshot()).toMatchObject({
       breakerOpened: 1,
@@ -504,7 +504,7 @@ describe("the tier above it", () => {
     fake.fault = () => undefined;
     await vi.waitUntil(() => a.tier.health === "ok", PATIENT);
     expect((await fetchAll(a, 1)).served).toBe(4);
-    expect(a.lines.some((line) => line.includes("is back"))).toBe(true);
+    expect(a.lines.some((line) => line.includes("fenced → ok"))).toBe(true);
   });
 
   test("under lasting 503 the requests per call fall to one", async () => {

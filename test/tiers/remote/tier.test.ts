@@ -6,6 +6,7 @@ import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { DISK_HEADER_BYTES, ITEM } from "../../../addon/binding.ts";
 import { chunkLayout } from "../../../tiers/remote/chunk.ts";
 import { PRIORITY } from "../../../tiers/remote/index.ts";
+import { failure } from "../../../tiers/remote/object-store.ts";
 import { SharedDirectory } from "../../../tiers/remote/shared-directory.ts";
 import type { RemoteTierOptions } from "../../../tiers/remote/types.ts";
 import { LIMITS, listed } from "./contract.ts";
@@ -286,21 +287,43 @@ describe("what is wrong in the store", () => {
     expect(a.tier.snapshot()).toMatchObject({ failedChunks: 1, stagingUsedBytes: 0 });
   });
 
-  test("a directory that is gone makes the tier go down, and its return brings it back", async () => {
+  test("a directory that is gone fences the tier, and its return brings it back", async () => {
     const a = node({ guard: { breakerFaultsMax: 2, breakerOpenMs: 10, attemptsMax: 1 } });
     await storeChunk(a, 1, 0);
     await rm(directory, { recursive: true });
-    await writeFile(directory, "not a directory");
     const known = [11, 12, 13, 14];
     for (const seed of known) await storeChunk(a, seed, 0);
-    expect(a.tier.health).toBe("down");
+    expect(a.tier.health).toBe("fenced");
     expect(a.tier.mayUpload(SPACE)).toBe(false);
     expect((await fetchBlocks(a, 50, 0)).result.statuses.includes(ITEM.OK)).toBe(false);
-    await rm(directory);
     const { mkdir } = await import("node:fs/promises");
     await mkdir(directory);
     await vi.waitUntil(() => a.tier.health === "ok", PATIENT);
     expect(await storeChunk(a, 15, 0)).toMatchObject({ outcome: "stored" });
+  });
+
+  test("a store that takes no objects is read from, nothing is copied for it, and it comes back by itself", async () => {
+    const store = new SharedDirectory({ directory });
+    const a = tierOver(store, { guard: { writeProbeMs: 20, writeProbeMsMax: 40 } });
+    tiers.push(a);
+    await storeChunk(a, 1, 0);
+    const put = vi.spyOn(store, "put").mockResolvedValue(failure("refused", "EROFS"));
+    expect(await storeChunk(a, 2, 0)).toEqual({ outcome: "failed", fault: "refused" });
+    expect([a.tier.health, a.tier.mayUpload(SPACE)]).toEqual(["readOnly", false]);
+    const exported = vi.spyOn(a.dram, "exportBlocks");
+    expect(await storeChunk(a, 2, 0)).toEqual({ outcome: "failed", fault: "open" });
+    expect(exported).not.toHaveBeenCalled();
+    expect((await fetchBlocks(a, 1, 0)).whole).toBe(true);
+    expect(a.tier.remotePrefix(SPACE, keysOf(1, 4), 32, 0)).toBe(4);
+    await vi.waitUntil(() => a.tier.snapshot().writeProbesFailed >= 2, { timeout: 20_000 });
+    expect(a.tier.health).toBe("readOnly");
+    put.mockRestore();
+    await vi.waitUntil(() => a.tier.health === "ok", { timeout: 20_000 });
+    expect(await storeChunk(a, 2, 0)).toMatchObject({ outcome: "stored" });
+    // The probe has removed what it stored.
+    const probes = async () => listed(store, `v1/${"0".repeat(32)}`);
+    await vi.waitUntil(async () => (await probes()).length === 0, { timeout: 20_000 });
+    expect(a.tier.snapshot()).toMatchObject({ readOnlyTurns: 1, breakerOpened: 0 });
   });
 });
 
