@@ -20,6 +20,7 @@ import { checkDevice } from "./check-file.ts";
 import { type CommitDevice, Committer } from "./committer.ts";
 import type { DeviceContext, NvmeDirectoryOptions } from "./context.ts";
 import { nvmeCounters } from "./counters.ts";
+import { DiskFigures } from "./disk-figures.ts";
 import { Endurance, type EnduranceState } from "./endurance.ts";
 import { FaultWindow, type HealthEvent, nextHealth } from "./health.ts";
 import { DeviceIndex } from "./device-index.ts";
@@ -58,7 +59,7 @@ export class Device implements CommitDevice {
   diskOpen = true;
   /** The index's last failed commit found no room. */
   #indexWantsRoom = false;
-  #counted: DiskCounters | undefined;
+  readonly #figures: DiskFigures;
   #carried: { readonly slots: Uint32Array; readonly generations: Uint32Array } | undefined;
   /** Headers have to be read: the index was damaged, or the device was fenced. */
   rebuildNeeded = false;
@@ -96,6 +97,7 @@ export class Device implements CommitDevice {
     this.options = options;
     this.info = info;
     this.#context = context;
+    this.#figures = new DiskFigures(() => context.addon.diskCounters(this.disk));
     const mayUse = (segment: number): boolean => !this.deviceIndex.names(segment);
     this.segments = new Segments(context.addon, () => this.disk, this.marks, numbers, mayUse);
     const { marks, segments } = this;
@@ -386,10 +388,7 @@ export class Device implements CommitDevice {
 
   /** What the disk counts; its last answer while it is not open. */
   diskCounters(): DiskCounters {
-    if (this.diskOpen || this.#counted === undefined) {
-      this.#counted = this.#context.addon.diskCounters(this.disk);
-    }
-    return this.#counted;
+    return this.#figures.reading(this.diskOpen);
   }
 
   #watch(): void {
@@ -485,7 +484,7 @@ export class Device implements CommitDevice {
     this.diskOpen = false;
     this.info = this.#context.open(this.directory);
     this.diskOpen = true;
-    this.#bytesSeen = 0;
+    this.#figures.openedAnew();
     this.segments.attachAgain();
     addon.diskRestore(this.disk, slots, generations, slots.length);
     this.#carried = undefined;

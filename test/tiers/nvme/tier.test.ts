@@ -454,6 +454,31 @@ describe("what operators see of a device", () => {
     expect(second.tier.snapshot()[0]!.endurance.writtenBytes).toBeGreaterThanOrEqual(writtenBytes);
     await end(second);
   });
+
+  it("counts on when the disk is opened anew: nothing goes back, and no byte is charged twice", async () => {
+    const node = await (await new Node().open()).ready();
+    await node.demote(await node.store(1, 100));
+    await until(() => node.tier.devices[0]!.marks.dirtyPages === 0);
+    expect(await node.read(1, 100)).toEqual(zeroes(100));
+    const device = node.tier.devices[0]!;
+    const figures = () => {
+      const { bytesRead, bytesWritten, cpuMicroseconds, endurance } = node.tier.snapshot()[0]!;
+      return { bytesRead, bytesWritten, cpuMicroseconds, written: endurance.writtenBytes };
+    };
+    const before = figures();
+    expect(before.bytesRead).toBeGreaterThan(0);
+    device.event("hang");
+    await until(() => device.health === "ok" && !device.rebuilding && !device.rebuildNeeded);
+    expect(node.notes.some((line) => line.includes("opened anew"))).toBe(true);
+    const after = figures();
+    for (const name of ["bytesRead", "bytesWritten", "cpuMicroseconds"] as const) {
+      expect(after[name], name).toBeGreaterThanOrEqual(before[name]);
+    }
+    const charged = after.written - before.written;
+    expect(charged).toBeGreaterThanOrEqual(after.bytesWritten - before.bytesWritten);
+    expect(charged).toBeLessThan(before.bytesWritten);
+    await end(node);
+  });
 });
 
 describe("directories that come and go", () => {
