@@ -184,10 +184,11 @@ function diskText({ nvmeReadSeconds, nvmeWriteSeconds, nvmeCommitSeconds }) {
   return `${reads} — ${writes} — written to durable ${latencyText(nvmeCommitSeconds)}`;
 }
 
-function showLower({ devices, remote, totals, recent }) {
-  element("lower").hidden = devices.length === 0 && remote === null;
+function showLower({ devices, remote, totals, recent, gauges }) {
+  element("lower").hidden = devices.length === 0 && remote === null && gauges.nvmeLeftOut === 0;
   element("devices").replaceChildren(...devices.map(deviceRow));
-  setText("diskLatency", devices.length === 0 ? "" : diskText(recent.latencySeconds));
+  const left = gauges.nvmeLeftOut > 0 ? `${countText(gauges.nvmeLeftOut)} disks left out, since they could not be opened` : "";
+  setText("diskLatency", devices.length === 0 ? left : [diskText(recent.latencySeconds), left].filter(Boolean).join(" — "));
   setText("remote", remoteText(remote, totals));
   setText(
     "movement",

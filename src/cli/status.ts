@@ -97,7 +97,10 @@ function deviceRow(device: DeviceDigest, mode: string): readonly string[] {
 }
 
 function deviceLines({ stats, devices }: Pick<Status, "stats" | "devices">): string[] {
-  if (stats.devices.length === 0) return [];
+  const { nvmeLeftOut } = stats.gauges;
+  const words = "disks left out, since they could not be opened (see the log):";
+  const leftOut = nvmeLeftOut > 0 ? ["", `${words} ${nvmeLeftOut}`] : [];
+  if (stats.devices.length === 0) return leftOut;
   const rows = stats.devices.map((device) => {
     const reading = devices.find((one) => one.device === device.device);
     const direct = reading?.direct === true ? "direct" : "buffered";
@@ -110,6 +113,7 @@ function deviceLines({ stats, devices }: Pick<Status, "stats" | "devices">): str
     table([...head, "written a day", "life left"], rows, [3, 4, 5, 6, 7, 8, 9]),
     `disk reads ${latency(nvmeReadSeconds)}  writes ${latency(nvmeWriteSeconds)}  ` +
       `written to durable ${latency(nvmeCommitSeconds)}`,
+    ...leftOut,
   ];
 }
 

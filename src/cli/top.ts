@@ -61,6 +61,7 @@ export function topLine(stats: Stats): string {
     ...ill.map(
       ({ directory, health, full }) => `${directory} ${healthWord(health)}${full ? ", full" : ""}`,
     ),
+    ...(gauges.nvmeLeftOut > 0 ? [`disks left out ${gauges.nvmeLeftOut}`] : []),
     ...(remote === null || remote.health === "ok" ? [] : [`remote ${healthWord(remote.health)}`]),
   ].join("  ");
 }

@@ -26,6 +26,7 @@ import { LIMITS } from "../limits.ts";
 import type { DeviceReading } from "../observe/lower.ts";
 import { type Feed, METRIC } from "../observe/feed.ts";
 import { DISK_PRIORITY } from "../transfer/copies.ts";
+import { LeftOut } from "./left-out.ts";
 import { Dropped } from "../transfer/dropped.ts";
 import { Mover } from "../transfer/mover.ts";
 import { chainKeysOf } from "../transfer/prefetcher.ts";
@@ -60,9 +61,10 @@ export class NvmeParts {
   /** Directories being opened or drained, until that has ended. */
   readonly #following = new Map<string, Promise<void>>();
   #dropped: Dropped | undefined;
+  readonly #leftOut: LeftOut;
 
   /**
-   * Opens the directories. A device that cannot be used is left out, and said so; what another daemon holds, is not
+   * Opens the directories. A device that cannot be used is left out until it can (left-out.ts); what another daemon holds, is not
    * ours or has another format refuses the start.
    * @throws CairnError directoryUnsafe, directoryLocked, formatUnsupported
    */
@@ -70,6 +72,11 @@ export class NvmeParts {
     this.#addon = addon;
     this.#config = config;
     this.#hooks = hooks;
+    const works = (path: string): void => {
+      assert(this.#server !== undefined, "devices are asked while engines are served");
+      this.#follow(path, this.#server.context.namespaces);
+    };
+    this.#leftOut = new LeftOut({ note: hooks.note, works, now: () => performance.now() });
     this.tier = this.#open(nvmeDirectories(config));
   }
 
@@ -88,13 +95,11 @@ export class NvmeParts {
     try {
       return new NvmeTier(this.#addon, options, hooks);
     } catch (error) {
-      if (!(error instanceof CairnError) || error.errorName !== "diskUnusable") throw error;
+      if (!unusable(error)) throw error;
       const bad = directories.find(({ path }) => error.message.startsWith(`${path}: `));
       if (bad === undefined) throw error;
-      this.#hooks.note(
-        "error",
-        `nvme: left out until the configuration is read again: ${error.message}`,
-      );
+      this.#hooks.note("error", `nvme: left out for now: ${error.message}`);
+      this.#leftOut.add(bad.path);
       return this.#open(directories.filter((entry) => entry !== bad));
     }
   }
@@ -268,6 +273,7 @@ export class NvmeParts {
   /** Every few tens of milliseconds. */
   tick(ledger: Ledger): void {
     this.tier.tick();
+    this.#leftOut.step();
     if (!this.tier.growing) ledger.evictToWatermark(TIER.NVME);
     this.#mover?.step();
     this.#dropped?.step();
@@ -304,6 +310,7 @@ export class NvmeParts {
       const options = nvmeDirectories(this.#config).find((entry) => entry.path === path);
       const open = this.tier.deviceOf(path) !== undefined;
       if (options !== undefined && !open) await this.#add(options, namespaces);
+      if (options === undefined) this.#leftOut.remove(path);
       if (options === undefined && open) await this.#drain(path);
       if (this.#following.get(path) === done) this.#following.delete(path);
     });
@@ -313,10 +320,14 @@ export class NvmeParts {
   async #add(options: NvmeDirectoryOptions, namespaces: Namespaces): Promise<void> {
     try {
       await this.tier.addDirectory(options);
+      this.#leftOut.remove(options.path);
       this.unite(namespaces);
       this.#hooks.note("info", `nvme: ${options.path} was added`);
     } catch (error) {
       this.#hooks.note("error", `nvme: ${options.path} cannot be added: ${String(error)}`);
+      // What is not ours, or another daemon's, is not touched again before somebody has looked.
+      if (unusable(error)) this.#leftOut.add(options.path);
+      else this.#leftOut.remove(options.path);
     }
   }
 
@@ -355,8 +366,14 @@ export class NvmeParts {
   }
 
   publish(feed: Feed, ledger: Ledger): void {
+    feed.set(METRIC.nvmeLeftOut, this.#leftOut.count);
     feed.set(METRIC.evictedUnbacked, ledger.core.tier(TIER.DRAM).evictedUnbacked);
   }
+}
+
+/** The device is at fault, and may be well later. */
+function unusable(error: unknown): error is CairnError {
+  return error instanceof CairnError && error.errorName === "diskUnusable";
 }
 
 /** A directory that cannot be asked is as large as it is. */

@@ -62,6 +62,7 @@ const GAUGES = [
   "ledgerBlocks",
   "ledgerBlocksMax",
   "residentBytes",
+  "nvmeLeftOut",
 ] as const satisfies readonly MetricName[];
 
 const LATENCIES = [

@@ -167,6 +167,10 @@ export const NVME_METRICS = {
     "Copies written to durable: sync and commit of the index, the wait for the ones before included.",
   ),
   nvmeDevices: gauge("cairn_nvme_devices", "Disks that the NVMe tier had in this life."),
+  nvmeLeftOut: gauge(
+    "cairn_nvme_left_out",
+    "Directories of the configuration that could not be opened; each is asked again.",
+  ),
   nvmeEvents: counter(
     "cairn_nvme_events_total",
     "What happened to disks and their indexes, by kind, all disks together.",

@@ -2,7 +2,7 @@
  * Power cuts, full and read-only file systems, on small ext4 file systems of the test's own. Where mounting is not
  * permitted the reason is printed; with CI_FULL=1 that is a failure.
  */
-import { unlinkSync } from "node:fs";
+import { readdirSync, unlinkSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { Settings } from "../harness/daemon.ts";
@@ -125,18 +125,59 @@ function suite(): void {
       await files.unmount();
       files.mount("ro");
       await node.daemon.launch();
-      expect(node.daemon.log()).toContain("left out until the configuration is read again");
+      expect(node.daemon.log()).toContain("left out");
       const more = chainsOf("more", 5, BLOCKS);
       await node.store(more);
       expect(await node.read(more)).toMatchObject({ landed: FIVE, wrong: 0 });
-      await node.daemon.stop();
+      expect(await node.daemon.metric("nvmeLeftOut")).toBe(1);
       await files.unmount();
       files.mount();
-      await node.daemon.launch();
+      await node.daemon.settles("nvmeLeftOut", 0);
       await node.visible(ALL);
       expect(await node.read(chains)).toMatchObject({ landed: ALL, wrong: 0 });
     });
   });
+
+  it("a file system that answers EIO at a start: the other disk serves, and it is opened when it answers", async () => {
+    const files = new SmallFileSystem(96 * MIB);
+    try {
+      const [known, fresh] = ["disk", "new"].map((name) => join(files.mountPoint, name, "cairn"));
+      const capacityBytes = 16 * MIB;
+      const second = (path: string | undefined) => ({ path, capacityBytes });
+      await withDiskNode({}, async (node) => {
+        const first = second(node.disk);
+        const directories = [first, second(known)];
+        node.daemon.configure({ nvme: { directories } });
+        await node.daemon.launch();
+        await node.storeDurably(chains);
+        await node.killWithoutPool();
+        files.cutPower();
+        // One that was in use before, and one that cannot be made.
+        node.daemon.configure({ nvme: { directories: [...directories, second(fresh)] } });
+        await node.daemon.launch();
+        expect(await node.daemon.metric("nvmeLeftOut")).toBe(2);
+        const some = await node.read(chains);
+        expect(some).toMatchObject({ landed: some.hit, wrong: 0, names: [] });
+        await node.store(chainsOf("meanwhile", 5, BLOCKS));
+        await files.unmount();
+        // What stands below the mount point is not taken for the disk.
+        await eventually("it is asked again", () =>
+          /still left out: .*cairn/.test(node.daemon.log()),
+        );
+        expect(readdirSync(files.mountPoint)).toEqual([]);
+        files.mount();
+        // Nobody knows yet that the new one is meant to be there: it waits for an operator.
+        await node.daemon.settles("nvmeLeftOut", 1);
+        await node.visible(ALL);
+        expect(await node.read(chains)).toMatchObject({ landed: ALL, wrong: 0 });
+        node.daemon.signal("SIGHUP");
+        await node.daemon.settles("nvmeLeftOut", 0);
+        expect(readdirSync(join(files.mountPoint, "new", "cairn"))).toContain("directory.cairn");
+      });
+    } finally {
+      files.remove();
+    }
+  }, 300_000);
 
   it("a file system that turns read-only: reads and stores go on, no copy counts", async () => {
     await onFileSystem(96 * MIB, async (node, files) => {

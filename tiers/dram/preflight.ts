@@ -93,17 +93,29 @@ function mib(bytes: number): string {
   return `${Math.floor(bytes / MIB)} MiB`;
 }
 
+/** What somebody has to set right; other errors are the device's or the file system's own. */
+const NOT_OURS = new Set(["EACCES", "EPERM", "ENOTDIR", "EEXIST", "ELOOP", "ENAMETOOLONG"]);
+
 /**
- * Makes the directory (0700) or checks that it is ours and closed to others.
- * @throws CairnError directoryUnsafe
+ * Makes the directory (0700) or checks that it is ours and closed to others. `broken`: the error for a device that
+ * does not answer as it should.
+ * @throws CairnError directoryUnsafe, or what `broken` names
  */
-export function prepareDirectory(directory: string): void {
+export function prepareDirectory(
+  directory: string,
+  broken: "directoryUnsafe" | "diskUnusable" = "directoryUnsafe",
+): void {
+  const refusal = (error: unknown): CairnError => {
+    const ours = !NOT_OURS.has((error as NodeJS.ErrnoException).code ?? "");
+    const name = ours ? broken : "directoryUnsafe";
+    return new CairnError(name, `${directory}: cannot be made: ${String(error)}`);
+  };
   try {
     mkdirSync(dirname(directory), { recursive: true });
     mkdirSync(directory, { mode: 0o700 });
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "EEXIST") {
-      throw new CairnError("directoryUnsafe", `cannot make ${directory}: ${String(error)}`);
+      throw refusal(error);
     }
   }
   let found: Stats;
@@ -111,7 +123,7 @@ export function prepareDirectory(directory: string): void {
     found = statSync(directory);
   } catch (error) {
     // What exists is above it, and no directory.
-    throw new CairnError("directoryUnsafe", `cannot make ${directory}: ${String(error)}`);
+    throw refusal(error);
   }
   const uid = process.getuid?.() ?? 0;
   if (!found.isDirectory()) throw new CairnError("directoryUnsafe", `${directory}: no directory`);

@@ -10,6 +10,8 @@ import { join } from "node:path";
 import { Worker } from "node:worker_threads";
 
 export const CHECK_FILE = "check.cairn";
+/** Names the directory and holds its lock (addon/disk_file.h). */
+const DIRECTORY_FILE = "directory.cairn";
 
 const running = new Set<Promise<void>>();
 
@@ -25,9 +27,13 @@ export async function checksEnded(withinMs: number): Promise<boolean> {
   return running.size === 0;
 }
 
-/** Resolves when the device did all three; a device that hangs lets it wait. @throws Error that says what failed */
-export async function checkDevice(directory: string): Promise<void> {
-  const check = runCheck(join(directory, CHECK_FILE));
+/**
+ * Resolves when the device did all three; a device that hangs lets it wait. `known`: only in a directory that the tier
+ * has used before. @throws Error that says what failed
+ */
+export async function checkDevice(directory: string, known = false): Promise<void> {
+  const marker = known ? join(directory, DIRECTORY_FILE) : undefined;
+  const check = runCheck(join(directory, CHECK_FILE), marker);
   running.add(check);
   try {
     await check;
@@ -36,10 +42,10 @@ export async function checkDevice(directory: string): Promise<void> {
   }
 }
 
-function runCheck(path: string): Promise<void> {
+function runCheck(path: string, marker: string | undefined): Promise<void> {
   return new Promise<void>((resolve, reject) => {
     const worker = new Worker(new URL("check-worker.mjs", import.meta.url), {
-      workerData: { path },
+      workerData: { path, marker },
       execArgv: [],
     });
     worker.unref();

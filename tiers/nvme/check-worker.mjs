@@ -2,7 +2,16 @@
 // one of libuv's few threads, which all file and name look-ups of the daemon share. Plain JavaScript and blocking
 // calls: it starts without tsx, and nothing else runs here. Posts { error } ("" when the device did all it was asked).
 import { randomBytes } from "node:crypto";
-import { closeSync, constants, fsyncSync, openSync, readSync, rmSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  constants,
+  fsyncSync,
+  openSync,
+  readSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from "node:fs";
 import { parentPort, workerData } from "node:worker_threads";
 
 const SECTOR_BYTES = 4_096;
@@ -50,6 +59,7 @@ function check(path) {
 
 let error = "";
 try {
+  if (workerData.marker !== undefined) statSync(workerData.marker);
   check(workerData.path);
 } catch (failure) {
   error = failure.message;

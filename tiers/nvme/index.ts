@@ -97,7 +97,7 @@ export class NvmeTier implements DiskTier {
     if (index >= DEVICES_MAX) {
       throw new CairnError("diskUnusable", `more than ${DEVICES_MAX} directories were opened`);
     }
-    prepareDirectory(options.path);
+    prepareDirectory(options.path, "diskUnusable");
     const info = this.#context.open(options.path);
     const slabsBefore = this.#slabs;
     try {
