@@ -31,5 +31,7 @@ it("a check that hangs stops neither stores nor loads, nor the end of the daemon
     await eventually("the disk is being checked", () => waitsForPipe(node.daemon.pid));
     expect(await node.read([...chains, ...more])).toMatchObject({ landed: 32, wrong: 0 });
     expect(await node.daemon.stop()).toEqual({ code: null, signal: "SIGKILL" });
+    // The reason is the last that is heard of it.
+    expect(node.daemon.log().trim().split("\n").at(-1)).toContain("does not answer its check");
   });
 });
