@@ -107,6 +107,8 @@ export const LIMITS = {
   nvmeStopRefreshMs: 5_000,
   /** Main-thread time of one slice of a rebuild from headers or of a drain. */
   nvmeSliceMs: 3,
+  /** Headers kept until the disks are read that may hold their parents, about 150 bytes each. More are refused. */
+  nvmeLateHeadersMax: 65_536,
   /** A child reads an index within this, plus a second for each 50 MB of it. Later: killed, the index counts as damaged. */
   nvmeIndexReadMs: 20_000,
   nvmeIndexBytesPerSecond: 50_000_000,

@@ -27,7 +27,8 @@ import { opensOf } from "./index-store.ts";
 import { type NamespaceRow, NAMESPACES_FILE, readNamespaces } from "./namespaces.ts";
 import { type IndexProbe, startProbe } from "./probe.ts";
 import { forgetGone } from "./recover.ts";
-import { rebuildDevice } from "./rebuild.ts";
+import { LateHeaders } from "./late-headers.ts";
+import { adoptHeader, rebuildDevice } from "./rebuild.ts";
 import { type DeviceSnapshot, deviceSnapshot } from "./snapshot.ts";
 import { Tasks } from "./tasks.ts";
 
@@ -57,6 +58,7 @@ export class NvmeTier implements DiskTier {
   readonly addon: DeviceAddon;
   readonly #stagingBytes: number;
   readonly #tasks = new Tasks();
+  readonly #lateHeaders = new LateHeaders(() => this.ledger, adoptHeader);
   readonly #context: DeviceContext;
   /** Device of each slab number given out. */
   readonly #deviceOfSlab = new Uint8Array(SLABS_MAX);
@@ -319,7 +321,7 @@ export class NvmeTier implements DiskTier {
     device.rebuildNeeded = false;
     device.rebuilding = true;
     const { ledger } = this;
-    rebuildDevice(device, ledger, this.addon, this.#tasks, this.#arena)
+    rebuildDevice(device, ledger, this.addon, this.#tasks, this.#arena, this.#lateHeaders)
       .catch((error: unknown) => {
         device.note("error", `headers could not be read: ${String(error)}`);
         device.rebuildFailed();

@@ -2,12 +2,17 @@
  * Blocks from slot headers while engines are served: after an index was lost, after a fenced device came back, for a
  * directory that is added. The addon reads and verifies the headers behind all other work; they are offered to the
  * ledger in slices of a few milliseconds, and each block that is taken is written into the index by the next commits.
+ *
+ * A chain may lie on several disks, and a block is taken only where its parent is known. So while other disks are read,
+ * too, a header whose parent is not known is kept (late-headers.ts), and its slab gives out no slots until all of them
+ * have been read.
  */
 import { type Addon, SCAN_WORDS, SLOT_HEADER } from "../../addon/binding.ts";
 import type { Ledger } from "../../src/ledger/ledger.ts";
-import { type RecoveredBlock, TIER } from "../../src/ledger/types.ts";
+import { NO_BLOCK, type RecoveredBlock, TIER } from "../../src/ledger/types.ts";
 import { LIMITS } from "../../src/limits.ts";
 import type { Device } from "./device.ts";
+import type { LateHeaders } from "./late-headers.ts";
 import type { Tasks } from "./tasks.ts";
 
 const HEADERS_PER_READ = 512;
@@ -25,16 +30,29 @@ export async function rebuildDevice(
   addon: RebuildAddon,
   tasks: Tasks,
   arena: number,
+  late: LateHeaders,
 ): Promise<void> {
-  const slabs = device.heldSlabs ?? (await holdSlabs(device, ledger));
-  device.heldSlabs = undefined;
+  late.begin();
+  let reads = true;
+  const readEnds = (): void => {
+    if (reads) late.readEnded();
+    reads = false;
+  };
+  let slabs: readonly number[] = [];
   const began = performance.now();
   try {
+    slabs = device.heldSlabs ?? (await holdSlabs(device, ledger));
+    device.heldSlabs = undefined;
     await tasks.run(device, (task) => addon.diskScan(device.disk, arena, task));
-    const { adopted, headers } = await adoptAll(device, ledger, addon);
+    const { headers, adopted: early, kept } = await adoptAll(device, ledger, addon, late);
+    const settled = kept > 0 ? late.settled : undefined;
+    readEnds();
+    const adopted = early + ((await settled)?.get(device) ?? 0);
+    device.counters.headersRebuilt += adopted;
     const milliseconds = Math.round(performance.now() - began);
     device.note("info", `rebuilt from headers: ${adopted} of ${headers} in ${milliseconds} ms`);
   } finally {
+    readEnds();
     for (const slab of slabs) ledger.adoptEnd(TIER.NVME, slab);
   }
 }
@@ -62,10 +80,11 @@ async function holdSlabs(device: Device, ledger: Ledger): Promise<number[]> {
   }
 }
 
-async function adoptAll(device: Device, ledger: Ledger, addon: RebuildAddon) {
+async function adoptAll(device: Device, ledger: Ledger, addon: RebuildAddon, late: LateHeaders) {
   const words = new Uint32Array(HEADERS_PER_READ * SCAN_WORDS);
   let headers = 0;
   let adopted = 0;
+  let kept = 0;
   let until = performance.now() + LIMITS.nvmeSliceMs;
   for (;;) {
     if (device.health === "fenced" || device.closed) break;
@@ -73,7 +92,10 @@ async function adoptAll(device: Device, ledger: Ledger, addon: RebuildAddon) {
     if (count === 0) break;
     headers += count;
     for (let index = 0; index < count; index++) {
-      if (adopt(device, ledger, words, index * SCAN_WORDS)) adopted += 1;
+      const at = index * SCAN_WORDS;
+      const waits = late.open && lacksParent(ledger, words, at);
+      if (waits && late.keep(device, words.slice(at, at + SCAN_WORDS))) kept += 1;
+      else if (adoptHeader(device, ledger, words, at)) adopted += 1;
       if (performance.now() < until) continue;
       ledger.flush();
       await new Promise((resolve) => {
@@ -83,8 +105,13 @@ async function adoptAll(device: Device, ledger: Ledger, addon: RebuildAddon) {
     }
     ledger.flush();
   }
-  device.counters.headersRebuilt += adopted;
-  return { headers, adopted };
+  return { headers, adopted, kept };
+}
+
+function lacksParent(ledger: Ledger, words: Uint32Array, at: number): boolean {
+  const namespace = words[at + SLOT_HEADER.NAMESPACE]!;
+  if (words[at + SLOT_HEADER.DEPTH]! <= 1 || namespace >= ledger.namespaceCount) return false;
+  return ledger.find(namespace, words, at + SLOT_HEADER.PARENT_KEY) === NO_BLOCK;
 }
 
 const offered: Mutable<RecoveredBlock> = {
@@ -96,7 +123,13 @@ const offered: Mutable<RecoveredBlock> = {
   lastAccess: 0,
 };
 
-function adopt(device: Device, ledger: Ledger, words: Uint32Array, at: number): boolean {
+/** Offers the block of a header; true: it is in the ledger. */
+export function adoptHeader(
+  device: Device,
+  ledger: Ledger,
+  words: Uint32Array,
+  at: number,
+): boolean {
   const namespace = words[at + SLOT_HEADER.NAMESPACE]!;
   if (namespace >= ledger.namespaceCount || device.health === "fenced") return false;
   if (!device.admits(namespace)) return false;

@@ -164,6 +164,36 @@ describe("a damaged index", () => {
     },
   );
 
+  it("of each of two disks that share a chain costs none of it: children wait for parents of the other disk", async () => {
+    const first = new Node();
+    const entries = [first.entry(0), first.entry(1)];
+    await first.open(entries);
+    await first.ready(8);
+    const blocks = await first.store(1, 90);
+    const [upper, lower] = first.tier.devices;
+    // Thirds of the chain lie on the one disk, on the other, and on the first again.
+    for (const [third, full] of [lower!, upper!, lower!].entries()) {
+      full.draining = true;
+      first.tier.tick();
+      expect(await first.demote(blocks.subarray(third * 30, third * 30 + 30))).toBe(30);
+      full.draining = false;
+      first.tier.tick();
+    }
+    const devices = [...blocks].map((block) => {
+      return first.tier.deviceOfSlot(first.ledger.slotOf(block, TIER.NVME, 0)).index;
+    });
+    expect([0, 30, 60].map((at) => devices[at])).toEqual([0, 1, 0]);
+    await first.close();
+    for (const index of [0, 1]) {
+      writeFileSync(join(first.directory(index), "index", "data.mdb"), new Uint8Array(8_192));
+    }
+    const second = await new Node(first.root).open(entries);
+    await until(() => second.tier.devices.every((one) => !one.rebuilding && !one.rebuildNeeded));
+    expect(second.chain(1, 90)).toHaveLength(90);
+    expect(await second.read(1, 90)).toEqual(zeroes(90));
+    await end(second);
+  });
+
   it("that lost one page loses that page's blocks and what hangs below them", async () => {
     const node = new Node(await withChain());
     const bytes = readFileSync(indexOf(node));
