@@ -367,7 +367,8 @@ const RemoteSection = section(
         "Payload of the largest object. Nodes that share a store must agree on it: objects are named by it.",
     }),
     requestTimeoutMs: milliseconds(10_000, 100, {
-      description: "A request must end within this time, its body included.",
+      description:
+        "A request must end within this time, its body and what is sent again of it included: one that hangs so long is not sent again.",
     }),
     retriesMax: count(3, 0, 10, {
       description: "Times a request is sent again; all requests share one retry budget beside.",

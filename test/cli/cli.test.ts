@@ -315,6 +315,7 @@ describe("cairn status and top", () => {
   test("status shows each disk with state, mode, wear and life, and the remote store", async () => {
     feed.observe(METRIC.nvmeReadSeconds, 0.003);
     feed.observe(METRIC.nvmeCommitSeconds, 0.04);
+    feed.set(METRIC.nvmeLeftOut, 2);
     const { stdout } = await cairn(["status", "--edge", socket]);
     expect(stdout).toMatch(
       /disk reads p50 [\d.]+ ms, p99 [\d.]+ ms {2}writes idle {2}written to durable p50 [\d.]+ ms/,
@@ -323,10 +324,14 @@ describe("cairn status and top", () => {
     expect(disk).toMatch(
       /slow, preparing 1 +uring, direct +1 KiB \(25\.0 %\).* 6\/7 +8 +12 B of 13 B +365 days/,
     );
-    expect(stdout).toContain("remote  down  directory /mnt/shared  last fault: timeout: no answer");
+    const store = "remote  read-only  directory /mnt/shared  last fault: timeout: no answer";
+    expect(stdout).toContain(store);
+    expect(stdout).toContain("chunks to store 21");
+    expect(stdout).toContain("left out, since they could not be opened (see the log): 2");
     expect(stdout).toContain("30 disk errors");
     const { stdout: line } = await cairn(["top", "--edge", socket, "--count", "1"]);
     expect(line).toContain("/mnt/a slow");
+    expect(line).toContain("disks left out 2  remote read-only");
     expect(line).toMatch(/disk read p99 [\d.]+ ms/);
   });
 

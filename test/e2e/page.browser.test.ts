@@ -86,7 +86,7 @@ function inBrowser(): void {
     await shows("devices", "/mnt/<i>a</i>ok, preparing 1 segments1.0 GiB of 4.0 GiB (25.0 %)");
     await shows("devices", "6 reads, 7 writes82.0 GiB of 8.0 GiB3 years");
     await shows("devices", "/mnt/bfenced");
-    await shows("remote", "Remote store: down");
+    await shows("remote", "Remote store: read-only");
     feed.observe(METRIC.nvmeReadSeconds, 0.003);
     await shows("diskLatency", "writes idle");
     await vi.waitUntil(
