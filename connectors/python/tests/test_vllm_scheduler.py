@@ -7,23 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from daemon import BLOCK_TOKENS, descriptor
 
 from cairn_kv.vllm.counters import CairnStats
 from cairn_kv.vllm.identity import Identity
 from cairn_kv.vllm.metadata import CairnMetadata, CairnWorkerMetadata, ProofOutcome, StoreOutcome
 from cairn_kv.vllm.scheduler import Answer, SchedulerSide
 
-BLOCK_TOKENS = 16
-IDENTITY = Identity(
-    descriptor={},
-    layer_names=("a", "b"),
-    page_bytes=64,
-    row_bytes=128,
-    block_tokens=BLOCK_TOKENS,
-    key_bytes=32,
-    shards=1,
-    world=1,
-)
+IDENTITY = Identity(descriptor(row_bytes=128), ("a", "b"), page_bytes=64, world=1)
 
 
 @dataclass
@@ -241,6 +232,25 @@ def test_a_chain_whose_beginning_is_gone_is_offered_again_from_where_the_daemon_
     assert bench.count("parent_absent") == 1
 
 
+def test_new_blocks_are_offered_behind_those_under_way_and_take_along_what_was_refused(bench: Bench) -> None:
+    request = arrive(bench, 160, hit=0)
+    blocks = list(range(1, 11))
+    bench.side.matched_tokens(request, 0)
+    bench.side.allocated(request, blocks, 0)
+    (first,) = bench.step(new=(request, blocks, 0, 48)).stores
+    (second,) = bench.step(cached=(request, None, 48, 32)).stores
+    assert (second.start_depth, second.block_ids) == (3, [4, 5]), "the first may yet be acknowledged"
+    bench.report(stores={first.serial: StoreOutcome(visible=2), second.serial: StoreOutcome(visible=3)})
+    assert bench.step(cached=(request, None, 80, 1)).stores == [], "what was refused is not offered by itself"
+    (third,) = bench.step(cached=(request, None, 81, 15)).stores
+    assert (third.start_depth, third.block_ids) == (2, [3, 4, 5, 6])
+    assert third.parent_key == request.block_hashes[1]
+    bench.report(stores={third.serial: StoreOutcome(visible=6)})
+    (fourth,) = bench.step(cached=(request, None, 96, 16)).stores
+    assert (fourth.start_depth, fourth.block_ids) == (6, [7])
+    assert bench.count("stored_blocks_short") == 3
+
+
 def test_a_finished_requests_blocks_are_kept_while_they_are_copied(bench: Bench) -> None:
     request = arrive(bench, 64, hit=0)
     bench.side.matched_tokens(request, 0)
@@ -322,7 +332,7 @@ def test_a_proof_that_could_not_be_made_is_no_verdict(bench: Bench) -> None:
 
 
 def test_of_several_ranks_a_block_counts_as_stored_where_all_have_stored_it() -> None:
-    sharded = Bench(Identity({}, ("a",), 64, 64, BLOCK_TOKENS, 32, shards=2, world=2))
+    sharded = Bench(Identity(descriptor(row_bytes=64, shards=2), ("a",), page_bytes=64, world=2))
     request = arrive(sharded, 64, hit=0)
     sharded.side.matched_tokens(request, 0)
     sharded.side.allocated(request, [1, 2, 3, 4], 0)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from daemon import eventually
+from daemon import descriptor, eventually
 
 from cairn_kv.vllm.counters import CairnStats
 from cairn_kv.vllm.identity import Identity
@@ -19,7 +19,7 @@ from cairn_kv.vllm.worker import Event, LoadDone, StoreDone, StoreReply, WorkerS
 
 KEY_BYTES = 8
 ROW_BYTES = 16
-IDENTITY = Identity({}, ("a",), ROW_BYTES, ROW_BYTES, 16, KEY_BYTES, shards=1, world=1)
+IDENTITY = Identity(descriptor(row_bytes=ROW_BYTES, key_bytes=KEY_BYTES), ("a",), ROW_BYTES, world=1)
 ROWS = 16
 
 

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cairn_kv.protocol import NamespaceDescriptor
+
 #: Bytes read from each end of a weight file for its fingerprint.
 FINGERPRINT_BYTES = 1 << 20
 
@@ -40,18 +42,33 @@ class Identity:
     """One engine's blocks.
 
     ``descriptor`` is HELLO's; ``layer_names`` in the engine's order; ``page_bytes`` bytes of one block in one layer;
-    ``row_bytes`` of one block over all layers of one rank; ``shards`` ranks that hold a different part of each block;
     ``world`` ranks in all.
     """
 
-    descriptor: dict[str, Any]
+    descriptor: NamespaceDescriptor
     layer_names: tuple[str, ...]
     page_bytes: int
-    row_bytes: int
-    block_tokens: int
-    key_bytes: int
-    shards: int
     world: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one block over all layers of one rank."""
+        return self.descriptor.row_bytes
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of one block."""
+        return self.descriptor.block_tokens
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of one key."""
+        return self.descriptor.key_bytes
+
+    @property
+    def shards(self) -> int:
+        """Ranks that hold a different part of each block."""
+        return self.descriptor.shards
 
     def shard_of(self, rank: int) -> int:
         """The shard that the worker of this rank holds: its rank, or 0 where all ranks hold the same bytes."""
@@ -79,34 +96,24 @@ def identity_of(vllm_config: Any, kv_cache_config: Any, engine_version: str, mac
     if algorithm not in KEY_BYTES:
         raise NotServed(f"block hashes are made by {algorithm}, whose length is not known")
     page_bytes = int(spec.page_size_bytes)
-    row_bytes = page_bytes * len(group.layer_names)
-    descriptor = {
-        "model": str(model.model),
-        "revision": _revision(model),
-        "kvDtype": str(spec.dtype).removeprefix("torch."),
-        "quantScales": _has_scales(cache, spec),
-        "layout": _layout(cache, kv_cache_config, spec, machine),
-        "rowBytes": row_bytes,
-        "groupKinds": [kind],
-        "draft": False,
-        "blockTokens": block_tokens,
-        "hashAlgorithm": algorithm,
-        "hashSeed": _hash_seed(vllm_config, algorithm),
-        "engineBuild": f"vllm {engine_version}",
-        "keyBytes": KEY_BYTES[algorithm],
-        "shards": shards,
-        "chained": True,
-    }
-    return Identity(
-        descriptor=descriptor,
-        layer_names=tuple(group.layer_names),
-        page_bytes=page_bytes,
-        row_bytes=row_bytes,
+    descriptor = NamespaceDescriptor(
+        model=str(model.model),
+        revision=_revision(model),
+        kv_dtype=str(spec.dtype).removeprefix("torch."),
+        quant_scales=_has_scales(cache, spec),
+        layout=_layout(cache, kv_cache_config, spec, machine),
+        row_bytes=page_bytes * len(group.layer_names),
+        group_kinds=(kind,),
+        draft=False,
         block_tokens=block_tokens,
+        hash_algorithm=algorithm,
+        hash_seed=_hash_seed(vllm_config, algorithm),
+        engine_build=f"vllm {engine_version}",
         key_bytes=KEY_BYTES[algorithm],
         shards=shards,
-        world=world,
+        chained=True,
     )
+    return Identity(descriptor, tuple(group.layer_names), page_bytes, world)
 
 
 def _only_group(kv_cache_config: Any) -> Any:

@@ -4,12 +4,14 @@ Everything here runs inside the engine's scheduling loop, so nothing waits. A lo
 while its answer is under way the engine is told to ask again (None), and after `lookup_timeout_seconds` the answer is
 a miss. Two facts per request carry the rest:
 
-``offered``   blocks up to this depth need not be offered: the daemon has them, or they are on their way;
-``acked``     blocks up to this depth were acknowledged as stored.
+``acked``     the daemon has said that it holds the chain down to this depth;
+``offered``   blocks up to this depth were offered once, and are acknowledged, on their way, or refused.
 
-The daemon may evict a chain's beginning while a request still adds to its end: a store then answers `parentAbsent`
-with the depth down to which it holds the chain, and ``offered`` falls back to it, so that the next step offers the
-blocks again from there, for as long as the engine still holds them.
+New blocks are offered behind ``offered`` while earlier ones are on their way, and behind ``acked`` when none are: what
+was refused meanwhile (a full daemon, a full queue) goes along, since nothing can be stored below a gap. The daemon may
+also evict a chain's beginning while a request still adds to its end: a store then answers `parentAbsent` with the depth
+down to which it holds the chain. Both marks fall back to it, so that the next step offers the blocks again from there,
+for as long as the engine still holds them.
 
 A namespace with blocks of an earlier life wants a proof before it answers hits. The first request whose chain meets
 such a block is computed by the engine as if nothing were there; the workers then read the stored block, compare, and
@@ -89,18 +91,29 @@ class Tracker:
     answer: Answer | None = None
     #: Blocks that the engine had by itself when it was told of the hit.
     local_blocks: int = 0
-    offered: int = 0
     acked: int = 0
+    offered: int = 0
     loading: bool = False
     load_blocks: list[int] = field(default_factory=list)
     #: A load of this request failed once: the rest is computed.
     load_failed: bool = False
-    outstanding: dict[int, int] = field(default_factory=dict)
+    #: Serial of each store under way: the depths that it begins and ends at.
+    outstanding: dict[int, tuple[int, int]] = field(default_factory=dict)
     #: A proof is under way, which needs the lease.
     proving: bool = False
     finished: bool = False
     #: The engine is done with it; it stays until its proof has ended.
     gone: bool = False
+
+    def holds(self, depth: int) -> None:
+        """The daemon said that it holds the chain down to this depth."""
+        self.acked = max(self.acked, depth)
+        self.offered = max(self.offered, depth)
+
+    def fall_back(self, depth: int) -> None:
+        """The daemon holds no more than this of the chain."""
+        self.acked = min(self.acked, depth)
+        self.offered = min(self.offered, depth)
 
 
 class SchedulerSide:
@@ -179,7 +192,6 @@ class SchedulerSide:
         assert first + count <= answer.hit
         tracker.loading = True
         tracker.load_blocks = tracker.block_ids[first : first + count]
-        tracker.offered = max(tracker.offered, answer.hit)
         keys = self._keys(tracker, first, first + count)
         self._loads.append(LoadPlan(request.request_id, answer.lease, first, keys, tracker.load_blocks))
         self._stats.add("load_requests", 1)
@@ -246,7 +258,7 @@ class SchedulerSide:
             # Its blocks were taken: what was known of them is void, and the chain may be in the daemon by now.
             tracker.preemptions = preemptions
             tracker.answer = None
-            tracker.offered = 0
+            tracker.fall_back(0)
         return tracker
 
     def _ask(self, tracker: Tracker) -> None:
@@ -267,7 +279,7 @@ class SchedulerSide:
             if tracker is None or tracker.tag != answer.tag:
                 continue
             tracker.tag, tracker.answer = None, answer
-            tracker.offered = max(tracker.offered, answer.hit)
+            tracker.holds(answer.hit)
             self._stats.add("hit_blocks", answer.hit)
             self._stats.observe("lookup_seconds", self._clock() - tracker.asked_at)
 
@@ -324,9 +336,9 @@ class SchedulerSide:
 
     def _plan_store(self, tracker: Tracker, full: int, metadata: CairnMetadata) -> None:
         end = min(full, len(tracker.request.block_hashes), len(tracker.block_ids))
-        first = tracker.offered
-        if end <= first or self._stopped or self._link.epoch is None:
+        if end <= tracker.offered or self._stopped or self._link.epoch is None:
             return
+        first = tracker.offered if tracker.outstanding else tracker.acked
         key_bytes = self._identity.key_bytes
         self._serials += 1
         plan = StorePlan(
@@ -339,7 +351,7 @@ class SchedulerSide:
             block_ids=tracker.block_ids[first:end],
         )
         tracker.offered = end
-        tracker.outstanding[plan.serial] = end
+        tracker.outstanding[plan.serial] = (first, end)
         self._owner[plan.serial] = plan.request_id
         metadata.stores.append(plan)
         self._stats.add("offered_blocks", end - first)
@@ -366,7 +378,7 @@ class SchedulerSide:
             # What failed is computed, and offered again: the daemon no longer has it.
             tracker.load_failed = True
             at = min(tracker.load_blocks.index(block) for block in lost)
-            tracker.offered = tracker.local_blocks + at
+            tracker.fall_back(tracker.local_blocks + at)
             self._stats.add("failed_load_requests", 1)
         tracker.load_blocks = []
         # The engine holds the blocks now; the lease has done its work.
@@ -383,11 +395,12 @@ class SchedulerSide:
         tracker = self._trackers.get(self._owner.pop(serial, ""))
         if tracker is None:
             return
-        end = tracker.outstanding.pop(serial, 0)
-        tracker.acked = max(tracker.acked, merged.visible)
+        start, end = tracker.outstanding.pop(serial)
         self._stats.add("stored_blocks_short", max(0, end - merged.visible))
+        if merged.visible > start:
+            tracker.holds(merged.visible)
         if merged.resident is not None:
-            tracker.offered = min(tracker.offered, merged.resident)
+            tracker.fall_back(merged.resident)
             self._stats.add("parent_absent", 1)
 
     def _proof_ended(self, request_id: str, outcome: ProofOutcome) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cairn_kv import CairnError, NamespaceDescriptor, Session, Window, layout_pattern
+from cairn_kv import CairnError, Session, Window, layout_pattern
 
 from .counters import CairnStats
 from .identity import Identity, NotServed, identity_of
@@ -76,28 +76,10 @@ def open_worker(
 def _session(identity: Identity, engine_id: str, options: Options, role: str, rank: int) -> Session:
     import vllm
 
-    descriptor = identity.descriptor
-    declared = NamespaceDescriptor(
-        model=descriptor["model"],
-        revision=descriptor["revision"],
-        kv_dtype=descriptor["kvDtype"],
-        quant_scales=descriptor["quantScales"],
-        layout=descriptor["layout"],
-        row_bytes=descriptor["rowBytes"],
-        group_kinds=tuple(descriptor["groupKinds"]),
-        draft=descriptor["draft"],
-        block_tokens=descriptor["blockTokens"],
-        hash_algorithm=descriptor["hashAlgorithm"],
-        hash_seed=descriptor["hashSeed"],
-        engine_build=descriptor["engineBuild"],
-        key_bytes=descriptor["keyBytes"],
-        shards=descriptor["shards"],
-        chained=descriptor["chained"],
-    )
     return Session(
         options.socket or os.environ.get("CAIRN_SOCKET"),
         engine_id,
-        [declared],
+        [identity.descriptor],
         role=role,
         rank=rank,
         ranks=identity.world,
