@@ -359,95 +359,86 @@ class PrefetchCall(Call):
         self.sink(PrefetchDone(tag=self.tag, error=failure))
 
 
-class CancelCall(Call):
-    """CANCEL of a job."""
+class PlainCall(Call):
+    """One reply ends it; `done` is made of it, or of the error."""
 
-    operation = Operation.CANCEL
-
-    def answer(self, frame: Frame) -> bool:
-        """Read whether the job was in flight."""
-        self.sink(CancelDone(tag=self.tag, was_in_flight=frame.count > 0))
-        return True
-
-    def fail(self, failure: Failure) -> None:
-        """Answer that the CANCEL failed; the job still ends by itself."""
-        self.sink(CancelDone(tag=self.tag, error=failure))
-
-
-class FlushCall(Call):
-    """FLUSH."""
-
-    operation = Operation.FLUSH
+    done: ClassVar[type[Completion]]
 
     def answer(self, frame: Frame) -> bool:
-        """No job is in flight any more."""
-        self.sink(FlushDone(tag=self.tag))
+        """Read the reply."""
+        self.sink(self.done(tag=self.tag, **self.read(frame)))
         return True
+
+    def read(self, frame: Frame) -> dict[str, Any]:
+        """Return the reply as fields of `done`."""
+        return {}
 
     def fail(self, failure: Failure) -> None:
         """Answer the error."""
-        self.sink(FlushDone(tag=self.tag, error=failure))
+        self.sink(self.done(tag=self.tag, error=failure))
 
 
-class EndRequestCall(Call):
+class CancelCall(PlainCall):
+    """CANCEL of a job. If it fails, the job still ends by itself."""
+
+    operation = Operation.CANCEL
+    done = CancelDone
+
+    def read(self, frame: Frame) -> dict[str, Any]:
+        """Whether the job was in flight."""
+        return {"was_in_flight": frame.count > 0}
+
+
+class FlushCall(PlainCall):
+    """FLUSH: with the reply no job is in flight any more."""
+
+    operation = Operation.FLUSH
+    done = FlushDone
+
+
+class EndRequestCall(PlainCall):
     """END_REQUEST that wants an answer."""
 
     operation = Operation.END_REQUEST
+    done = EndRequestDone
 
-    def answer(self, frame: Frame) -> bool:
-        """Read whether the request was known."""
-        self.sink(EndRequestDone(tag=self.tag, was_known=frame.count > 0))
-        return True
-
-    def fail(self, failure: Failure) -> None:
-        """Answer the error."""
-        self.sink(EndRequestDone(tag=self.tag, error=failure))
+    def read(self, frame: Frame) -> dict[str, Any]:
+        """Whether the request was known."""
+        return {"was_known": frame.count > 0}
 
 
-class ProveCall(Call):
+class ProveCall(PlainCall):
     """PROVE."""
 
     operation = Operation.PROVE
+    done = ProveDone
 
-    def answer(self, frame: Frame) -> bool:
-        """Read the verdict."""
-        self.sink(ProveDone(tag=self.tag, proven=decode_cold(frame.body, ProofVerdict).proven))
-        return True
-
-    def fail(self, failure: Failure) -> None:
-        """Answer the error."""
-        self.sink(ProveDone(tag=self.tag, error=failure))
+    def read(self, frame: Frame) -> dict[str, Any]:
+        """The daemon's verdict."""
+        return {"proven": decode_cold(frame.body, ProofVerdict).proven}
 
 
-class HintCall(Call):
+class HintCall(PlainCall):
     """HINT."""
 
     operation = Operation.HINT
+    done = HintDone
 
-    def answer(self, frame: Frame) -> bool:
-        """Read the verdict."""
+    def read(self, frame: Frame) -> dict[str, Any]:
+        """The daemon's verdict."""
         said = decode_cold(frame.body, Verdict)
-        self.sink(HintDone(tag=self.tag, verdict=said.verdict, reason=said.reason))
-        return True
-
-    def fail(self, failure: Failure) -> None:
-        """Answer the error."""
-        self.sink(HintDone(tag=self.tag, error=failure))
+        return {"verdict": said.verdict, "reason": said.reason}
 
 
-class StatsCall(Call):
+class StatsCall(PlainCall):
     """STATS."""
 
     operation = Operation.STATS
+    done = StatsDone
 
-    def answer(self, frame: Frame) -> bool:
-        """Read the map."""
-        self.sink(StatsDone(tag=self.tag, stats=decode_cold(frame.body, dict[str, Any])))
-        return True
-
-    def fail(self, failure: Failure) -> None:
-        """Answer the error."""
-        self.sink(StatsDone(tag=self.tag, error=failure))
+    def read(self, frame: Frame) -> dict[str, Any]:
+        """The map."""
+        return {"stats": decode_cold(frame.body, dict[str, Any])}
 
 
 class ColdCall(Call):
