@@ -12,6 +12,7 @@ import type { Scenario, ScenarioOptions } from "./scenario.ts";
 import { commit } from "./scenarios/commit.ts";
 import { dram } from "./scenarios/dram.ts";
 import { lookup, lookupWalk } from "./scenarios/lookup.ts";
+import { lookupPython } from "./scenarios/lookup-python.ts";
 import { lookupSocket } from "./scenarios/lookup-socket.ts";
 import { memory } from "./scenarios/memory.ts";
 import { nvmeRead, nvmeWrite } from "./scenarios/nvme-device.ts";
@@ -35,6 +36,7 @@ export const SCENARIOS: readonly Scenario[] = [
   restartIndex,
   remoteGet,
   remotePut,
+  lookupPython,
   vllmOverhead,
 ];
 

@@ -56,6 +56,7 @@ describe("cairn bench", () => {
       "restart-index",
       "remote-get",
       "remote-put",
+      "lookup-python",
       "vllm-overhead",
     ]);
     for (const name of [...names, "all", "rivals"]) expect(benchUsage()).toContain(`  ${name}`);

@@ -1,13 +1,15 @@
 """Look-ups of a long chain from Python, one after the other: how long the engine's thread is held.
 
 Prints one JSON object: for a list of keys and for one buffer, the blocking look-up's microseconds and those of the
-submit alone, with the load average, since figures of a busy machine are orientation only. Needs a running daemon.
+submit alone, the longest pause of the garbage collector, and the load average, since figures of a busy machine are
+orientation only. Needs a running daemon; `cairn bench lookup-python` starts one.
 
 usage: python bench/lookup.py [SOCKET] [KEYS] [ROUNDS]
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -62,7 +64,27 @@ def percentiles(rounds: int, once: Callable[[], None], between: Callable[[], Non
             taken.append((time.perf_counter_ns() - start) / 1_000)
         between()
     taken.sort()
-    return {"p50Microseconds": taken[len(taken) // 2], "p99Microseconds": taken[len(taken) * 99 // 100]}
+    return {
+        "p50Microseconds": taken[len(taken) // 2],
+        "p99Microseconds": taken[len(taken) * 99 // 100],
+        "maxMicroseconds": taken[-1],
+    }
+
+
+class CollectorPauses:
+    """The longest pause of Python's garbage collector, microseconds."""
+
+    def __init__(self) -> None:
+        self.longest_microseconds = 0.0
+        self._begun = 0
+        gc.callbacks.append(self._note)
+
+    def _note(self, phase: str, _info: dict[str, int]) -> None:
+        if phase == "start":
+            self._begun = time.perf_counter_ns()
+        else:
+            taken = (time.perf_counter_ns() - self._begun) / 1_000
+            self.longest_microseconds = max(self.longest_microseconds, taken)
 
 
 def measure(session: Session, keys: Keys, rounds: int) -> dict[str, object]:
@@ -96,11 +118,13 @@ def main(arguments: list[str]) -> None:
         window = session.create_window(STORED)
         stored = session.store(window, 0, None, keys[:STORED], range(STORED), generation=window.generation)
         stored.done.raise_for_error()
+        pauses = CollectorPauses()
         result = {
             "keys": count,
             "rounds": rounds,
             "list": measure(session, keys, rounds),
             "buffer": measure(session, b"".join(keys), rounds),
+            "longestCollectorPauseMicroseconds": pauses.longest_microseconds,
             "loadAverage": os.getloadavg()[0],
         }
         print(json.dumps(result))  # noqa: T201 (the result)
