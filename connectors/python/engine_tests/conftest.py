@@ -15,26 +15,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from node import Node
 
-from engines import Engine, engine_python, say
+from cairn_kv.verify.__main__ import write_in
+from engines import Engine, engine_python, seeded
 
 Start = Callable[..., Engine]
+
+# An engine keeps what Python compiles of it: half of each start would be compiling.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama, written by the package itself."""
-    import subprocess
-
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    source = Path(__file__).resolve().parents[1] / "src"
-    code = (
-        "import sys; from pathlib import Path; from cairn_kv.verify.model import write_model;"
-        "write_model(Path(sys.argv[1]))"
-    )
-    subprocess.run(
-        [engine_python(), "-c", code, str(directory)], check=True, env={**os.environ, "PYTHONPATH": str(source)}
-    )
-    return directory
+    return write_in(engine_python(), tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture
@@ -48,11 +41,25 @@ def node() -> Iterator[Node]:
 @pytest.fixture
 def start(model: Path) -> Iterator[Start]:
     """Starts engines; all of them end with the test."""
+    yield from starter(model)
+
+
+@pytest.fixture(scope="module")
+def start_shared(model: Path) -> Iterator[Start]:
+    """Starts engines that several tests of a file use."""
+    yield from starter(model)
+
+
+def starter(model: Path) -> Iterator[Start]:
+    """Starts engines of a model, with the connector if there is a daemon; all end at the end.
+
+    One thread computes unless the test says otherwise: the tiny model's steps are too short to be shared out.
+    """
     engines: list[Engine] = []
 
-    def make(daemon: Node | None = None, **settings: Any) -> Engine:
+    def make(daemon: Node | None = None, other_model: Path | None = None, **settings: Any) -> Engine:
         connector = None if daemon is None else {"socket": daemon.socket, "lookupTimeoutMs": 5_000}
-        engines.append(Engine(engine_python(), model, connector, **settings))
+        engines.append(Engine(engine_python(), other_model or model, connector, **{"threads": 1, **settings}))
         return engines[-1]
 
     yield make
@@ -63,6 +70,4 @@ def start(model: Path) -> Iterator[Start]:
 @pytest.fixture
 def chance() -> random.Random:
     """Seeded randomness; the seed is printed, and CAIRN_TEST_SEED repeats it."""
-    seed = int(os.environ.get("CAIRN_TEST_SEED") or random.SystemRandom().randrange(2**32))
-    say(f"CAIRN_TEST_SEED={seed}")
-    return random.Random(seed)
+    return seeded()

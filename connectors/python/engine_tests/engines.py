@@ -17,6 +17,13 @@ def engine_python() -> str:
     return named
 
 
+def seeded() -> random.Random:
+    """Seeded randomness; the seed is printed, and CAIRN_TEST_SEED repeats it."""
+    seed = int(os.environ.get("CAIRN_TEST_SEED") or random.SystemRandom().randrange(2**32))
+    say(f"CAIRN_TEST_SEED={seed}")
+    return random.Random(seed)
+
+
 def prompt_of(chance: random.Random, tokens: int) -> list[int]:
     """Random tokens of the tiny model's vocabulary."""
     return [chance.randrange(3, 500) for _ in range(tokens)]
@@ -27,4 +34,4 @@ def say(text: str) -> None:
     print(text, file=sys.__stdout__, flush=True)
 
 
-__all__ = ["Engine", "Output", "difference", "engine_python", "prompt_of", "same_bits", "say"]
+__all__ = ["Engine", "Output", "difference", "engine_python", "prompt_of", "same_bits", "say", "seeded"]

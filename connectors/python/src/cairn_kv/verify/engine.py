@@ -63,6 +63,7 @@ class Engine:
             "modelTokensMax": 2_048,
             "stepTokensMax": 2_048,
             "sequencesMax": 8,
+            "threads": None,
             "connector": connector,
         }
         self._send({**setup, **settings})

@@ -4,8 +4,8 @@ A process of its own per engine: an engine cannot be started twice in one, and a
 the test with it. The first line sets the engine up; the answer tells that it is ready.
 
     {"model": DIR, "dtype": "float32", "blockTokens": 32, "blocks": 256, "modelTokensMax": 2048, "stepTokensMax": 2048,
-     "sequencesMax": 8, "connector": {…} | null, "loadFailurePolicy": "recompute", "prefixCaching": false,
-     "transfer": {…} (another connector's whole configuration, in place of "connector")}
+     "sequencesMax": 8, "threads": null, "connector": {…} | null, "loadFailurePolicy": "recompute",
+     "prefixCaching": false, "transfer": {…} (another connector's whole configuration, in place of "connector")}
     {"op": "generate", "prompts": [[token, …], …], "maxTokens": 8}          -> {"outputs": [{tokens, logprobs, cached}]}
     {"op": "stepTokensMax", "value": 256}                                       -> {}
     {"op": "counters"}                                                           -> {"counters": {…}}
@@ -53,6 +53,9 @@ def _start(setup: dict[str, Any]) -> Any:
         VLLM_NO_USAGE_STATS="1",
         VLLM_LOGGING_LEVEL=os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
     )
+    if setup["threads"] is not None:
+        # With one thread that computes, the kernels add in one order whatever else is in the batch.
+        os.environ.update(OMP_NUM_THREADS=str(setup["threads"]), VLLM_CPU_OMP_THREADS_BIND="nobind")
     if setup["blockTokens"] % 32 != 0:
         _allow_blocks_of_16()
     from vllm import LLM
