@@ -42,13 +42,14 @@ class Identity:
     """One engine's blocks.
 
     ``descriptor`` is HELLO's; ``layer_names`` in the engine's order; ``page_bytes`` bytes of one block in one layer;
-    ``world`` ranks in all.
+    ``world`` ranks in all; ``cache_dtype`` the engine's name of the cache's type.
     """
 
     descriptor: NamespaceDescriptor
     layer_names: tuple[str, ...]
     page_bytes: int
     world: int
+    cache_dtype: str = "auto"
 
     @property
     def row_bytes(self) -> int:
@@ -113,7 +114,7 @@ def identity_of(vllm_config: Any, kv_cache_config: Any, engine_version: str, mac
         shards=shards,
         chained=True,
     )
-    return Identity(descriptor, tuple(group.layer_names), page_bytes, world)
+    return Identity(descriptor, tuple(group.layer_names), page_bytes, world, _cache_dtype(cache))
 
 
 def _only_group(kv_cache_config: Any) -> Any:
@@ -199,8 +200,12 @@ def weights_fingerprint(directory: Path) -> str:
     return digest.hexdigest()[:32]
 
 
+def _cache_dtype(cache: Any) -> str:
+    return str(getattr(cache, "cache_dtype", "auto"))
+
+
 def _has_scales(cache: Any, spec: Any) -> bool:
-    quantized = str(getattr(cache, "cache_dtype", "auto")).startswith(("fp8", "int8", "nvfp4"))
+    quantized = _cache_dtype(cache).startswith(("fp8", "int8", "nvfp4"))
     return quantized or (
         getattr(spec, "kv_quant_mode", None) not in (None, 0)
         and "NONE" not in str(getattr(spec, "kv_quant_mode", "NONE"))
@@ -215,7 +220,7 @@ def _layout(cache: Any, kv_cache_config: Any, spec: Any, machine: str) -> str:
         "spec": type(spec).__name__,
         "heads": int(getattr(spec, "num_kv_heads", 0)),
         "headSize": int(getattr(spec, "head_size", 0)),
-        "cacheDtype": str(getattr(cache, "cache_dtype", "auto")),
+        "cacheDtype": _cache_dtype(cache),
         "pageBytes": int(spec.page_size_bytes),
         "machine": machine,
     }

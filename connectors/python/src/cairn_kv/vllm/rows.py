@@ -12,10 +12,27 @@ computed from strides alone would follow a layout that was guessed.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from .identity import Identity, NotServed
+
+#: Of a proof's two rows: how far a number may be off, as a part of the row's root mean square, …
+OFF_RMS = 2.0**-5
+#: … which share of the numbers may be off by more, …
+OFF_SHARE_MAX = 0.01
+#: … and how far quantised rows may point in different directions.
+COSINE_MIN = 0.99
+
+#: How the numbers of a quantised cache lie in its bytes, by the engine's name of the cache's type. The kinds that are
+#: missing here pack scales among the numbers: of those only equal bytes are the same.
+QUANTISED = {
+    "fp8": "float8_e4m3fn",
+    "fp8_e4m3": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2",
+    "fp8_inc": "float8_e4m3fn",
+    "int8": "int8",
+}
 
 
 class BlockRows:
@@ -23,20 +40,13 @@ class BlockRows:
 
     def __init__(self, identity: Identity, tensors: Mapping[str, Any], rows_address: int, stride_bytes: int) -> None:
         """``tensors`` maps a layer's name to its tensor, whose first dimension is the block. Raises NotServed."""
-        missing = [name for name in identity.layer_names if name not in tensors]
-        if missing or len(tensors) != len(identity.layer_names):
-            raise NotServed(f"{len(tensors)} tensors for {len(identity.layer_names)} layers; missing: {missing[:3]}")
         if stride_bytes < identity.row_bytes:
             raise ValueError(f"rows of {identity.row_bytes} bytes do not fit a stride of {stride_bytes}")
         self._identity = identity
         self._rows_address = rows_address
         self._stride_bytes = stride_bytes
+        self._pages, self.blocks = pages_of(identity, tensors)
         self._views = [tensors[name] for name in identity.layer_names]
-        self._pages = [_page_of(view, identity.page_bytes) for view in self._views]
-        counts = {int(view.shape[0]) for view in self._views}
-        if len(counts) != 1:
-            raise NotServed(f"layers have different numbers of blocks: {sorted(counts)}")
-        self.blocks = counts.pop()
 
     def gather(self, block: int, row: int) -> None:
         """Block to row."""
@@ -77,10 +87,20 @@ class BlockRows:
         return self._rows_address + row * self._stride_bytes
 
 
+def pages_of(identity: Identity, tensors: Mapping[str, Any]) -> tuple[list[tuple[int, int]], int]:
+    """(of each layer: address of block 0 and bytes from one block to the next; number of blocks). Raises NotServed."""
+    missing = [name for name in identity.layer_names if name not in tensors]
+    if missing or len(tensors) != len(identity.layer_names):
+        raise NotServed(f"{len(tensors)} tensors for {len(identity.layer_names)} layers; missing: {missing[:3]}")
+    views = [tensors[name] for name in identity.layer_names]
+    counts = {int(view.shape[0]) for view in views}
+    if len(counts) != 1:
+        raise NotServed(f"layers have different numbers of blocks: {sorted(counts)}")
+    return [_page_of(view, identity.page_bytes) for view in views], counts.pop()
+
+
 def _page_of(view: Any, page_bytes: int) -> tuple[int, int]:
-    """(address of block 0, bytes from one block to the next). Raises NotServed unless a block is one piece."""
-    if view.device.type != "cpu":
-        raise NotServed(f"the blocks are in {view.device.type} memory, which is not registered yet")
+    """One layer's page of block 0. Raises NotServed unless a block is one piece."""
     block = view[0]
     if not block.is_contiguous():
         raise NotServed(f"a block of shape {tuple(block.shape)} and stride {tuple(block.stride())} is not one piece")
@@ -90,26 +110,40 @@ def _page_of(view: Any, page_bytes: int) -> tuple[int, int]:
     return int(view.data_ptr()), int(view.stride(0)) * int(view.element_size())
 
 
-def same_values(stored: Sequence[int] | bytes | memoryview, computed: bytes, dtype: Any) -> bool:
+def numbers_of(tensor_dtype: Any, cache_dtype: str) -> tuple[Any, bool]:
+    """(torch's type of the numbers in a row, whether they are quantised); the type is None if bytes are all there is.
+
+    ``cache_dtype`` is the engine's name of the cache's type: a quantised cache is often declared as plain bytes.
+    """
+    if cache_dtype in QUANTISED:
+        return getattr(_torch(), QUANTISED[cache_dtype]), True
+    return (tensor_dtype if tensor_dtype.is_floating_point else None), False
+
+
+def same_values(stored: bytes | memoryview, computed: bytes, dtype: Any, quantised: bool) -> bool:
     """Whether two rows hold the same keys and values, up to what another partition of the same sums changes.
 
-    Equal bytes are the same. Else the rows are compared as numbers: a prompt computed in other pieces differs by
-    rounding (1e-5 of fp32, about 1e-2 of bf16 on CPU), another prompt, model or layout differs everywhere. At most one
-    value in a hundred may be off by more than 5 % of the row's root mean square.
+    Equal bytes are the same. Else the rows are compared as numbers (``numbers_of``): a prompt computed in other pieces
+    differs by rounding (1e-5 of fp32, about 1e-2 of bf16 on CPU), another prompt, model or layout differs everywhere.
+    At most `OFF_SHARE_MAX` of the numbers may be off by more than `OFF_RMS` of the row's root mean square. One step of
+    a quantised number is more than that, so there the rows' directions are compared: a cosine of `COSINE_MIN` or more.
     """
-    left_bytes = bytes(stored)
-    if left_bytes == computed:
+    stored = bytes(stored)
+    if stored == computed:
         return True
-    if not dtype.is_floating_point or len(left_bytes) != len(computed):
+    if dtype is None or len(stored) != len(computed):
         return False
     torch = _torch()
-    left = torch.frombuffer(bytearray(left_bytes), dtype=dtype).float()
+    left = torch.frombuffer(bytearray(stored), dtype=dtype).float()
     right = torch.frombuffer(bytearray(computed), dtype=dtype).float()
     if not bool(torch.isfinite(left).all()) or not bool(torch.isfinite(right).all()):
         return False
+    if quantised:
+        size = float(left.norm()) * float(right.norm())
+        return size > 0 and float(left.dot(right)) >= COSINE_MIN * size
     scale = float(right.square().mean().sqrt())
-    off = (left - right).abs() > 0.05 * scale
-    return scale > 0 and float(off.float().mean()) <= 0.01
+    off = (left - right).abs() > OFF_RMS * scale
+    return scale > 0 and float(off.float().mean()) <= OFF_SHARE_MAX
 
 
 def _torch() -> Any:

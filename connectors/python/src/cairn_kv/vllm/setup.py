@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from .counters import CairnStats
 from .identity import Identity, NotServed, identity_of
 from .links import SchedulerSession, WorkerSession
 from .options import Options
-from .rows import BlockRows
+from .rows import BlockRows, numbers_of, same_values
 from .scheduler import SchedulerSide
 from .worker import ROWS_MIN, WorkerSide
 
@@ -69,8 +70,9 @@ def open_worker(
         session.close()
         raise error if isinstance(error, NotServed) else NotServed(f"no window: {error}") from error
     link = WorkerSession(session, window, identity, rank)
-    dtype = next(iter(tensors.values())).dtype
-    return WorkerSide(identity, rank, link, rows, copies, dtype, stats)
+    dtype, quantised = numbers_of(next(iter(tensors.values())).dtype, identity.cache_dtype)
+    same = functools.partial(same_values, dtype=dtype, quantised=quantised)
+    return WorkerSide(identity, rank, link, rows, copies, same, stats)
 
 
 def _session(identity: Identity, engine_id: str, options: Options, role: str, rank: int) -> Session:

@@ -21,13 +21,14 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .counters import CairnStats
 from .identity import Identity
 from .metadata import CairnMetadata, CairnWorkerMetadata, LoadPlan, ProofOutcome, ProofPlan, StoreOutcome, StorePlan
-from .rows import BlockRows, same_values
+from .rows import BlockRows
 
 log = logging.getLogger("cairn_kv.vllm")
 
@@ -173,15 +174,16 @@ class WorkerSide:
         link: WorkerLink,
         rows: int,
         copies: BlockRows,
-        dtype: Any,
+        same: Callable[[memoryview, bytes], bool],
         stats: CairnStats,
     ) -> None:
+        """``same`` compares a stored row with a computed one, for proofs."""
         assert rows >= ROWS_MIN
         self._identity = identity
         self._stores_here = identity.stores(rank)
         self._link = link
         self._copies = copies
-        self._dtype = dtype
+        self._same = same
         self._stats = stats
         self._free = list(range(rows))
         self._load_rows = max(1, int(rows * LOAD_SHARE))
@@ -580,7 +582,7 @@ class WorkerSide:
         same: bool | None = None
         if not event.failed:
             stored = self._link.row(proof.row)[: self._identity.row_bytes]
-            same = same_values(stored, proof.computed, self._dtype)
+            same = self._same(stored, proof.computed)
         self._free.append(proof.row)
         if same is not None and self._identity.shards == 1:
             # At once, not by way of the next step: the next request shall find what is stored.
