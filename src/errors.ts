@@ -150,6 +150,13 @@ export const ERRORS = {
     "a range is still owned by an earlier job",
     "Wait for the completion or CANCEL.",
   ),
+  memoryUnsupported: row(
+    308,
+    false,
+    501,
+    "this daemon maps no memory of that kind",
+    "Run the engine without it, or a daemon that maps device memory.",
+  ),
   // 4xx: blocks
   chainMismatch: row(
     400,

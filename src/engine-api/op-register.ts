@@ -79,6 +79,9 @@ export function windowTouched(
 
 function registerRequest(body: ColdMap): RegisterRequest {
   const kind = textField(body, "kind", 16);
+  if (kind === "deviceMemory") {
+    throw new CairnError("memoryUnsupported", "this daemon maps no device memory");
+  }
   if (kind !== "window") throw new CairnError("malformedFrame", `kind ${kind}: only window`);
   const make = textField(body, "make", 16);
   if (make !== "client" && make !== "daemon") {

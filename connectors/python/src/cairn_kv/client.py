@@ -249,6 +249,40 @@ class Session(BlockingCalls):
         live.regions[window] = reply.region
         return True
 
+    def register_memory(
+        self,
+        registration: dict[str, object],
+        *,
+        namespace: int = 0,
+        descriptor: int = -1,
+        timeout_seconds: float = limits.REGISTER_SECONDS,
+    ) -> int:
+        """Register memory that is no window, on the present connection alone (docs/protocol.md, REGISTER).
+
+        Args:
+            registration: the body, but for the namespace.
+            namespace: position in the session's namespaces.
+            descriptor: travels with the frame and stays the caller's; -1: none.
+            timeout_seconds: bounds the call.
+
+        Returns:
+            The daemon's number of it.
+
+        Raises:
+            CairnError: the daemon refuses it, or is away.
+
+        """
+        self.namespace(namespace)
+        live = self._link.live
+        if live is None:
+            raise CairnError.of(unavailable("memory is registered with a daemon that answers now"))
+        body = {**registration, "namespace": live.handles[namespace]}
+        until = time.monotonic() + timeout_seconds
+        reply: RegisterReply = self._cold(
+            live, Operation.REGISTER, body, RegisterReply, until, descriptor=descriptor
+        ).value
+        return reply.region
+
     def remove_window(self, window: Window, timeout_seconds: float = limits.CALL_SECONDS) -> bool:
         """Unregister a window once every copy has drained, and let its memory go; False when the daemon did not answer.
 

@@ -11,6 +11,7 @@ from typing import Any
 from cairn_kv import CairnError, Session, Window, layout_pattern
 
 from .counters import CairnStats
+from .device import DeviceBlocks, Driver
 from .identity import Identity, NotServed, identity_of
 from .links import SchedulerSession, WorkerSession
 from .options import Options
@@ -60,9 +61,10 @@ def open_worker(
     stride_bytes = -(-identity.row_bytes // ROW_ALIGNMENT_BYTES) * ROW_ALIGNMENT_BYTES
     rows = max(ROWS_MIN, int(options.window_bytes) // stride_bytes)
     session = _session(identity, engine_id, options, "worker", rank)
-    adapter = _Adapter(identity, tensors)
     session.wait_connected(CONNECT_SECONDS)
     try:
+        _mind_memory(session, identity, tensors)
+        adapter = _Adapter(identity, tensors)
         window = session.create_window(rows, stride_bytes=stride_bytes, adapter=adapter)
         copies = BlockRows(identity, tensors, _address(window.memory), stride_bytes)
         _prove(copies, adapter, window)
@@ -87,6 +89,24 @@ def _session(identity: Identity, engine_id: str, options: Options, role: str, ra
         ranks=identity.world,
         engine=("vllm", str(vllm.__version__)),
     )
+
+
+def _mind_memory(session: Session, identity: Identity, tensors: Mapping[str, Any]) -> None:
+    """Lets blocks in the host's memory pass. Blocks in device memory are offered to the daemon. Raises NotServed."""
+    kinds = {str(tensor.device.type) for tensor in tensors.values()}
+    if kinds == {"cpu"}:
+        return
+    if kinds != {"cuda"}:
+        raise NotServed(f"the blocks are in {' and '.join(sorted(kinds))} memory")
+    blocks = DeviceBlocks(identity, tensors, Driver())
+    try:
+        for allocation in blocks.allocations:
+            session.register_memory(allocation.registration(), descriptor=allocation.descriptor)
+    except CairnError as error:
+        raise NotServed(f"the blocks are in device memory: {error}") from error
+    finally:
+        blocks.close()
+    raise NotServed("the daemon maps device memory, of which this connector does not make regions yet")
 
 
 class _Adapter:
