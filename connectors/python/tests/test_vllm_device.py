@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from daemon import Daemon, descriptor
+from daemon import Daemon, descriptor, eventually
 
 from cairn_kv import CairnError, ErrorCode, Session
 from cairn_kv.vllm.device import DeviceBlocks, Driver, Page
@@ -116,8 +116,8 @@ class Tensor:
         return 1
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def descriptors(pid: int | str = "self") -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def test_memory_of_cuda_malloc_goes_by_its_handle_and_the_offset_from_its_start(driver: Driver) -> None:
@@ -180,10 +180,11 @@ def test_the_daemon_refuses_device_memory_by_name_and_serves_on(
     tensors = {"a": Tensor(address), "b": Tensor(address + BLOCKS * PAGE_BYTES)}
     with Session(daemon.socket, f"device {address}", [IDENTITY.descriptor]) as session:
         assert session.wait_connected(30.0), session.last_error
-        before = descriptors()
+        before = descriptors(), descriptors(daemon.pid)
         with pytest.raises(NotServed, match="memoryUnsupported"):
             _mind_memory(session, IDENTITY, tensors)
-        assert descriptors() == before
+        assert descriptors() == before[0]
+        eventually("the daemon closes what came", lambda: descriptors(daemon.pid) == before[1])
         with pytest.raises(CairnError) as refused:
             session.register_memory({"kind": "deviceMemory"})
         assert refused.value.code == ErrorCode.MEMORY_UNSUPPORTED
