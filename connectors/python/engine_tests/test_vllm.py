@@ -176,8 +176,7 @@ def test_random_requests_with_shared_prefixes_and_preemption_answer_the_same(
     engine.zero_blocks()
     zeroed = engine.generate(prompts[:20], ANSWER_TOKENS)
     assert sum(output.cached for output in zeroed) > 0
-    with pytest.raises(AssertionError, match="request "):
-        assert_same(reference[:20], zeroed)
+    assert any(gap >= GAP_MAX for _, _, gap in differing(reference[:20], zeroed))
 
 
 def test_blocks_of_other_weights_under_the_same_name_are_hidden_by_a_failed_proof(
@@ -230,13 +229,16 @@ def shared_prefixes(chance: random.Random, count: int) -> list[list[int]]:
     return [chance.choice(prefixes) + prompt_of(chance, chance.randrange(1, 200)) for _ in range(count)]
 
 
+def differing(reference: list[Output], outputs: list[Output]) -> list[tuple[int, int, float]]:
+    """Requests whose tokens differ: (number, first such token, how far apart the reference's two best are there)."""
+    assert len(reference) == len(outputs)
+    pairs = enumerate(zip(reference, outputs, strict=True))
+    found = [(number, difference(expected, output)) for number, (expected, output) in pairs]
+    return [(number, *differs) for number, differs in found if differs is not None]
+
+
 def assert_same(reference: list[Output], outputs: list[Output]) -> None:
     """Equal tokens, except from where the reference's two best are closer than rounding; each such place is printed."""
-    assert len(reference) == len(outputs)
-    for number, (expected, found) in enumerate(zip(reference, outputs, strict=True)):
-        differs = difference(expected, found)
-        if differs is None:
-            continue
-        at, gap = differs
+    for number, at, gap in differing(reference, outputs):
         say(f"request {number} differs from token {at} on, where the reference's two best are {gap:.2e} apart")
-        assert gap < GAP_MAX, f"request {number}, token {at}: {expected.tokens} and {found.tokens}"
+        assert gap < GAP_MAX, f"request {number}, token {at}: {reference[number].tokens} and {outputs[number].tokens}"
