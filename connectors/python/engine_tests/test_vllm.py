@@ -172,11 +172,12 @@ def test_random_requests_with_shared_prefixes_and_preemption_answer_the_same(
     assert sum(output.cached for output in warm) > 0
     assert counters.get("preempted_requests", 0) > 0
     assert counters.get("failed_load_blocks", 0) == 0
-    # The same comparison, with zeros in place of what is loaded, fails.
-    engine.zero_blocks()
-    zeroed = engine.generate(prompts[:20], ANSWER_TOKENS)
-    assert sum(output.cached for output in zeroed) > 0
-    assert any(gap >= GAP_MAX for _, _, gap in differing(reference[:20], zeroed))
+    # Tokens tell wrong blocks apart: with zeros in one loaded block of twenty the same comparison fails.
+    engine.zero_blocks(every=20)
+    zeroed = engine.generate(prompts[:60], ANSWER_TOKENS)
+    noticed = sum(gap >= GAP_MAX for _, _, gap in differing(reference[:60], zeroed))
+    say(f"zeros in one loaded block of twenty: {noticed} of 60 requests answer otherwise")
+    assert noticed > 0
 
 
 def test_blocks_of_other_weights_under_the_same_name_are_hidden_by_a_failed_proof(

@@ -111,10 +111,10 @@ class Engine:
         counters: dict[str, float] = self._receive(JOB_SECONDS)["counters"]
         return counters
 
-    def zero_blocks(self) -> None:
-        """From here on every block that is loaded arrives as zeros."""
+    def zero_blocks(self, every: int = 1) -> None:
+        """From here on every block that is loaded, or every n-th, arrives as zeros."""
         self.ready()
-        self._send({"op": "zeroBlocks"})
+        self._send({"op": "zeroBlocks", "every": every})
         self._receive(JOB_SECONDS)
 
     def reset_cache(self) -> None:

@@ -10,7 +10,7 @@ the test with it. The first line sets the engine up; the answer tells that it is
     {"op": "stepTokensMax", "value": 256}                                       -> {}
     {"op": "counters"}                                                           -> {"counters": {…}}
     {"op": "resetCache"}       as an engine does whose weights are replaced
-    {"op": "zeroBlocks"}      zeros every block that the connector loads from now on, to see that it is noticed
+    {"op": "zeroBlocks", "every": 1}   zeros every n-th block that the connector loads from now on, to see it noticed
 """
 
 from __future__ import annotations
@@ -150,16 +150,20 @@ def _reset_cache(engine: Any, _job: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _zero_blocks(_engine: Any, _job: dict[str, Any]) -> dict[str, Any]:
+def _zero_blocks(_engine: Any, job: dict[str, Any]) -> dict[str, Any]:
     import ctypes
+    import itertools
 
     from cairn_kv.vllm.rows import BlockRows
     from cairn_kv.vllm.tier_link import ChunkRows
 
     scatter = BlockRows.scatter
+    loaded = itertools.count(1)
 
     def zeroed(self: BlockRows, row: int, block: int) -> None:
         scatter(self, row, block)
+        if next(loaded) % job["every"] != 0:
+            return
         for base, stride in self._pages:
             ctypes.memset(base + block * stride, 0, self._identity.page_bytes)
 
