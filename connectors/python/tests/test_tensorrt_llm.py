@@ -30,7 +30,7 @@ from cairn_kv.completions import CancelDone, FailedBlock, LoadDone  # noqa: E402
 from cairn_kv.errors import ErrorCode  # noqa: E402
 from cairn_kv.tensorrt_llm import connector, scheduler  # noqa: E402
 from cairn_kv.tensorrt_llm.chain import BlockChain, salt_of  # noqa: E402
-from cairn_kv.tensorrt_llm.identity import PoolFacts, declared, identity_of  # noqa: E402
+from cairn_kv.tensorrt_llm.identity import PoolFacts, identity_of  # noqa: E402
 from cairn_kv.tensorrt_llm.mailbox import Cell, Mirror  # noqa: E402
 from cairn_kv.tensorrt_llm.metadata import Step  # noqa: E402
 from cairn_kv.tensorrt_llm.options import Options  # noqa: E402
@@ -226,7 +226,7 @@ def test_ranks_under_attention_data_parallelism_are_engines_that_share_blocks(
 
 def test_another_process_maps_the_memory_and_a_wrong_one_is_refused(daemon: Daemon, prompt: Prompt) -> None:
     identity = identity_of(llm_args(), FACTS, "1", "m")
-    with Session(daemon.socket, "mapped", [declared(identity)]) as session:
+    with Session(daemon.socket, "mapped", [identity.descriptor]) as session:
         assert session.wait_connected(30)
         window = session.create_window(4, stride_bytes=row_stride(identity))
         staging = Staging(session, window, identity)
@@ -374,7 +374,7 @@ Bench = tuple[StandIn, Staging]
 def bench(daemon: Daemon) -> Iterator[Bench]:
     """Staging of two shards, one block per LOAD, with 8 rows, all ranks mapped."""
     identity = identity_of(llm_args(tensor_parallel_size=2), FACTS, "1", "m")
-    with Session(daemon.socket, "bench", [declared(identity)]) as session:
+    with Session(daemon.socket, "bench", [identity.descriptor]) as session:
         assert session.wait_connected(30)
         window = session.create_window(8, stride_bytes=row_stride(identity))
         link = StandIn()
@@ -959,7 +959,7 @@ def test_an_engine_that_is_not_served_works_as_without_a_connector(
 
 def test_what_changes_a_blocks_bytes_changes_the_namespace() -> None:
     def digest(facts: PoolFacts = FACTS, version: str = "1", machine: str = "m", **over: Any) -> str:
-        return str(declared(identity_of(llm_args(**over), facts, version, machine)))
+        return str(identity_of(llm_args(**over), facts, version, machine).descriptor)
 
     others = [
         digest(model="other"),

@@ -15,14 +15,17 @@ from daemon import Daemon, descriptor, eventually
 from cairn_kv import Session
 from cairn_kv.vllm.counters import CairnStats
 from cairn_kv.vllm.identity import Identity
-from cairn_kv.vllm.tier_link import KEY_BYTES, ChunkRows, TierSession, fold_key
+from cairn_kv.vllm.rows import comparison_of
+from cairn_kv.vllm.tier_link import ChunkRows, TierSession, fold_key
 from cairn_kv.vllm.tiering import Result, TierSide, Verdict
 from cairn_kv.vllm.worker import WorkerSide
 
 CHUNK_BYTES = 4_096
 CHUNKS = 64
 WINDOW_ROWS = 8
-IDENTITY = Identity({}, ("chunk",), CHUNK_BYTES, CHUNK_BYTES, 16, KEY_BYTES, shards=1, world=1)
+#: A type whose values are compared byte by byte.
+BYTES = SimpleNamespace(is_floating_point=False)
+IDENTITY = Identity(descriptor(chained=False, row_bytes=CHUNK_BYTES), ("chunk",), CHUNK_BYTES, world=1)
 
 
 def keys_of(family: str, count: int, group: int = 0) -> list[bytes]:
@@ -47,11 +50,10 @@ class Tier:
         address = ctypes.addressof(ctypes.c_char.from_buffer(window.memory))
         self.rows = ChunkRows(view, address, window.stride_bytes)
         self.stats = CairnStats()
-        dtype = SimpleNamespace(is_floating_point=False)
         link = TierSession(self.session, window, IDENTITY, lookup_seconds)
         self.side = TierSide(
             link,
-            WorkerSide(IDENTITY, 0, link, WINDOW_ROWS, self.rows, dtype, self.stats),  # type: ignore[arg-type]
+            WorkerSide(IDENTITY, 0, link, WINDOW_ROWS, self.rows, comparison_of(BYTES), self.stats),  # type: ignore[arg-type]
             self.stats,
         )
         self.results: dict[int, Result] = {}

@@ -7,12 +7,7 @@ page is compared, since single values prove nothing.
 
 from __future__ import annotations
 
-from typing import Any
-
-from cairn_kv.vllm.rows import same_values
-
-#: Cosine of the angle between two 8-bit pages that are the same.
-COSINE_MIN = 0.99
+from cairn_kv.vllm.rows import comparison_of
 
 
 def same_page(stored: memoryview, computed: bytes | bytearray, dtype: str) -> bool:
@@ -20,20 +15,6 @@ def same_page(stored: memoryview, computed: bytes | bytearray, dtype: str) -> bo
     import torch
 
     kind = getattr(torch, dtype, None)
-    fresh = bytes(computed)
-    if kind is None or bytes(stored) == fresh:
-        return bytes(stored) == fresh
-    if kind.is_floating_point and kind.itemsize == 1:
-        return _cosine(bytes(stored), fresh, kind) >= COSINE_MIN
-    return same_values(stored, fresh, kind)
-
-
-def _cosine(left: bytes, right: bytes, dtype: Any) -> float:
-    """0 where either holds no finite number, or nothing but zeros."""
-    import torch
-
-    a, b = (torch.frombuffer(bytearray(page), dtype=dtype).float() for page in (left, right))
-    if a.shape != b.shape or not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
-        return 0.0
-    size = float(a.norm()) * float(b.norm())
-    return float(torch.dot(a, b)) / size if size > 0 else 0.0
+    if kind is None:
+        return bytes(stored) == bytes(computed)
+    return comparison_of(kind)(stored, bytes(computed))

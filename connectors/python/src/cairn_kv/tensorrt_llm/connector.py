@@ -21,7 +21,7 @@ from cairn_kv import CairnError, Session, Window
 from cairn_kv.vllm.counters import CairnStats
 from cairn_kv.vllm.identity import Identity, NotServed
 
-from .identity import attention_dp, declared, identity_of, world_of
+from .identity import attention_dp, identity_of, world_of
 from .metadata import Step
 from .options import Options
 from .pool import BlockPool, pool_of_layout, pool_of_tensor
@@ -253,7 +253,7 @@ def _session(identity: Identity, engine_id: str, options: Options, role: str, ra
     session = Session(
         options.socket,
         engine_id,
-        [declared(identity)],
+        [identity.descriptor],
         role=role,
         rank=rank,
         ranks=identity.world,

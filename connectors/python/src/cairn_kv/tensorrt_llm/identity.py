@@ -55,55 +55,24 @@ def identity_of(llm_args: Any, facts: PoolFacts, engine_version: str, machine: s
     world = world_of(llm_args)
     shards = 1 if facts.kind == "mla" else world
     block_tokens = int(llm_args.kv_cache_config.tokens_per_block)
-    descriptor = {
-        "model": str(llm_args.model),
-        "revision": _revision(llm_args),
-        "kvDtype": facts.dtype,
-        "quantScales": facts.dtype.startswith(("float8", "uint8", "int8", "float4")),
-        "layout": json.dumps({**facts.layout, "machine": machine}, sort_keys=True, separators=(",", ":")),
-        "rowBytes": facts.row_bytes,
-        "groupKinds": [facts.kind],
-        "draft": False,
-        "blockTokens": block_tokens,
-        "hashAlgorithm": ALGORITHM,
-        "hashSeed": "default",
-        "engineBuild": f"tensorrt_llm {engine_version}",
-        "keyBytes": KEY_BYTES,
-        "shards": shards,
-        "chained": True,
-    }
-    return Identity(
-        descriptor=descriptor,
-        layer_names=(),
-        page_bytes=facts.row_bytes,
+    descriptor = NamespaceDescriptor(
+        model=str(llm_args.model),
+        revision=_revision(llm_args),
+        kv_dtype=facts.dtype,
+        quant_scales=facts.dtype.startswith(("float8", "uint8", "int8", "float4")),
+        layout=json.dumps({**facts.layout, "machine": machine}, sort_keys=True, separators=(",", ":")),
         row_bytes=facts.row_bytes,
+        group_kinds=(facts.kind,),
+        draft=False,
         block_tokens=block_tokens,
+        hash_algorithm=ALGORITHM,
+        hash_seed="default",
+        engine_build=f"tensorrt_llm {engine_version}",
         key_bytes=KEY_BYTES,
         shards=shards,
-        world=world,
+        chained=True,
     )
-
-
-def declared(identity: Identity) -> NamespaceDescriptor:
-    """The descriptor as a session declares it."""
-    given = identity.descriptor
-    return NamespaceDescriptor(
-        model=given["model"],
-        revision=given["revision"],
-        kv_dtype=given["kvDtype"],
-        quant_scales=given["quantScales"],
-        layout=given["layout"],
-        row_bytes=given["rowBytes"],
-        group_kinds=tuple(given["groupKinds"]),
-        draft=given["draft"],
-        block_tokens=given["blockTokens"],
-        hash_algorithm=given["hashAlgorithm"],
-        hash_seed=given["hashSeed"],
-        engine_build=given["engineBuild"],
-        key_bytes=given["keyBytes"],
-        shards=given["shards"],
-        chained=given["chained"],
-    )
+    return Identity(descriptor, layer_names=(), page_bytes=facts.row_bytes, world=world)
 
 
 def _check(llm_args: Any, facts: PoolFacts) -> None:

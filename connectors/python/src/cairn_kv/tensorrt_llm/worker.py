@@ -27,7 +27,7 @@ from cairn_kv.errors import CairnError
 from cairn_kv.protocol import StoreStatus
 from cairn_kv.vllm.counters import CairnStats
 from cairn_kv.vllm.identity import Identity
-from cairn_kv.vllm.rows import same_values
+from cairn_kv.vllm.rows import comparison_of
 
 from .mailbox import Cell, Mirror, Verdict, pack_verdict
 from .metadata import ProofPlan, Step, StorePlan
@@ -177,7 +177,7 @@ class WorkerSide:
     def _compare(self, job: _Proof) -> Verdict:
         offset = job.plan.offsets[self._shard]
         stored = self._mirror.piece(job.plan.memory, offset, self._identity.row_bytes)
-        same = same_values(stored, bytes(self._pool.slot(job.slot)), self._pool.dtype)
+        same = comparison_of(self._pool.dtype)(stored, bytes(self._pool.slot(job.slot)))
         return Verdict.SAME if same else Verdict.DIFFERENT
 
     def _offer(self, job: _Store) -> None:

@@ -23,7 +23,7 @@ from cairn_kv import limits
 from cairn_kv.client import Session
 from cairn_kv.errors import CairnError
 from cairn_kv.keys import chain_keys
-from cairn_kv.vllm.rows import same_values
+from cairn_kv.vllm.rows import comparison_of
 from cairn_kv.window import Window
 
 from .identity import NotServed, describe
@@ -227,7 +227,7 @@ class PrefixStore:
             return self._transfer.save(keys, known, gather)
 
     def _prove(self, keys: Sequence[bytes], gather: Any) -> None:
-        verdict = self._transfer.prove(keys, gather, lambda stored, own: same_values(stored, own, self._rows.dtype))
+        verdict = self._transfer.prove(keys, gather, comparison_of(self._rows.dtype))
         if verdict is False:
             self._say("a stored block differs from the computed one: blocks of earlier processes are not used")
 

@@ -12,7 +12,8 @@ computed from strides alone would follow a layout that was guessed.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .identity import Identity, NotServed
@@ -110,14 +111,22 @@ def _page_of(view: Any, page_bytes: int) -> tuple[int, int]:
     return int(view.data_ptr()), int(view.stride(0)) * int(view.element_size())
 
 
-def numbers_of(tensor_dtype: Any, cache_dtype: str) -> tuple[Any, bool]:
+def comparison_of(tensor_dtype: Any, cache_dtype: str = "auto") -> Callable[[bytes | memoryview, bytes], bool]:
+    """Compares a stored row with a computed one (``same_values``) by what ``numbers_of`` says of their numbers."""
+    dtype, quantised = numbers_of(tensor_dtype, cache_dtype)
+    return functools.partial(same_values, dtype=dtype, quantised=quantised)
+
+
+def numbers_of(tensor_dtype: Any, cache_dtype: str = "auto") -> tuple[Any, bool]:
     """(torch's type of the numbers in a row, whether they are quantised); the type is None if bytes are all there is.
 
     ``cache_dtype`` is the engine's name of the cache's type: a quantised cache is often declared as plain bytes.
     """
     if cache_dtype in QUANTISED:
         return getattr(_torch(), QUANTISED[cache_dtype]), True
-    return (tensor_dtype if tensor_dtype.is_floating_point else None), False
+    if not tensor_dtype.is_floating_point:
+        return None, False
+    return tensor_dtype, tensor_dtype.itemsize == 1
 
 
 def same_values(stored: bytes | memoryview, computed: bytes, dtype: Any, quantised: bool) -> bool:

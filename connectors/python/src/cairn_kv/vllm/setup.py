@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from .device import DeviceBlocks, Driver
 from .identity import Identity, NotServed, identity_of
 from .links import SchedulerSession, WorkerSession
 from .options import Options
-from .rows import BlockRows, numbers_of, same_values
+from .rows import BlockRows, comparison_of
 from .scheduler import SchedulerSide
 from .worker import ROWS_MIN, WorkerSide
 
@@ -72,8 +71,7 @@ def open_worker(
         session.close()
         raise error if isinstance(error, NotServed) else NotServed(f"no window: {error}") from error
     link = WorkerSession(session, window, identity, rank)
-    dtype, quantised = numbers_of(next(iter(tensors.values())).dtype, identity.cache_dtype)
-    same = functools.partial(same_values, dtype=dtype, quantised=quantised)
+    same = comparison_of(next(iter(tensors.values())).dtype, identity.cache_dtype)
     return WorkerSide(identity, rank, link, rows, copies, same, stats)
 
 

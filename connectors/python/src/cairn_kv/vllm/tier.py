@@ -21,11 +21,12 @@ from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import LookupResult, RequestOffloadingContext
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
-from cairn_kv import CairnError, NamespaceDescriptor, Session
+from cairn_kv import CairnError, Session
 
 from .counters import CairnStats
 from .identity import Identity, NotServed
 from .options import Options
+from .rows import comparison_of
 from .setup import CONNECT_SECONDS, _address, _machine
 from .tier_identity import describe_chunks
 from .tier_link import ChunkRows, TierSession
@@ -82,13 +83,12 @@ class CairnTier(SecondaryTierManager):
     def _open(self, identity: Identity, spec: Any, chunks: memoryview, options: Options) -> None:
         """The session, its window and the thread that copies. Raises CairnError and OSError."""
         rows = max(ROWS_MIN, int(options.window_bytes) // identity.row_bytes)
-        declared = NamespaceDescriptor(**identity.descriptor)
         session = Session(
             options.socket or os.environ.get("CAIRN_SOCKET"),
             # Not the id that a connector of the same engine uses: its namespaces are others.
             f"{spec.config.engine_id}-tier",
-            [declared],
-            engine=("vllm", declared.engine_build.removeprefix("vllm ")),
+            [identity.descriptor],
+            engine=("vllm", identity.descriptor.engine_build.removeprefix("vllm ")),
         )
         session.wait_connected(CONNECT_SECONDS)
         try:
@@ -98,9 +98,9 @@ class CairnTier(SecondaryTierManager):
             raise
         self._rows = ChunkRows(chunks, _address(window.memory), window.stride_bytes)
         link = TierSession(session, window, identity, options.lookup_timeout_ms / 1_000)
-        dtype = _dtype(spec.config.model.dtype)
+        same = comparison_of(_dtype(spec.config.model.dtype))
         # Chunks are copied by the two methods that blocks are copied by.
-        copier = WorkerSide(identity, 0, link, rows, self._rows, dtype, self._stats)  # type: ignore[arg-type]
+        copier = WorkerSide(identity, 0, link, rows, self._rows, same, self._stats)  # type: ignore[arg-type]
         self._side = TierSide(link, copier, self._stats)
 
     # The engine's scheduler.

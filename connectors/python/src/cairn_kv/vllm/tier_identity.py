@@ -18,6 +18,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from cairn_kv.protocol import NamespaceDescriptor
+
 from .identity import Identity, NotServed, weights_fingerprint
 from .tier_link import KEY_BYTES
 
@@ -37,25 +39,25 @@ def describe_chunks(config: Any, row_bytes: int, revision: str, engine_version: 
     blocks = int(config.cache.blocks_per_chunk)
     block_tokens = max(int(group.tokens_per_block) for group in config.groups) * blocks
     dtype = str(config.model.dtype)
-    descriptor = {
-        "model": str(config.model.name),
-        "revision": _revision(Path(str(config.model.name)), revision),
-        "kv_dtype": dtype,
-        "quant_scales": dtype.startswith(("fp8", "int8", "nvfp4")),
-        "layout": f"offload chunk {_digest(_facts(config))} of {blocks} blocks, {machine}",
-        "row_bytes": row_bytes,
-        "group_kinds": ("offloaded",) * len(config.groups),
-        "draft": False,
-        "block_tokens": block_tokens,
+    descriptor = NamespaceDescriptor(
+        model=str(config.model.name),
+        revision=_revision(Path(str(config.model.name)), revision),
+        kv_dtype=dtype,
+        quant_scales=dtype.startswith(("fp8", "int8", "nvfp4")),
+        layout=f"offload chunk {_digest(_facts(config))} of {blocks} blocks, {machine}",
+        row_bytes=row_bytes,
+        group_kinds=("offloaded",) * len(config.groups),
+        draft=False,
+        block_tokens=block_tokens,
         # The engine's own, which it does not tell: another one, or another seed, makes other keys.
-        "hash_algorithm": "engine",
-        "hash_seed": _digest(os.environ.get("PYTHONHASHSEED")),
-        "engine_build": f"vllm {engine_version}",
-        "key_bytes": KEY_BYTES,
-        "shards": 1,
-        "chained": False,
-    }
-    return Identity(descriptor, ("chunk",), row_bytes, row_bytes, block_tokens, KEY_BYTES, shards=1, world=1)
+        hash_algorithm="engine",
+        hash_seed=_digest(os.environ.get("PYTHONHASHSEED")),
+        engine_build=f"vllm {engine_version}",
+        key_bytes=KEY_BYTES,
+        shards=1,
+        chained=False,
+    )
+    return Identity(descriptor, ("chunk",), row_bytes, world=1)
 
 
 def _facts(config: Any) -> dict[str, Any]:
