@@ -97,7 +97,7 @@ def test_whatever_the_bytes_may_depend_on_makes_another_namespace(monkeypatch: p
     descriptors += [described(config, version="0.33"), described(config, on="cpu AMX")]
     monkeypatch.setenv("PYTHONHASHSEED", "7")
     descriptors.append(described(config))
-    assert len({descriptor for descriptor in descriptors}) == len(descriptors)
+    assert len(set(descriptors)) == len(descriptors)
 
 
 def test_a_model_in_a_directory_is_told_apart_by_its_weights_and_its_configuration(tmp_path: Path) -> None:
