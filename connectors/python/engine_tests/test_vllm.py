@@ -15,9 +15,9 @@ import pytest
 from daemon import eventually
 from node import Node
 
+from cairn_kv.adapters.identity import FINGERPRINT_BYTES
 from cairn_kv.verify.__main__ import write_in
 from cairn_kv.verify.engine import GAP_MAX, environment
-from cairn_kv.vllm.identity import FINGERPRINT_BYTES
 from engines import Engine, Output, difference, engine_python, prompt_of, same_bits, say, seeded
 
 Start = Callable[..., Engine]

@@ -13,7 +13,7 @@ from engines import engine_python
 #: Prints what `same_values` says of each pair of rows, by the pair's name.
 PROGRAM = """
 import json, torch
-from cairn_kv.vllm.rows import numbers_of, same_values
+from cairn_kv.adapters.proof import numbers_of, same_values
 
 generator = torch.Generator().manual_seed(1)
 numbers = torch.randn(4_000, generator=generator)

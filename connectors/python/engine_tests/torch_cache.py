@@ -21,8 +21,8 @@ from trtllm_engine import BLOCK_TOKENS, ROW_BYTES, Cache, Engine, llm_args
 
 trtllm_engine.install()
 
+from cairn_kv.adapters.identity import NotServed  # noqa: E402
 from cairn_kv.tensorrt_llm.pool import pool_of_layout, pool_of_tensor  # noqa: E402
-from cairn_kv.vllm.identity import NotServed  # noqa: E402
 
 
 class Row:

@@ -19,13 +19,13 @@ import pytest
 from daemon import Daemon
 
 from cairn_kv import Session
+from cairn_kv.adapters.identity import NotServed
 from cairn_kv.sglang import transfers as transfers_module
 from cairn_kv.sglang.counters import Counters
 from cairn_kv.sglang.identity import Identity, identity_of, launch_of
 from cairn_kv.sglang.options import Options
 from cairn_kv.sglang.pages import Geometry, Place, address_of, gather, scatter
 from cairn_kv.sglang.transfers import Transfers
-from cairn_kv.vllm.identity import NotServed
 
 BUFFERS = (1_000, 600)
 ROW_BYTES = sum(BUFFERS)

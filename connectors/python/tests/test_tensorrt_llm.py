@@ -26,6 +26,7 @@ from trtllm_engine import BLOCK_TOKENS, ROW_BYTES, Engine, Request, llm_args
 trtllm_engine.install()
 
 from cairn_kv import Session  # noqa: E402
+from cairn_kv.adapters.identity import NotServed  # noqa: E402
 from cairn_kv.completions import CancelDone, FailedBlock, LoadDone  # noqa: E402
 from cairn_kv.errors import ErrorCode  # noqa: E402
 from cairn_kv.tensorrt_llm import connector, scheduler  # noqa: E402
@@ -35,7 +36,6 @@ from cairn_kv.tensorrt_llm.mailbox import Cell, Mirror  # noqa: E402
 from cairn_kv.tensorrt_llm.metadata import Step  # noqa: E402
 from cairn_kv.tensorrt_llm.options import Options  # noqa: E402
 from cairn_kv.tensorrt_llm.staging import Staging, row_stride  # noqa: E402
-from cairn_kv.vllm.identity import NotServed  # noqa: E402
 
 Start = Callable[..., Engine]
 Prompt = Callable[[int], list[int]]

@@ -16,10 +16,11 @@ import pytest
 from daemon import ROW_BYTES, Daemon, descriptor, eventually, keys_of, payload_of
 
 from cairn_kv import FailedBlock, Session, StoreResult, StoreStatus
+from cairn_kv.adapters.identity import NotServed
 from cairn_kv.completions import LoadDone, LookupDone, StoreDone, StoreOffered
 from cairn_kv.errors import ErrorCode
 from cairn_kv.keys import chain_keys
-from cairn_kv.transformers.identity import Facts, LayerShape, NotServed, check_layers, check_model, describe
+from cairn_kv.transformers.identity import Facts, LayerShape, check_layers, check_model, describe
 from cairn_kv.transformers.transfer import Loaded, PrefixTransfer
 
 FAMILIES: Iterator[int] = count(5_000)

@@ -13,8 +13,8 @@ import pytest
 from daemon import Daemon, descriptor, eventually
 
 from cairn_kv import CairnError, ErrorCode, Session
+from cairn_kv.adapters.identity import Identity, NotServed
 from cairn_kv.vllm.device import DeviceBlocks, Driver, Page
-from cairn_kv.vllm.identity import Identity, NotServed
 from cairn_kv.vllm.setup import _mind_memory
 
 PAGE_BYTES = 4_096

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from daemon import BLOCK_TOKENS, descriptor
 
-from cairn_kv.vllm.counters import CairnStats
-from cairn_kv.vllm.identity import Identity
+from cairn_kv.adapters.counters import CairnStats
+from cairn_kv.adapters.identity import Identity
 from cairn_kv.vllm.metadata import CairnMetadata, CairnWorkerMetadata, ProofOutcome, StoreOutcome
 from cairn_kv.vllm.scheduler import Answer, SchedulerSide
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cairn_kv import NamespaceDescriptor
-from cairn_kv.vllm.identity import NotServed
+from cairn_kv.adapters.identity import NotServed
 from cairn_kv.vllm.tier_identity import describe_chunks
 
 

@@ -13,9 +13,9 @@ import pytest
 from daemon import Daemon, descriptor, eventually
 
 from cairn_kv import Session
-from cairn_kv.vllm.counters import CairnStats
-from cairn_kv.vllm.identity import Identity
-from cairn_kv.vllm.rows import comparison_of
+from cairn_kv.adapters.counters import CairnStats
+from cairn_kv.adapters.identity import Identity
+from cairn_kv.adapters.proof import comparison_of
 from cairn_kv.vllm.tier_link import ChunkRows, TierSession, fold_key
 from cairn_kv.vllm.tiering import Result, TierSide, Verdict
 from cairn_kv.vllm.worker import WorkerSide

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from daemon import descriptor, eventually
 
-from cairn_kv.vllm.counters import CairnStats
-from cairn_kv.vllm.identity import Identity
+from cairn_kv.adapters.counters import CairnStats
+from cairn_kv.adapters.identity import Identity
 from cairn_kv.vllm.metadata import CairnMetadata, LoadPlan, ProofPlan, StoreOutcome, StorePlan
 from cairn_kv.vllm.worker import Event, LoadDone, StoreDone, StoreReply, WorkerSide
 

@@ -28,8 +28,8 @@ from typing import Any
 
 import msgspec
 
+from cairn_kv.adapters.identity import NotServed, weights_fingerprint
 from cairn_kv.protocol import NamespaceDescriptor
-from cairn_kv.vllm.identity import NotServed, weights_fingerprint
 
 from .pages import Geometry
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cairn_kv.vllm.identity import NotServed
+from cairn_kv.adapters.identity import NotServed
 from cairn_kv.window import layout_pattern
 
 #: Seed of the pattern that a layout is tried with.

@@ -7,7 +7,7 @@ page is compared, since single values prove nothing.
 
 from __future__ import annotations
 
-from cairn_kv.vllm.rows import comparison_of
+from cairn_kv.adapters.proof import comparison_of
 
 
 def same_page(stored: memoryview, computed: bytes | bytearray, dtype: str) -> bool:

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
 
 from cairn_kv import CairnError, Session
-from cairn_kv.vllm.identity import NotServed
+from cairn_kv.adapters.identity import NotServed
 
 from .counters import Counters
 from .identity import Identity, identity_of, launch_of

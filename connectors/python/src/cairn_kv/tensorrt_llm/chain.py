@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from cairn_kv.vllm.identity import NotServed
+from cairn_kv.adapters.identity import NotServed
 
 KEY_BYTES = 32
 ALGORITHM = "sha256 parent tokens-i64"

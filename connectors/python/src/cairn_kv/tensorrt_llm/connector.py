@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 from cairn_kv import CairnError, Session, Window
-from cairn_kv.vllm.counters import CairnStats
-from cairn_kv.vllm.identity import Identity, NotServed
+from cairn_kv.adapters.counters import CairnStats
+from cairn_kv.adapters.identity import Identity, NotServed
 
 from .identity import attention_dp, identity_of, world_of
 from .metadata import Step

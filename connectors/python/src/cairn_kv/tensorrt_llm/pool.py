@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from cairn_kv import layout_pattern
-from cairn_kv.vllm.identity import NotServed
+from cairn_kv.adapters.identity import NotServed
 
 from .identity import PoolFacts
 

@@ -26,11 +26,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from cairn_kv.adapters.counters import CairnStats
+from cairn_kv.adapters.identity import Identity, NotServed
 from cairn_kv.blocking import drop_completion
 from cairn_kv.completions import LookupDone, Proof
 from cairn_kv.errors import CairnError
-from cairn_kv.vllm.counters import CairnStats
-from cairn_kv.vllm.identity import Identity, NotServed
 
 from .chain import BlockChain, salt_of
 from .mailbox import Cell, Verdict

@@ -22,10 +22,10 @@ import time
 from dataclasses import dataclass
 
 from cairn_kv import Session, Window
+from cairn_kv.adapters.identity import Identity
 from cairn_kv.blocking import drop_completion
 from cairn_kv.completions import Completion, LoadDone
 from cairn_kv.errors import CairnError
-from cairn_kv.vllm.identity import Identity
 
 from .mailbox import Cell, Mailbox
 from .metadata import Source

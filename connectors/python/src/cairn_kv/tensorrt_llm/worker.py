@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cairn_kv import Session, Window
+from cairn_kv.adapters.counters import CairnStats
+from cairn_kv.adapters.identity import Identity
+from cairn_kv.adapters.proof import comparison_of
 from cairn_kv.completions import Completion, StoreDone, StoreOffered
 from cairn_kv.errors import CairnError
 from cairn_kv.protocol import StoreStatus
-from cairn_kv.vllm.counters import CairnStats
-from cairn_kv.vllm.identity import Identity
-from cairn_kv.vllm.rows import comparison_of
 
 from .mailbox import Cell, Mirror, Verdict, pack_verdict
 from .metadata import ProofPlan, Step, StorePlan

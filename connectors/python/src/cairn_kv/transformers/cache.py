@@ -20,13 +20,14 @@ import torch
 from transformers import DynamicCache
 
 from cairn_kv import limits
+from cairn_kv.adapters.identity import NotServed
+from cairn_kv.adapters.proof import comparison_of
 from cairn_kv.client import Session
 from cairn_kv.errors import CairnError
 from cairn_kv.keys import chain_keys
-from cairn_kv.vllm.rows import comparison_of
 from cairn_kv.window import Window
 
-from .identity import NotServed, describe
+from .identity import describe
 from .probe import attention, examine, mark, unfit
 from .rows import BlockRows, Layers, LayoutProof
 from .transfer import PrefixTransfer, Scatter

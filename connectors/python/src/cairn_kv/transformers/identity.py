@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cairn_kv.adapters.identity import NotServed
 from cairn_kv.protocol import NamespaceDescriptor
 
 KEY_BYTES = 32
@@ -29,10 +30,6 @@ NAME_CHARACTERS_MAX = 512
 SPREAD = "the model is spread over several ranks, each with a part of every block"
 #: Rotary embeddings that turn with the length of the whole input: equal tokens then have unequal keys.
 ROTARY_BY_LENGTH = ("dynamic", "longrope")
-
-
-class NotServed(Exception):
-    """This model, or what was done to it, is outside of what the adapter serves; the text says which part and why."""
 
 
 @dataclass(frozen=True)

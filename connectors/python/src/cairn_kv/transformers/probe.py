@@ -14,7 +14,9 @@ import torch
 import transformers
 from transformers import DynamicCache
 
-from .identity import SPREAD, Facts, LayerShape, NotServed, check_layers, check_model
+from cairn_kv.adapters.identity import NotServed
+
+from .identity import SPREAD, Facts, LayerShape, check_layers, check_model
 
 #: Bytes of weights that are added up at once.
 CHUNK_BYTES = 16 << 20

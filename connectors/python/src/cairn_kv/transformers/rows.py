@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from .identity import LayerShape, NotServed
+from cairn_kv.adapters.identity import NotServed
+
+from .identity import LayerShape
 
 Layers = Sequence[tuple[Any, Any]]
 """Keys and values of each layer: tensors of [1, heads, tokens, numbers of a head]."""

@@ -28,8 +28,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.logger import init_logger
 
-from .counters import CairnStats
-from .identity import Identity, NotServed
+from cairn_kv.adapters.counters import CairnStats
+from cairn_kv.adapters.identity import Identity, NotServed
+
 from .metadata import CairnMetadata, CairnWorkerMetadata
 from .options import Options
 from .scheduler import SchedulerSide

@@ -20,7 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .identity import Identity, NotServed
+from cairn_kv.adapters.identity import Identity, NotServed
+
 from .rows import pages_of
 
 IPC_HANDLE_BYTES: Final = 64

@@ -20,8 +20,7 @@ from .worker import Event, LoadDone, StoreDone, StoreReply
 
 if TYPE_CHECKING:
     from cairn_kv import Session, Window
-
-    from .identity import Identity
+    from cairn_kv.adapters.identity import Identity
 
 
 class SchedulerSession:

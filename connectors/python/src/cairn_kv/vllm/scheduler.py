@@ -27,8 +27,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .counters import CairnStats
-from .identity import Identity
+from cairn_kv.adapters.counters import CairnStats
+from cairn_kv.adapters.identity import Identity
+
 from .metadata import (
     CairnMetadata,
     CairnWorkerMetadata,

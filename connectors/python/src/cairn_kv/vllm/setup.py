@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cairn_kv import CairnError, Session, Window, layout_pattern
+from cairn_kv.adapters.counters import CairnStats
+from cairn_kv.adapters.identity import Identity, NotServed
+from cairn_kv.adapters.proof import comparison_of
 
-from .counters import CairnStats
 from .device import DeviceBlocks, Driver
-from .identity import Identity, NotServed, identity_of
+from .identity import identity_of
 from .links import SchedulerSession, WorkerSession
 from .options import Options
-from .rows import BlockRows, comparison_of
+from .rows import BlockRows
 from .scheduler import SchedulerSide
 from .worker import ROWS_MIN, WorkerSide
 

@@ -14,7 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
     KVConnectorStats,
 )
 
-from .counters import COUNTERS, TIMES
+from cairn_kv.adapters.counters import COUNTERS, TIMES
 
 
 @dataclass

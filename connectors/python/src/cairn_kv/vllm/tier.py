@@ -22,11 +22,11 @@ from vllm.v1.kv_offload.base import LookupResult, RequestOffloadingContext
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
 from cairn_kv import CairnError, Session
+from cairn_kv.adapters.counters import CairnStats
+from cairn_kv.adapters.identity import Identity, NotServed
+from cairn_kv.adapters.proof import comparison_of
 
-from .counters import CairnStats
-from .identity import Identity, NotServed
 from .options import Options
-from .rows import comparison_of
 from .setup import CONNECT_SECONDS, _address, _machine
 from .tier_identity import describe_chunks
 from .tier_link import ChunkRows, TierSession

@@ -18,9 +18,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from cairn_kv.adapters.identity import Identity, NotServed, weights_fingerprint
 from cairn_kv.protocol import NamespaceDescriptor
 
-from .identity import Identity, NotServed, weights_fingerprint
 from .tier_link import KEY_BYTES
 
 #: Of the engine's configuration, what says nothing about a chunk's bytes, or stands in the namespace by itself.

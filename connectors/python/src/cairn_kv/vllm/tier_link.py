@@ -23,8 +23,7 @@ from .worker import LoadDone
 
 if TYPE_CHECKING:
     from cairn_kv import Session, Window
-
-    from .identity import Identity
+    from cairn_kv.adapters.identity import Identity
 
 #: A key at the daemon. Shorter hashes are filled up in front: the daemon finds blocks by the last bytes of a key.
 KEY_BYTES = 32

@@ -37,9 +37,9 @@ from .metadata import CairnMetadata, LoadPlan, ProofOutcome, ProofPlan, StorePla
 from .tier_link import FOR_LOAD, FOR_PROOF, KEY_BYTES, fold_key
 
 if TYPE_CHECKING:
+    from cairn_kv.adapters.counters import CairnStats
     from cairn_kv.completions import LookupDone
 
-    from .counters import CairnStats
     from .worker import WorkerSide
 
 #: Look-ups under way; what is asked beyond waits for the next step.

@@ -25,8 +25,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .counters import CairnStats
-from .identity import Identity
+from cairn_kv.adapters.counters import CairnStats
+from cairn_kv.adapters.identity import Identity
+
 from .metadata import CairnMetadata, CairnWorkerMetadata, LoadPlan, ProofOutcome, ProofPlan, StoreOutcome, StorePlan
 from .rows import BlockRows
 
