@@ -12,7 +12,7 @@ from daemon import BLOCK_TOKENS, descriptor
 from cairn_kv.adapters.counters import CairnStats
 from cairn_kv.adapters.identity import Identity
 from cairn_kv.vllm.metadata import CairnMetadata, CairnWorkerMetadata, ProofOutcome, StoreOutcome
-from cairn_kv.vllm.scheduler import Answer, SchedulerSide
+from cairn_kv.vllm.scheduler import GONE_MAX, Answer, SchedulerSide
 
 IDENTITY = Identity(descriptor(row_bytes=128), ("a", "b"), page_bytes=64, world=1)
 
@@ -363,3 +363,55 @@ def test_after_a_reset_nothing_is_looked_up_or_stored(bench: Bench) -> None:
     assert bench.side.matched_tokens(request, 0) == (0, False)
     bench.side.allocated(request, [1, 2, 3, 4], 0)
     assert bench.step(new=(request, [1, 2, 3, 4], 0, 64)).stores == []
+
+
+def test_what_a_rank_failed_to_load_counts_though_the_load_ends_steps_later() -> None:
+    bench = Bench()
+    request = bench.request("r", 64)
+    bench.side.new_request(request)
+    bench.link.answer(3)
+    assert bench.side.matched_tokens(request, 0) == (48, True)
+    bench.side.allocated(request, [1, 2, 3], 48)
+    bench.step()
+    bench.report(invalid=(2, 3))
+    bench.report(received=("r",))
+    # The engine has thrown away what it had and asks again: it must not be sent to the same load for ever.
+    assert bench.side.matched_tokens(request, 0) == (0, False)
+    assert bench.count("failed_load_requests") == 1
+    plan = bench.step(new=(request, [1, 2, 3, 4], 0, 64)).stores[0]
+    assert plan.start_depth == 1, "what failed is offered again"
+
+
+def test_requests_of_proofs_that_a_rank_never_ends_are_given_up_at_a_bound() -> None:
+    bench = Bench(Identity(descriptor(row_bytes=64, shards=2), ("a",), page_bytes=64, world=2))
+    requests = [bench.request(f"r{number}", 64) for number in range(GONE_MAX + 10)]
+    for request in requests:
+        bench.side.new_request(request)
+        bench.link.answer(0, proof_depth=2, proof_key=request.block_hashes[1])
+        assert bench.side.matched_tokens(request, 0) == (0, False)
+        bench.side.allocated(request, [1, 2, 3, 4], 0)
+        bench.step(new=(request, [1, 2, 3, 4], 0, 64))
+        assert bench.side.finished(request) is True
+        bench.report(proofs={request.request_id: ProofOutcome(request.request_id, same=True)})
+        bench.report(sent=(request.request_id,))
+    held = [request for request in requests if request.request_id in bench.side._trackers]
+    assert held == requests[-GONE_MAX:]
+    assert set(bench.side._partial_proofs) == {request.request_id for request in held}
+
+
+def test_another_request_under_the_id_of_one_whose_load_runs_is_looked_up_by_its_own_keys() -> None:
+    bench = Bench()
+    old = bench.request("r", 64)
+    bench.side.new_request(old)
+    bench.link.answer(3)
+    bench.side.matched_tokens(old, 0)
+    bench.side.allocated(old, [1, 2, 3], 48)
+    bench.step()
+    assert bench.side.finished(old) is False
+    other = bench.request("other", 64)
+    other.request_id = "r"
+    bench.side.new_request(other)
+    assert bench.link.asked[-1][1] == b"".join(other.block_hashes)
+    bench.report(received=("r",), invalid=(1,))
+    bench.link.answer(2)
+    assert bench.side.matched_tokens(other, 0) == (32, True), "the old load's end is not the new request's"

@@ -1,6 +1,6 @@
 """What makes a block of this engine the same block in another process.
 
-As everywhere (`cairn_kv.adapters.identity`): two engines with equal descriptors may read each other's bytes, so everything
+As everywhere (`cairn_kv.adapters.identity`): engines with equal descriptors may read each other's bytes, so everything
 that changes a block's bytes stands in the descriptor, and what cannot be told for certain is `NotServed`. Only
 attributes of the engine's arguments are read, so that this works with any version and imports neither engine nor torch.
 

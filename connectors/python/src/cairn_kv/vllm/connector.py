@@ -31,7 +31,7 @@ from vllm.logger import init_logger
 from cairn_kv.adapters.counters import CairnStats
 from cairn_kv.adapters.identity import Identity, NotServed
 
-from .metadata import CairnMetadata, CairnWorkerMetadata
+from .metadata import CairnMetadata, CairnWorkerMetadata, ProofOutcome, StoreOutcome
 from .options import Options
 from .scheduler import SchedulerSide
 from .setup import describe_engine, open_scheduler, open_worker
@@ -207,7 +207,7 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
         if self._worker is not None:
             self._worker.begin_loads(self._metadata())
         else:
-            self._refuse_loads()
+            self._refuse()
 
     def wait_for_layer_load(self, layer_name: str, *_newer: Any, **_keywords: Any) -> None:
         """Nothing is loaded by layers."""
@@ -240,7 +240,10 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
 
     def build_connector_worker_meta(self) -> CairnWorkerMetadata | None:
         """What became of stores and proofs."""
-        return self._worker.report() if self._worker is not None else None
+        if self._worker is not None:
+            return self._worker.report()
+        refused, self._refused_plans = self._refused_plans, None
+        return refused
 
     def shutdown(self) -> None:
         """Ends threads and session; what the engine leased is given back by that."""
@@ -254,11 +257,16 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
     _refused_loads: set[str] = set()
     _refused_sends: set[str] = set()
     _refused_blocks: set[int] = set()
+    _refused_plans: CairnWorkerMetadata | None = None
 
-    def _refuse_loads(self) -> None:
+    def _refuse(self) -> None:
         metadata = self._connector_metadata
         if not isinstance(metadata, CairnMetadata):
             return
+        if metadata.stores or metadata.proofs:
+            stores = {plan.serial: StoreOutcome(plan.start_depth) for plan in metadata.stores}
+            proofs = {plan.request_id: ProofOutcome(plan.request_id, None) for plan in metadata.proofs}
+            self._refused_plans = CairnWorkerMetadata(stores, proofs)
         self._refused_loads = self._refused_loads | {plan.request_id for plan in metadata.loads}
         self._refused_sends = self._refused_sends | metadata.awaited
         self._refused_blocks = self._refused_blocks.union(*(plan.block_ids for plan in metadata.loads))

@@ -23,7 +23,7 @@ The engine's request ids are used as names inside this process and nowhere else.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -42,6 +42,8 @@ from .metadata import (
 
 #: Requests that are looked up at once; one more is computed without asking.
 LOOKUPS_MAX = 4_096
+#: Ended requests that are kept for the verdict on their proof; the oldest is given up for one more.
+GONE_MAX = 64
 #: An answer older than this is asked for again before blocks are loaded by it: half of the shortest lease.
 ANSWER_SECONDS_MAX = 2.0
 
@@ -96,6 +98,8 @@ class Tracker:
     offered: int = 0
     loading: bool = False
     load_blocks: list[int] = field(default_factory=list)
+    #: Of those, what did not arrive; told in any step up to the one that ends the load.
+    lost_blocks: set[int] = field(default_factory=set)
     #: A load of this request failed once: the rest is computed.
     load_failed: bool = False
     #: Serial of each store under way: the depths that it begins and ends at.
@@ -193,6 +197,7 @@ class SchedulerSide:
         assert first + count <= answer.hit
         tracker.loading = True
         tracker.load_blocks = tracker.block_ids[first : first + count]
+        tracker.lost_blocks = set()
         keys = self._keys(tracker, first, first + count)
         self._loads.append(LoadPlan(request.request_id, answer.lease, first, keys, tracker.load_blocks))
         self._stats.add("load_requests", 1)
@@ -216,9 +221,14 @@ class SchedulerSide:
 
     def worker_output(self, output: Any) -> None:
         """What the workers reported at the end of a step."""
-        failed = output.invalid_block_ids or set()
+        failed = set(output.invalid_block_ids or ())
+        if failed:
+            # A rank tells at once what failed; the load ends when the last rank has ended it, maybe steps later.
+            for tracker in self._trackers.values():
+                if tracker.loading:
+                    tracker.lost_blocks |= failed.intersection(tracker.load_blocks)
         for request_id in output.finished_recving or ():
-            self._load_ended(request_id, failed)
+            self._load_ended(request_id)
         reported = getattr(output, "kv_connector_worker_meta", None)
         if isinstance(reported, CairnWorkerMetadata):
             for serial, outcome in reported.stores.items():
@@ -250,6 +260,10 @@ class SchedulerSide:
 
     def _tracker(self, request: Any) -> Tracker:
         tracker = self._trackers.get(request.request_id)
+        if tracker is not None and tracker.request is not request:
+            # Another request under the id of one that ended: that one's chain is not this one's.
+            self._forget(request.request_id)
+            tracker = None
         if tracker is None:
             self._numbers += 1
             tracker = Tracker(request, self._numbers)
@@ -369,12 +383,12 @@ class SchedulerSide:
         )
         tracker.proving = True
 
-    def _load_ended(self, request_id: str, failed: Iterable[int]) -> None:
+    def _load_ended(self, request_id: str) -> None:
         tracker = self._trackers.get(request_id)
-        if tracker is None:
+        if tracker is None or not tracker.loading:
             return
         tracker.loading = False
-        lost = set(failed).intersection(tracker.load_blocks)
+        lost = tracker.lost_blocks
         if lost:
             # What failed is computed, and offered again: the daemon no longer has it.
             tracker.load_failed = True
@@ -424,10 +438,13 @@ class SchedulerSide:
 
     def _let_go(self, request_id: str) -> None:
         tracker = self._trackers.get(request_id)
-        if tracker is not None and tracker.proving:
-            tracker.gone = True
-        else:
+        if tracker is None or not tracker.proving:
             self._forget(request_id)
+            return
+        tracker.gone = True
+        gone = [known for known, other in self._trackers.items() if other.gone]
+        for oldest in gone[: max(0, len(gone) - GONE_MAX)]:
+            self._forget(oldest)
 
     def _forget(self, request_id: str) -> None:
         tracker = self._trackers.pop(request_id, None)
