@@ -26,8 +26,9 @@ import { misshapes } from "./shape.ts";
 const FILE_BYTES_MAX = 1024 * 1024;
 /** Searched in this order when neither --config nor CAIRN_CONFIG names a file. */
 export const DEFAULT_FILES = ["cairn.yaml", "/etc/cairn/cairn.yaml"] as const;
-/** Variables that are ours and no setting. */
-const RESERVED = /^CAIRN_(ADDON|CONFIG|TEST_.*|BENCH_.*)$/;
+/** Variables that are ours and no setting of the daemon: CAIRN_SOCKET is where clients look for it. */
+const RESERVED =
+  /^CAIRN_(ADDON|CONFIG|SOCKET|PYTHON|PYTHON_SUITE|(ENGINES|PYTHON|S3)_CACHE|TEST_.*|BENCH_.*)$/;
 const SERVICE_LINK =
   /^([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP)(_.*)?)?)$/;
 
@@ -274,7 +275,11 @@ export function thisHost(env: Environment = process.env): Host {
 /** The text of a configuration file. throws ConfigError when it cannot be read or is longer than 1 MiB. */
 export function readConfigFile(path: string): string {
   try {
-    if (statSync(path).size > FILE_BYTES_MAX)
+    const found = statSync(path);
+    // A device or a pipe has no length, and may have no end.
+    if (!found.isFile())
+      throw new ConfigError([{ path: "", source: path, message: "is no regular file" }]);
+    if (found.size > FILE_BYTES_MAX)
       throw new ConfigError([{ path: "", source: path, message: "longer than 1 MiB" }]);
     return readFileSync(path, "utf8");
   } catch (error) {

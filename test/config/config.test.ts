@@ -206,6 +206,16 @@ describe("loading", () => {
     expect(readEnvironment(env).problems).toEqual([]);
   });
 
+  test("the variables of clients and of the check run are not settings", () => {
+    const env = {
+      CAIRN_SOCKET: "/run/cairn/engine.sock",
+      CAIRN_ENGINES_CACHE: "/c",
+      CAIRN_S3_CACHE: "/c",
+      CAIRN_PYTHON_CACHE: "/c",
+    };
+    expect(readEnvironment(env).problems).toEqual([]);
+  });
+
   test("values of a wrong type or out of range name the field, its source and what was expected", () => {
     withFile(
       "dram:\n  slabBytes: 64 gigs\n  keepOnStop: yes please\n  copyThreads: 1.5\n  highWatermark: 2\n",
@@ -233,6 +243,8 @@ describe("loading", () => {
     expect(problemsOf({ file: join(directory, "none.yaml") })[0]?.message).toMatch(
       /cannot be read/,
     );
+    // A device or a pipe may have no end, and nobody may ever write to it.
+    expect(problemsOf({ file: "/dev/zero" })[0]?.message).toBe("is no regular file");
     expect(readYaml("x".repeat(1_048_577), "c").problems[0]?.message).toBe("longer than 1 MiB");
   });
 

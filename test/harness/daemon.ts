@@ -70,7 +70,8 @@ export function cleanEnvironment(): NodeJS.ProcessEnv {
   return Object.fromEntries(kept);
 }
 
-function accepts(path: string): Promise<boolean> {
+/** Whether somebody listens at this socket. */
+export function accepts(path: string): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect(path);
     socket.on("connect", () => {

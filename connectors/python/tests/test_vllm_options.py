@@ -41,3 +41,24 @@ def test_options_of_lmcache_are_told_of_in_one_line_without_their_values_and_cha
 def test_a_value_out_of_range_is_an_error(given: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(given))):
         Options.read(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("loadBlocksMin", "2"),
+        ("loadBlocksMin", True),
+        ("loadBlocksMin", None),
+        ("loadBlocksMin", 0),
+        ("lookupTimeoutMs", "50"),
+        ("lookupTimeoutMs", float("inf")),
+        ("lookupTimeoutMs", float("nan")),
+        ("windowBytes", 1e9),
+        ("windowBytes", [1 << 20]),
+        ("keepFailurePolicy", "false"),
+        ("socket", 5),
+    ],
+)
+def test_a_value_of_another_type_or_out_of_range_is_refused_by_the_name_of_its_option(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        Options.read({name: value})

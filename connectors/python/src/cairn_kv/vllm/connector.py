@@ -117,8 +117,12 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
     @_timed
     def on_new_request(self, request: Any, *_newer: Any, **_keywords: Any) -> None:
         """Sends the look-up."""
-        if self._scheduler is not None:
+        if self._scheduler is None:
+            return
+        try:
             self._scheduler.new_request(request)
+        except Exception:
+            self._end_scheduler()
 
     @_timed
     def get_num_new_matched_tokens(
@@ -127,7 +131,18 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
         """Tokens that can be loaded beyond those that the engine has; None while the answer is under way."""
         if self._scheduler is None:
             return 0, False
-        return self._scheduler.matched_tokens(request, num_computed_tokens)
+        try:
+            return self._scheduler.matched_tokens(request, num_computed_tokens)
+        except Exception:
+            # Nothing was promised yet: the request is computed.
+            self._end_scheduler()
+            return 0, False
+
+    def _end_scheduler(self) -> None:
+        """A fault of ours ends look-ups, not the engine; what is under way is still reported."""
+        logger.exception("cairn: a fault in the connector: nothing is stored or loaded from here on")
+        if self._scheduler is not None:
+            self._scheduler.stop()
 
     @_timed
     def update_state_after_alloc(

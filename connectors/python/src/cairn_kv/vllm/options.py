@@ -14,6 +14,16 @@ _NAMES = {
     "keepFailurePolicy": "keep_failure_policy",
 }
 
+#: A quoted number is not a number: it would be met by the first comparison, inside the engine's loop.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "socket": (str, type(None)),
+    "windowBytes": (int,),
+    "lookupTimeoutMs": (int, float),
+    "loadBlocksMin": (int,),
+    "keepFailurePolicy": (bool,),
+}
+_MISSING = object()
+
 # Options of the connector that this one replaces: they may stand there still.
 _LMCACHE = "lmcache."
 
@@ -38,17 +48,23 @@ class Options:
 
     @staticmethod
     def read(config: Mapping[str, Any]) -> Options:
-        """From the engine's configuration. Raises ValueError for a value that is out of range."""
+        """From the engine's configuration. Raises ValueError for a value of another type, or out of range."""
+        for name, kinds in _TYPES.items():
+            given = config.get(name, _MISSING)
+            if given is not _MISSING and (
+                not isinstance(given, kinds) or (isinstance(given, bool) and bool not in kinds)
+            ):
+                raise ValueError(f"{name} is {given!r}; {' or '.join(kind.__name__ for kind in kinds)} is expected")
         known = {field_name: config[name] for name, field_name in _NAMES.items() if name in config}
         others = sorted(set(config) - set(_NAMES))
         lmcache = tuple(name for name in others if name.startswith(_LMCACHE))
         unknown = tuple(name for name in others if not name.startswith(_LMCACHE))
         options = Options(**known, unknown=unknown, lmcache=lmcache)
-        if not 1 << 16 <= int(options.window_bytes) <= 1 << 40:
+        if not 1 << 16 <= options.window_bytes <= 1 << 40:
             raise ValueError(f"windowBytes is {options.window_bytes}; 65536 to 2^40")
-        if not 0 < float(options.lookup_timeout_ms) <= 60_000:
+        if not 0 < options.lookup_timeout_ms <= 60_000:
             raise ValueError(f"lookupTimeoutMs is {options.lookup_timeout_ms}; up to 60000")
-        if not 1 <= int(options.load_blocks_min) <= 1 << 20:
+        if not 1 <= options.load_blocks_min <= 1 << 20:
             raise ValueError(f"loadBlocksMin is {options.load_blocks_min}; 1 to 2^20")
         return options
 

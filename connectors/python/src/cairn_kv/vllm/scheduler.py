@@ -90,6 +90,8 @@ class Tracker:
     block_ids: list[int] = field(default_factory=list)
     preemptions: int = 0
     tag: int | None = None
+    #: A look-up of it could not be sent.
+    unavailable: bool = False
     asked_at: float = 0.0
     answer: Answer | None = None
     #: Blocks that the engine had by itself when it was told of the hit.
@@ -282,7 +284,9 @@ class SchedulerSide:
             return
         tag = self._link.lookup(tracker.number, keys)
         if tag is None:
-            self._stats.add("lookups_unavailable", 1)
+            # The engine asks at every step; a request counts once.
+            self._stats.add("lookups_unavailable", 0 if tracker.unavailable else 1)
+            tracker.unavailable = True
             return
         tracker.tag, tracker.asked_at, tracker.answer = tag, self._clock(), None
         self._by_tag[tag] = tracker
