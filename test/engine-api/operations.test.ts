@@ -98,22 +98,30 @@ describe("a deadline", () => {
     expect((await client.next())?.header.count).toBe(blocks);
     const { header } = await client.ask(lookupFrame(4, 1, keys));
     expect(header.count).toBe(blocks);
-    // 23 MiB keep the one copy thread busy for longer than the millisecond that the last LOAD may wait.
-    for (let hog = 0; hog < hogs; hog++) {
-      client.send(loadFrame(5 + hog, header.id, region, keys, rowsFrom(hog * blocks, blocks)));
+    // 23 MiB keep the one copy thread busy for longer than the millisecond that the last LOAD may wait, unless this
+    // thread stands still between two of them: then the last one is in time.
+    let failed = 0;
+    for (let round = 0; round < 50 && failed === 0; round++) {
+      const tag = 10 * (round + 1);
+      for (let hog = 0; hog < hogs; hog++) {
+        const rows = rowsFrom(hog * blocks, blocks);
+        client.send(loadFrame(tag + hog, header.id, region, keys, rows));
+      }
+      client.send(
+        loadFrame(tag + hogs, header.id, region, keys, rowsFrom(hogs * blocks, blocks), 1),
+      );
+      const replies = [];
+      for (let reply = 0; reply <= hogs; reply++) replies.push((await client.next())!);
+      const late = replies.find((reply) => reply.header.tag === tag + hogs)!;
+      const view = new DataView(late.body.buffer, 32);
+      failed = view.getUint32(0, true);
+      expect(late.header.count + failed).toBe(blocks);
+      for (let index = 0; index < failed; index++) {
+        expect(view.getUint32(20 + index * 8, true)).toBe(ERRORS.deadlineExceeded.code);
+      }
+      for (const reply of replies) if (reply !== late) expect(reply.header.count).toBe(blocks);
     }
-    client.send(loadFrame(99, header.id, region, keys, rowsFrom(hogs * blocks, blocks), 1));
-    const replies = [];
-    for (let reply = 0; reply <= hogs; reply++) replies.push((await client.next())!);
-    const late = replies.find((reply) => reply.header.tag === 99)!;
-    const view = new DataView(late.body.buffer, 32);
-    const failed = view.getUint32(0, true);
     expect(failed).toBeGreaterThan(0);
-    expect(late.header.count + failed).toBe(blocks);
-    for (let index = 0; index < failed; index++) {
-      expect(view.getUint32(20 + index * 8, true)).toBe(ERRORS.deadlineExceeded.code);
-    }
-    for (const reply of replies) if (reply !== late) expect(reply.header.count).toBe(blocks);
   });
 });
 

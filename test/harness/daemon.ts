@@ -22,7 +22,7 @@ import { eventually, within } from "./eventually.ts";
 
 export const ROOT = new URL("../..", import.meta.url).pathname;
 const MIB = 1024 * 1024;
-const START_MS = 60_000;
+const START_MS = 120_000;
 
 /** A tree of settings as in cairn.yaml. */
 export type Settings = Readonly<Record<string, unknown>>;
