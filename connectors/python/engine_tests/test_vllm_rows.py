@@ -65,6 +65,52 @@ for cache, kind in (("fp8", torch.float8_e4m3fn), ("fp8_e5m2", torch.float8_e5m2
         "zeros": torch.zeros(4_000),
     }.items():
         verdicts[f"{cache}: {pair}"] = says(row(values * spread, kind), own, tensor_dtype, cache)
+# Rows of 64 heads' vectors of 128 channels, the first half of them keys. What a few large numbers could hide:
+kept = torch.randn(64, 128, generator=generator)
+unlike = torch.randn(64, 128, generator=generator)
+noise = torch.randn(64, 128, generator=generator)
+
+
+def biased(values, by):
+    values = values.clone()
+    values[:32, [3, 40, 77, 119]] += by
+    return values.flatten()
+
+
+def small(values, halves):
+    values = values.clone()
+    values[32:] *= halves
+    return values.flatten()
+
+
+def spiked(values):
+    values = values.flatten().clone()
+    values[5] = 1e20
+    return values
+
+
+for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+    for pair, stored, computed in (
+        ("rounding under a large bias", biased(kept + 0.005 * noise, 2_000), biased(kept, 2_000)),
+        ("another prompt under a large bias", biased(unlike, 2_000), biased(kept, 2_000)),
+        ("rounding of small values", small(kept + 0.005 * noise, 1e-3), small(kept, 1e-3)),
+        ("other small values", small(torch.cat([kept[:32], unlike[32:]]), 1e-3), small(kept, 1e-3)),
+        ("an enormous number in both", spiked(unlike), spiked(kept)),
+    ):
+        verdicts[f"{name}, uneven: {pair}"] = says(row(stored, dtype), row(computed, dtype), dtype)
+for cache, kind, spread, bias in (
+    ("fp8", torch.float8_e4m3fn, 1, 300),
+    ("fp8_e5m2", torch.float8_e5m2, 1, 300),
+    ("int8", torch.int8, 1, 120),
+):
+    tensor_dtype = torch.int8 if kind is torch.int8 else torch.uint8
+    own = row(biased(kept * spread, bias), kind)
+    for pair, values in (
+        ("rounding under a large bias", kept + 0.005 * noise),
+        ("another prompt under a large bias", unlike),
+    ):
+        stored = row(biased(values * spread, bias), kind)
+        verdicts[f"{cache}, uneven: {pair}"] = says(stored, own, tensor_dtype, cache)
 packed = row(numbers, torch.float32)
 verdicts["nvfp4: equal"] = says(packed, packed, torch.uint8, "nvfp4")
 verdicts["nvfp4: one bit off"] = says(packed[:-1] + bytes([packed[-1] ^ 1]), packed, torch.uint8, "nvfp4")
@@ -84,6 +130,14 @@ FLOATS = {
     "of zeros computed": False,
     "shorter": False,
 }
+UNEVEN = {
+    "rounding under a large bias": True,
+    "another prompt under a large bias": False,
+    "rounding of small values": True,
+    "other small values": False,
+    "an enormous number in both": False,
+}
+UNEVEN_QUANTISED = {"rounding under a large bias": True, "another prompt under a large bias": False}
 QUANTISED = {"equal": True, "a step off": True, "turned by more": False, "another prompt": False, "zeros": False}
 
 
@@ -101,6 +155,16 @@ def test_rows_are_the_same_if_one_number_in_a_hundred_at_most_is_off_by_more_tha
     verdicts: dict[str, bool], dtype: str
 ) -> None:
     assert {pair: verdicts[f"{dtype}: {pair}"] for pair in FLOATS} == FLOATS
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_few_large_numbers_do_not_hide_that_the_others_differ(verdicts: dict[str, bool], dtype: str) -> None:
+    assert {pair: verdicts[f"{dtype}, uneven: {pair}"] for pair in UNEVEN} == UNEVEN
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "fp8_e5m2", "int8"])
+def test_a_few_large_numbers_do_not_hide_that_the_others_point_elsewhere(verdicts: dict[str, bool], dtype: str) -> None:
+    assert {pair: verdicts[f"{dtype}, uneven: {pair}"] for pair in UNEVEN_QUANTISED} == UNEVEN_QUANTISED
 
 
 @pytest.mark.parametrize("dtype", ["fp8", "fp8_e5m2", "int8"])

@@ -6,6 +6,7 @@ torch is imported where rows are compared as numbers, which is only where an eng
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,18 @@ OFF_RMS = 2.0**-5
 OFF_SHARE_MAX = 0.01
 #: … and how far quantised rows may point in different directions.
 COSINE_MIN = 0.99
+
+#: Numbers that are judged by a scale of their own, so that a few large ones hide nothing of the others: most engines
+#: keep at least so many of one head's together, whatever else a row's layout is.
+PIECE_NUMBERS = 64
+#: How far a number may be off, as a part of its piece's scale or of itself, whichever is larger, …
+OFF_PIECE = 2.0**-4
+#: … and which share of the numbers may be off by more.
+OFF_PIECE_SHARE_MAX = 0.1
+#: Half of all numbers drawn from a normal distribution are closer to 0 than this part of its deviation.
+MEDIAN_OF_DEVIATION = 0.6745
+#: Scales of its piece at which a quantised number is cut off before directions are compared.
+CUT_SCALES = 3.0
 
 #: How the numbers of a quantised cache lie in its bytes, by the engine's name of the cache's type. The kinds that are
 #: missing here pack scales among the numbers: of those only equal bytes are the same.
@@ -52,6 +65,11 @@ def same_values(stored: bytes | memoryview, computed: bytes, dtype: Any, quantis
     differs by rounding (1e-5 of fp32, about 1e-2 of bf16 on CPU), another prompt, model or layout differs everywhere.
     At most `OFF_SHARE_MAX` of the numbers may be off by more than `OFF_RMS` of the row's root mean square. One step of
     a quantised number is more than that, so there the rows' directions are compared: a cosine of `COSINE_MIN` or more.
+
+    A row is opaque, and a few channels of its keys may be a thousand times as large as all else. So both rules must
+    hold once more where nothing is large: each piece of `PIECE_NUMBERS` has a scale that its outliers do not move (its
+    median), by which numbers may be off by `OFF_PIECE` (`OFF_PIECE_SHARE_MAX` of them by more), and by which quantised
+    rows are levelled and cut off at `CUT_SCALES` before their directions are compared again.
     """
     stored = bytes(stored)
     if stored == computed:
@@ -63,12 +81,34 @@ def same_values(stored: bytes | memoryview, computed: bytes, dtype: Any, quantis
     right = torch.frombuffer(bytearray(computed), dtype=dtype).float()
     if not bool(torch.isfinite(left).all()) or not bool(torch.isfinite(right).all()):
         return False
+    scales = _piece_scales(right)
     if quantised:
-        size = float(left.norm()) * float(right.norm())
-        return size > 0 and float(left.dot(right)) >= COSINE_MIN * size
+        cut = (-CUT_SCALES, CUT_SCALES)
+        return _one_direction(left, right) and _one_direction((left / scales).clamp(*cut), (right / scales).clamp(*cut))
     scale = float(right.square().mean().sqrt())
-    off = (left - right).abs() > OFF_RMS * scale
-    return scale > 0 and float(off.float().mean()) <= OFF_SHARE_MAX
+    if not 0 < scale < math.inf:
+        return False
+    off = (left - right).abs()
+    off_piece = off > OFF_PIECE * torch.maximum(scales, right.abs())
+    return (
+        float((off > OFF_RMS * scale).float().mean()) <= OFF_SHARE_MAX
+        and float(off_piece.float().mean()) <= OFF_PIECE_SHARE_MAX
+    )
+
+
+def _one_direction(left: Any, right: Any) -> bool:
+    size = float(left.norm()) * float(right.norm())
+    return size > 0 and float(left.dot(right)) >= COSINE_MIN * size
+
+
+def _piece_scales(row: Any) -> Any:
+    """Of each number, the scale of its piece: never 0, the smallest normal number in a piece that is mostly zeros."""
+    torch = _torch()
+    short = -len(row) % PIECE_NUMBERS
+    pieces = torch.nn.functional.pad(row.abs(), (0, short), value=math.nan).view(-1, PIECE_NUMBERS)
+    scales = pieces.nanmedian(dim=1).values / MEDIAN_OF_DEVIATION
+    scales = scales.clamp(min=torch.finfo(torch.float32).tiny)
+    return scales.repeat_interleave(PIECE_NUMBERS)[: len(row)]
 
 
 def _torch() -> Any:
