@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -15,7 +16,7 @@ import pytest
 from daemon import eventually
 from node import Node
 
-from cairn_kv.adapters.identity import FINGERPRINT_BYTES
+from cairn_kv.adapters.identity import STRIPES_PER_FILE, pieces_read, weights_fingerprint
 from cairn_kv.verify.__main__ import write_in
 from cairn_kv.verify.engine import GAP_MAX, environment
 from engines import Engine, Output, difference, engine_python, prompt_of, same_bits, say, seeded
@@ -215,13 +216,17 @@ def test_the_operators_acceptance_test_passes_and_says_what_it_did(node: Node) -
 
 
 def retrain(weights: Path) -> None:
-    """Turns the signs of numbers in the middle of a file, which the fingerprint of its two ends does not see."""
+    """Turns the signs of numbers between the stripes of a file, which its fingerprint does not see."""
+    fingerprint = weights_fingerprint(weights)
     content = bytearray(weights.read_bytes())
-    middle = slice(FINGERPRINT_BYTES + 3 & -4, (len(content) - FINGERPRINT_BYTES) & -4)
-    assert middle.stop - middle.start > 1 << 19
-    for at in range(middle.start + 3, middle.stop, 8):
-        content[at] ^= 0x80
+    pieces = pieces_read(len(content), STRIPES_PER_FILE)
+    gaps = [range(left.stop + 3 & -4, right.start & -4) for left, right in itertools.pairwise(pieces)]
+    assert sum(map(len, gaps)) > 1 << 20
+    for gap in gaps:
+        for at in range(gap.start + 3, gap.stop, 8):
+            content[at] ^= 0x80
     weights.write_bytes(content)
+    assert weights_fingerprint(weights) == fingerprint
 
 
 def shared_prefixes(chance: random.Random, count: int) -> list[list[int]]:

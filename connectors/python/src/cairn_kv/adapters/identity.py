@@ -10,7 +10,6 @@ Imports neither an engine nor torch.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,12 @@ from cairn_kv.protocol import NamespaceDescriptor
 
 #: Bytes read from each end of a weight file for its fingerprint.
 FINGERPRINT_BYTES = 1 << 20
+#: Bytes of each of the stripes, evenly spaced, that are read between the ends, …
+STRIPE_BYTES = 64 << 10
+#: … how many there are of one file, …
+STRIPES_PER_FILE = 64
+#: … and of all files of a model, save that each has one: an engine's start waits for the fingerprint.
+STRIPES_MAX = 1_024
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
 
@@ -69,18 +74,38 @@ class Identity:
         return self.shards > 1 or rank == 0
 
 
-def weights_fingerprint(directory: Path) -> str:
-    """Names, sizes and both ends of the weight files of a local model directory; empty for a hub's name."""
-    if not directory.is_dir():
+def weights_fingerprint(model: Path) -> str:
+    """Names, sizes and parts (`pieces_read`) of a local model's weight files; empty for a hub's name.
+
+    ``model`` is a directory, or the one file that the model is. Two checkpoints of one training differ everywhere. What
+    differs between the stripes alone is left to the daemon's proof.
+    """
+    paths = [model] if model.is_file() else _weight_files(model)
+    if paths is None:
         return ""
+    stripes = max(1, min(STRIPES_PER_FILE, STRIPES_MAX // max(1, len(paths))))
     digest = hashlib.sha256()
-    for path in sorted(directory.iterdir()):
-        if path.suffix not in WEIGHT_SUFFIXES or not path.is_file():
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
+    for path in paths:
+        size_bytes = path.stat().st_size
+        digest.update(f"{path.name}\0{size_bytes}\0".encode())
         with path.open("rb") as file:
-            digest.update(file.read(FINGERPRINT_BYTES))
-            file.seek(max(0, size - FINGERPRINT_BYTES), os.SEEK_SET)
-            digest.update(file.read(FINGERPRINT_BYTES))
+            for piece in pieces_read(size_bytes, stripes):
+                file.seek(piece.start)
+                digest.update(file.read(piece.stop - piece.start))
     return digest.hexdigest()[:32]
+
+
+def pieces_read(size_bytes: int, stripes: int) -> list[slice]:
+    """The bytes of a weight file that its fingerprint reads: both ends and stripes between them; a small file whole."""
+    between = size_bytes - 2 * FINGERPRINT_BYTES
+    if between <= stripes * STRIPE_BYTES:
+        return [slice(0, size_bytes)]
+    starts = [FINGERPRINT_BYTES + number * between // stripes for number in range(stripes)]
+    ends = [slice(0, FINGERPRINT_BYTES), slice(size_bytes - FINGERPRINT_BYTES, size_bytes)]
+    return [ends[0], *(slice(start, start + STRIPE_BYTES) for start in starts), ends[1]]
+
+
+def _weight_files(directory: Path) -> list[Path] | None:
+    if not directory.is_dir():
+        return None
+    return [path for path in sorted(directory.iterdir()) if path.suffix in WEIGHT_SUFFIXES and path.is_file()]

@@ -38,8 +38,8 @@ HEAVY = Shape(layers=8, hidden=1_024, intermediate=2_816, heads=16, kv_heads=4, 
 #: A step of 512 tokens takes about 0.1 s there.
 MIDDLE = Shape(layers=4, hidden=512, intermediate=1_408, heads=8, kv_heads=2, head_size=64, positions=8_192)
 
-#: As small, but its weights are more than the fingerprint reads of both ends of their file.
-DEEP = Shape(layers=5)
+#: As small, but its weights are more than the fingerprint reads of their file.
+DEEP = Shape(layers=16)
 
 SHAPES = {"tiny": TINY, "deep": DEEP, "middle": MIDDLE, "heavy": HEAVY}
 

@@ -47,7 +47,7 @@ def identity_of(vllm_config: Any, kv_cache_config: Any, engine_version: str, mac
     page_bytes = int(spec.page_size_bytes)
     descriptor = NamespaceDescriptor(
         model=str(model.model),
-        revision=_revision(model),
+        revision=_revision(model, getattr(vllm_config, "load_config", None)),
         kv_dtype=str(spec.dtype).removeprefix("torch."),
         quant_scales=_has_scales(cache, spec),
         layout=_layout(cache, kv_cache_config, spec, machine),
@@ -116,14 +116,16 @@ def _ranks(parallel: Any, model: Any, kind: str) -> tuple[int, int]:
     return tensor * pipeline, tensor * pipeline
 
 
-def _revision(model: Any) -> str:
-    """What the model's name leaves open: revision, weights on this disk, dtype, quantization, configuration."""
+def _revision(model: Any, load: Any) -> str:
+    """What the model's name leaves open: revision, weights on this disk and how they are read, dtype, configuration."""
     config = getattr(model, "hf_config", None)
     to_json = getattr(config, "to_json_string", None)
     text = str(to_json(use_diff=False)) if to_json is not None else repr(config)
     parts = {
         "revision": str(getattr(model, "revision", None) or getattr(config, "_commit_hash", None) or ""),
         "weights": weights_fingerprint(Path(str(model.model))),
+        # `dummy` computes with weights of its own making.
+        "loadFormat": str(getattr(load, "load_format", "")),
         "dtype": str(getattr(model, "dtype", "")),
         "quantization": str(getattr(model, "quantization", None) or ""),
         "config": hashlib.sha256(text.encode()).hexdigest()[:16],
