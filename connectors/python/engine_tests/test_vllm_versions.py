@@ -62,12 +62,21 @@ TIER_READS = [
     ("vllm/v1/kv_offload/base.py", ("ReqContext",), {"req_id"}),
 ]
 #: The same where the tier does not serve older versions.
-TIER_SERVES_FROM = 26
+TIER_SERVES_FROM = 29
 TIER_READS_SERVING = [
     (
         "vllm/v1/kv_offload/config.py",
         ("OffloadingConfig",),
-        {"engine_id", "extra_config", "enable_kv_cache_events", "groups", "model", "cache", "parallel"},
+        {
+            "engine_id",
+            "extra_config",
+            "enable_kv_cache_events",
+            "groups",
+            "model",
+            "cache",
+            "parallel",
+            "kv_cache_layout",
+        },
     ),
     ("vllm/v1/kv_offload/config.py", ("OffloadingGroupConfig",), {"tokens_per_block"}),
     ("vllm/v1/kv_offload/config.py", ("OffloadingModelConfig",), {"name", "dtype"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,6 +61,7 @@ class Config:
     model: Model = Model()
     cache: Cache = Cache()
     parallel: Parallel = Parallel()
+    kv_cache_layout: str | None = "NHD"
     layout_of_tomorrow: str | None = None
 
 
@@ -90,6 +92,7 @@ def test_whatever_the_bytes_may_depend_on_makes_another_namespace(monkeypatch: p
         replace(config, groups=(Group(layer_names=("a", "c")),)),
         replace(config, cache=Cache(blocks_per_chunk=1)),
         replace(config, parallel=Parallel(tp_size=2, world_size=2)),
+        replace(config, kv_cache_layout="HND"),
         replace(config, layout_of_tomorrow="another"),
     ]
     descriptors = [described(config), *map(described, others)]
@@ -115,3 +118,11 @@ def test_an_engine_without_layers_is_not_served_and_no_text_is_too_long_for_the_
     with pytest.raises(NotServed, match="no layers"):
         described(Config(groups=()))
     assert len(described(Config(), revision="x" * 10_000).revision) < 1_024, "the daemon's bound of a text"
+
+
+def test_an_engine_that_does_not_tell_its_layout_is_not_served() -> None:
+    with pytest.raises(NotServed, match=r"lays out a chunk; a tier needs 0\.29"):
+        described(replace(Config(), kv_cache_layout=None))
+    before_029 = SimpleNamespace(**{name: fact for name, fact in vars(Config()).items() if name != "kv_cache_layout"})
+    with pytest.raises(NotServed, match="lays out a chunk"):
+        describe_chunks(before_029, 4_096, "", "0.28", "cpu")

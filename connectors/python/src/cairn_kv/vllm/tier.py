@@ -75,7 +75,7 @@ class CairnTier(SecondaryTierManager):
 
         config = getattr(self._offloading_spec, "config", None)
         if config is None:
-            raise NotServed("this version does not tell what it offloads; a tier needs 0.26")
+            raise NotServed("this version does not tell what it offloads; a tier needs 0.29")
         shape = self._primary_kv_view.shape
         assert shape is not None
         return describe_chunks(config, int(shape[1]), revision, str(vllm.__version__), _machine())

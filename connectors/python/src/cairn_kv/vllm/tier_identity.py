@@ -36,6 +36,9 @@ def describe_chunks(config: Any, row_bytes: int, revision: str, engine_version: 
     """
     if not config.groups:
         raise NotServed("no layers are offloaded")
+    if getattr(config, "kv_cache_layout", None) is None:
+        # Attention backends lay a block out differently, and nothing else of the configuration tells which one it is.
+        raise NotServed("the engine does not tell how it lays out a chunk; a tier needs 0.29")
     blocks = int(config.cache.blocks_per_chunk)
     block_tokens = max(int(group.tokens_per_block) for group in config.groups) * blocks
     dtype = str(config.model.dtype)
