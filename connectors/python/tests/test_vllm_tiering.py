@@ -16,6 +16,7 @@ from cairn_kv import Session
 from cairn_kv.adapters.counters import CairnStats
 from cairn_kv.adapters.identity import Identity
 from cairn_kv.adapters.proof import comparison_of
+from cairn_kv.vllm import tiering
 from cairn_kv.vllm.tier_link import ChunkRows, TierSession, fold_key
 from cairn_kv.vllm.tiering import Result, TierSide, Verdict
 from cairn_kv.vllm.worker import WorkerSide
@@ -206,6 +207,33 @@ def test_draining_waits_for_every_job_and_leaves_its_result_and_after_the_stop_n
     tier.side.stop()
     assert tier.side.lookup("b", keys[0]) is MISS, "also where the answer was known"
     assert not tier.end(tier.begin_store(keys)).success
+
+
+def test_a_job_without_chunks_ends_at_once(tier: Tier) -> None:
+    jobs = [tier.begin_store([]), tier.begin_load("a", [], [])]
+    assert [(result.job, result.success) for result in tier.side.finished()] == [(job, True) for job in jobs]
+
+
+def test_a_drain_that_takes_too_long_fails_what_is_under_way_and_ends_the_session(
+    own_daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiering, "DRAIN_SECONDS_MAX", 0.05)
+    tier = Tier(own_daemon, "drained")
+    try:
+        keys = keys_of("drained", 4)
+        assert tier.end(tier.begin_store(keys)).success
+        own_daemon.send(signal.SIGSTOP)
+        jobs = {tier.begin_store(keys_of("late", 4)), tier.begin_load("a", keys, [30, 31, 32, 33])}
+        tier.side.drain()
+        results = tier.side.finished()
+        assert {result.job for result in results} == jobs
+        assert not any(result.success for result in results)
+        assert not tier.session.connected, "nothing of it lands in the engine's memory any more"
+        assert tier.side.lookup("b", keys[0]) is MISS
+        assert not tier.end(tier.begin_store(keys)).success
+    finally:
+        own_daemon.send(signal.SIGCONT)
+        tier.close()
 
 
 def test_after_the_end_nothing_touches_the_engines_memory(tier: Tier) -> None:

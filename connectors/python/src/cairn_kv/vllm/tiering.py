@@ -50,6 +50,8 @@ KEYS_PER_REQUEST_MAX = 65_536
 PROOF_KEYS_MAX = 1_024
 #: How often drain() looks.
 DRAIN_SECONDS = 0.002
+#: How long it waits: an engine that resets its cache stands still meanwhile.
+DRAIN_SECONDS_MAX = 30.0
 
 
 class TierLink(Protocol):
@@ -238,11 +240,20 @@ class TierSide:
         return results
 
     def drain(self) -> None:
-        """Waits until every job has ended: each has a deadline, and a daemon that is lost ends all of them."""
+        """Waits until every job has ended. What has not within `DRAIN_SECONDS_MAX` fails, and the session with it."""
+        until = time.monotonic() + DRAIN_SECONDS_MAX
         results = self.finished()
-        while self._jobs:
+        while self._jobs and time.monotonic() < until:
             time.sleep(DRAIN_SECONDS)
             results += self.finished()
+        if self._jobs:
+            # A job that is told as failed must not copy any more.
+            self._stopped = True
+            self._side.close()
+            self._proving = None
+            for job in list(self._jobs.values()):
+                self._end(job, success=False)
+            results += self._results
         self._results = results
 
     def stop(self) -> None:
@@ -262,6 +273,9 @@ class TierSide:
         self._jobs[number] = job
         if self._stopped or len(folded) != len(job.keys):
             self._end(job, success=False)
+            return None
+        if not folded:
+            self._end(job, success=True)
             return None
         return job
 
