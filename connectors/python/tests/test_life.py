@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ from cairn_kv import (
     LookupDone,
     Session,
     StoreDone,
+    blocking,
     limits,
 )
 from cairn_kv.protocol import Flag, Operation, encode_cold
@@ -246,6 +248,39 @@ def test_a_look_up_that_is_not_answered_in_time_is_a_miss_and_its_late_answer_is
         answer_now.set()
         eventually("the late answer is counted", lambda: session.statistics().late_replies == 1)
         assert session.connected
+
+
+def test_a_job_that_is_given_up_waiting_for_ends_the_connection_and_what_is_written_later_is_not_seen(
+    fake: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "COMPLETION_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(blocking, "_GUARD_SECONDS", 0.0)
+    memories: list[int] = []
+
+    def script(peer: Peer) -> None:
+        while True:
+            frame = peer.read()
+            if frame.operation == Operation.REGISTER:
+                memories.append(frame.descriptor)
+                peer.send(register_reply(frame.tag, 1))
+
+    fake.script = script
+    with Session(fake.socket, "impatient", [descriptor()]) as session:
+        assert session.wait_connected(30.0)
+        window = session.create_window(4)
+        inbox: queue.SimpleQueue[Completion] = queue.SimpleQueue()
+        tag = session.submit_load(window, 5, 0, keys_of(1, 1), [0], deadline_ms=60_000, sink=inbox.put)
+        done = session.take(inbox, tag, 0.01)
+        assert isinstance(done, LoadDone)
+        assert done.error is not None
+        assert done.error.code == ErrorCode.DEADLINE_EXCEEDED
+        assert session.statistics().windows_renewed == 1
+        assert session.statistics().deadlines_exceeded == 1
+        os.pwrite(memories[0], b"late", window.offset_bytes)
+        assert bytes(window.row(0)[:4]) == bytes(4)
+        assert inbox.empty(), "the call ended once"
+    for memory in memories:
+        os.close(memory)
 
 
 def test_replies_that_come_byte_by_byte_are_put_together(fake: FakeDaemon) -> None:

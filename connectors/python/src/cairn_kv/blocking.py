@@ -259,7 +259,7 @@ class BlockingCalls(SubmitCalls):
         try:
             return inbox.get(timeout=seconds + patience)
         except queue.Empty:
-            call = self._link.forget(tag)
+            call = self._link.time_out(tag)
         if call is not None:
             self._link.statistics.deadlines_exceeded += 1
             call.fail(Failure(ErrorCode.DEADLINE_EXCEEDED, "the daemon did not answer in time"))

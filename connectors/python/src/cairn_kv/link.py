@@ -206,6 +206,20 @@ class Link:
         with self.lock:
             return self.pending.pop(tag, None)
 
+    def time_out(self, tag: int) -> Call | None:
+        """End the time of a call; the one that waited, which the caller must end.
+
+        A call that owns rows is not forgotten: its time is over now, so that the thread ends the connection, and then
+        the call, once its rows are safe.
+        """
+        with self.lock:
+            call = self.pending.get(tag)
+            if call is None or call.window is None:
+                return self.pending.pop(tag, None)
+            call.deadline = min(call.deadline, time.monotonic())
+        self.wake()
+        return None
+
     def wake(self) -> None:
         """Make the thread look at its deadlines now."""
         with self.lock, contextlib.suppress(OSError):
