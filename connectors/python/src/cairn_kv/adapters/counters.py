@@ -24,7 +24,6 @@ COUNTERS = {
     "preempted_requests": "Requests whose blocks the engine took away to make room.",
     "proofs": "Stored blocks of an earlier life that equalled the computed ones.",
     "proofs_failed": "Stored blocks of an earlier life that differed: their namespace was given up.",
-    "reconnects": "Times that the daemon was lost.",
     "hook_nanoseconds": "Time spent inside the connector's hooks.",
 }
 
