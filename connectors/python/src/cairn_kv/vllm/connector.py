@@ -196,9 +196,12 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
     # A worker's half.
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
-        """Takes the engine's tensors, proves their layout, and opens the window."""
+        """Takes the engine's tensors, proves their layout, and opens the window. An earlier call's is closed."""
         if self._identity is None:
             return
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
         try:
             self._worker = open_worker(
                 self._identity, self._kv_transfer_config.engine_id, self._options, kv_caches, self._stats

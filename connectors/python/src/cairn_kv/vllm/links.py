@@ -5,6 +5,7 @@ Completions are put into queues by the session's reader thread, so that a half t
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
@@ -36,10 +37,13 @@ class SchedulerSession:
         return self._session.epoch if self._session.connected else None
 
     def lookup(self, request: int, keys: bytes) -> int | None:
-        """Sends a look-up."""
+        """Sends a look-up; None without a daemon, or with too many calls under way."""
         if not self._session.connected:
             return None
-        return self._session.submit_lookup(request, keys, timeout_seconds=self._timeout_seconds)
+        try:
+            return self._session.submit_lookup(request, keys, timeout_seconds=self._timeout_seconds)
+        except CairnError:
+            return None
 
     def answers(self) -> list[Answer]:
         """Answered look-ups; an error is a miss."""
@@ -51,8 +55,9 @@ class SchedulerSession:
         self._session.end_request(request)
 
     def prove(self, key: bytes, same: bool) -> None:
-        """The verdict on a stored block."""
-        self._session.submit_prove(key, ok=same)
+        """The verdict on a stored block. One that cannot be sent is asked for again."""
+        with contextlib.suppress(CairnError):
+            self._session.submit_prove(key, ok=same)
 
 
 def _answer(done: LookupDone, epoch: str) -> Answer:

@@ -62,18 +62,20 @@ def open_worker(
     stride_bytes = -(-identity.row_bytes // ROW_ALIGNMENT_BYTES) * ROW_ALIGNMENT_BYTES
     rows = max(ROWS_MIN, int(options.window_bytes) // stride_bytes)
     session = _session(identity, engine_id, options, "worker", rank)
-    session.wait_connected(CONNECT_SECONDS)
     try:
+        session.wait_connected(CONNECT_SECONDS)
         _mind_memory(session, identity, tensors)
         adapter = _Adapter(identity, tensors)
         window = session.create_window(rows, stride_bytes=stride_bytes, adapter=adapter)
         copies = BlockRows(identity, tensors, _address(window.memory), stride_bytes)
         _prove(copies, adapter, window)
-    except (NotServed, CairnError, OSError) as error:
+        same = comparison_of(next(iter(tensors.values())).dtype, identity.cache_dtype)
+    except BaseException as error:
         session.close()
-        raise error if isinstance(error, NotServed) else NotServed(f"no window: {error}") from error
+        if isinstance(error, (CairnError, OSError, ValueError)):
+            raise NotServed(f"no window: {error}") from error
+        raise
     link = WorkerSession(session, window, identity, rank)
-    same = comparison_of(next(iter(tensors.values())).dtype, identity.cache_dtype)
     return WorkerSide(identity, rank, link, rows, copies, same, stats)
 
 

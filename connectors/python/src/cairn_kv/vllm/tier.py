@@ -66,7 +66,7 @@ class CairnTier(SecondaryTierManager):
         try:
             identity = self._describe(str(options.get("revision", "")))
             self._open(identity, offloading_spec, primary_kv_view, shared)
-        except (NotServed, CairnError, OSError) as reason:
+        except (NotServed, OSError) as reason:
             logger.warning("cairn: the tier stores and loads nothing: %s", reason)
 
     def _describe(self, revision: str) -> Identity:
@@ -81,7 +81,7 @@ class CairnTier(SecondaryTierManager):
         return describe_chunks(config, int(shape[1]), revision, str(vllm.__version__), _machine())
 
     def _open(self, identity: Identity, spec: Any, chunks: memoryview, options: Options) -> None:
-        """The session, its window and the thread that copies. Raises CairnError and OSError."""
+        """The session, its window and the thread that copies. Raises NotServed."""
         rows = max(ROWS_MIN, int(options.window_bytes) // identity.row_bytes)
         session = Session(
             options.socket or os.environ.get("CAIRN_SOCKET"),
@@ -90,15 +90,17 @@ class CairnTier(SecondaryTierManager):
             [identity.descriptor],
             engine=("vllm", identity.descriptor.engine_build.removeprefix("vllm ")),
         )
-        session.wait_connected(CONNECT_SECONDS)
         try:
+            session.wait_connected(CONNECT_SECONDS)
             window = session.create_window(rows)
-        except BaseException:
+            self._rows = ChunkRows(chunks, _address(window.memory), window.stride_bytes)
+            same = comparison_of(_dtype(spec.config.model.dtype))
+        except BaseException as error:
             session.close()
+            if isinstance(error, (CairnError, OSError, ValueError)):
+                raise NotServed(f"no window: {error}") from error
             raise
-        self._rows = ChunkRows(chunks, _address(window.memory), window.stride_bytes)
         link = TierSession(session, window, identity, options.lookup_timeout_ms / 1_000)
-        same = comparison_of(_dtype(spec.config.model.dtype))
         # Chunks are copied by the two methods that blocks are copied by.
         copier = WorkerSide(identity, 0, link, rows, self._rows, same, self._stats)  # type: ignore[arg-type]
         self._side = TierSide(link, copier, self._stats)
