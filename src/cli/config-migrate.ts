@@ -2,7 +2,7 @@
 import { kvbmGiven, readKvbm } from "../config/migrate/kvbm.ts";
 import {
   lmcacheFileGiven,
-  lmcacheFileOf,
+  lmcacheGiven,
   lmcacheVariablesGiven,
   readLmcache,
 } from "../config/migrate/lmcache.ts";
@@ -25,10 +25,10 @@ export function migrateConfig(parsed: ParsedArguments, flags: readonly string[])
   const workers = numberOption(parsed, "workers", 1, 1, WORKERS_MAX);
   if (!Number.isInteger(workers)) throw new UsageError("--workers: a whole number is needed");
   const env = environment ? process.env : {};
-  const given = [
-    ...(file === undefined ? lmcacheFileOf(env) : lmcacheFileGiven(readConfigFile(file), file)),
-    ...lmcacheVariablesGiven(env),
-  ];
+  const given =
+    file === undefined
+      ? lmcacheGiven(env)
+      : [...lmcacheFileGiven(readConfigFile(file), file), ...lmcacheVariablesGiven(env)];
   const readings: readonly Reading[] = [
     ...(file === undefined ? [] : [readLmcache(given, workers)]),
     readServer(serverGiven(flags)),

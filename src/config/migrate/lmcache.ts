@@ -20,6 +20,7 @@ import {
 import { absolutePath, awsBucketOf, bucketGroup, diskGroup, sharedGroup } from "./tiers.ts";
 
 const LMCACHE_PREFIX = "LMCACHE_";
+const FILE_VARIABLE = "LMCACHE_CONFIG_FILE";
 const EXTRA = "extra_config";
 const LOG_LEVELS: Readonly<Record<string, string>> = {
   DEBUG: "debug",
@@ -101,17 +102,26 @@ function fileFault(error: unknown): string {
 }
 
 /** What LMCACHE_CONFIG_FILE names; a file that cannot be read is one option with a fault. */
-export function lmcacheFileOf(env: Environment): Given[] {
-  const file = env["LMCACHE_CONFIG_FILE"];
+function lmcacheFileOf(env: Environment): Given[] {
+  const file = env[FILE_VARIABLE];
   if (file === undefined || file === "") return [];
   try {
     // A pipe could keep a start waiting for ever.
     if (!statSync(file).isFile()) throw new Error(`${file} is no plain file`);
     return lmcacheFileGiven(readConfigFile(file), file);
   } catch (error) {
-    const source = "LMCACHE_CONFIG_FILE";
+    const source = FILE_VARIABLE;
     return [{ name: source, value: file, source, fault: fileFault(error) }];
   }
+}
+
+/** All that an environment says: the file that it names, and the variables over it. */
+export function lmcacheGiven(env: Environment): Given[] {
+  const file = lmcacheFileOf(env);
+  // A file that could not be read has its line: none that says it was read as well.
+  const told = file.some(({ source }) => source === FILE_VARIABLE);
+  const variables = lmcacheVariablesGiven(env);
+  return [...file, ...variables.filter(({ name }) => !told || name !== FILE_VARIABLE)];
 }
 
 function readDram(draft: Draft, workers: number): void {

@@ -12,7 +12,7 @@ import type { Inheritance, InheritanceWarning, PoolFault } from "../inherit.ts";
 import { type ConfigSources, loadConfig } from "../load.ts";
 import { judge, type Judged, type Objection, saidBefore, unproven } from "./judge.ts";
 import { kvbmGiven, readKvbm } from "./kvbm.ts";
-import { lmcacheFileOf, lmcacheVariablesGiven, readLmcache } from "./lmcache.ts";
+import { lmcacheGiven, readLmcache } from "./lmcache.ts";
 import { type Group, type Note, type Reading, shown } from "./options.ts";
 
 function parentFault(path: string): string | undefined {
@@ -59,8 +59,7 @@ const unusable: Objection = ({ settings }) => {
 
 /** All that the environment says, a file of LMCache that it names included. */
 function readVariables(env: Readonly<Record<string, string | undefined>>): Reading {
-  const lmcache = [...lmcacheFileOf(env), ...lmcacheVariablesGiven(env)];
-  const readings = [readKvbm(kvbmGiven(env)), readLmcache(lmcache)];
+  const readings = [readKvbm(kvbmGiven(env)), readLmcache(lmcacheGiven(env))];
   return {
     groups: readings.flatMap(({ groups }) => groups),
     notes: readings.flatMap(({ notes }) => notes),
