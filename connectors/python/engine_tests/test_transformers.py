@@ -24,6 +24,8 @@ EXAMPLE = HERE.parent / "examples" / "transformers_prefix.py"
 JOB_SECONDS = 300.0
 BLOCK_TOKENS = 32
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512}
+#: Of transformers_process.py.
+EDITS = ["merge", "next up", "negate a column", "swap rows", "buffer"]
 LLAMA = {"model_type": "llama", **SMALL, "intermediate_size": 128, "num_key_value_heads": 2}
 
 
@@ -366,6 +368,25 @@ def test_what_the_keys_do_not_name_is_computed_without_the_daemon_and_said_once(
             assert child.do("save", ids=prompts[0])["tokens"] == 0
         assert len(child.do("log")["texts"]) == said + 1, how
         assert child.do("counters")["lookups"] == 2
+
+
+def test_a_digest_is_the_same_wherever_numbers_lie_and_in_whatever_pieces_and_another_with_each_edit(
+    child: Child,
+) -> None:
+    # An embedding of 2.5 MB: two whole pieces, and one that is not.
+    child.do("load", config={**LLAMA, "vocab_size": 20_001}, dtype="bfloat16")
+    digest = child.do("digest")
+    assert child.do("digest", pieces=32) == digest
+    child.do("shift")
+    assert child.do("digest") == digest
+    found = [digest]
+    for how in EDITS:
+        child.do("edit", how=how)
+        found.append(child.do("digest"))
+        assert child.do("digest", pieces=32) == found[-1]
+        child.do("put_back")
+        assert child.do("digest") == digest
+    assert len({str(one) for one in found}) == 1 + len(EDITS)
 
 
 def test_the_example_restores_a_common_beginning_in_its_own_run_and_in_later_ones(node: Node) -> None:

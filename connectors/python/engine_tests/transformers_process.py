@@ -12,16 +12,44 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from cairn_kv.transformers import CairnCache, PrefixStore
+from cairn_kv.transformers import CairnCache, PrefixStore, weights
 from cairn_kv.transformers.rows import BlockRows
 
 SCATTER = BlockRows.scatter
+
+
+def _merge(data: torch.Tensor) -> None:
+    data += 0.1 * torch.randn_like(data)  # As adapters are merged: of the parameter itself nothing is called.
+
+
+def _next_up(data: torch.Tensor) -> None:
+    last = data.view(-1)[-1:]
+    last.copy_(torch.nextafter(last, last + 1))
+
+
+def _negate_a_column(data: torch.Tensor) -> None:
+    data[:, 1].neg_()  # An even number of top bits, all at one place of eight bytes.
+
+
+def _swap_rows(data: torch.Tensor) -> None:
+    data.copy_(data.roll(1, 0))
+
+
+#: Writes to a tensor through its `.data`, which its version does not count: the place of the tensor, and what is done.
+EDITS: dict[str, tuple[str, Callable[[torch.Tensor], Any]]] = {
+    "merge": ("layers.0.self_attn.v_proj.weight", _merge),
+    "next up": ("layers.1.self_attn.k_proj.weight", _next_up),
+    "negate a column": ("layers.0.self_attn.k_proj.weight", _negate_a_column),
+    "swap rows": ("embed_tokens.weight", _swap_rows),
+    "buffer": ("rotary_emb.inv_freq", lambda data: data.mul_(0.5)),
+}
 
 
 class Said(logging.Handler):
@@ -140,6 +168,35 @@ class Jobs:
         else:
             assert how == "weights"
             self.disturb(0.1)
+        return {}
+
+    def edit(self, how: str) -> dict[str, Any]:
+        """Writes through a tensor's `.data`."""
+        place, write = EDITS[how]
+        owner, _, name = place.rpartition(".")
+        self.edited = getattr(self.model.model.get_submodule(owner), name)
+        self.unedited = self.edited.detach().clone()
+        write(self.edited.data)
+        return {"changed": not torch.equal(self.edited, self.unedited)}
+
+    def put_back(self) -> dict[str, Any]:
+        """Writes what the last edit overwrote."""
+        self.edited.data.copy_(self.unedited)
+        return {}
+
+    def digest(self, pieces: int = weights.CPU_PIECES) -> dict[str, Any]:
+        """The digest of the model's weights, with so many pieces of a tensor added up at once."""
+        usual, weights.CPU_PIECES = weights.CPU_PIECES, pieces
+        try:
+            return {"digest": weights.weights_digest(self.model)}
+        finally:
+            weights.CPU_PIECES = usual
+
+    def shift(self) -> dict[str, Any]:
+        """Moves each parameter's numbers to where they begin one number after the start of their memory."""
+        for parameter in self.model.parameters():
+            flat = parameter.detach().reshape(-1)
+            parameter.data = torch.cat([flat[:1], flat])[1:].view(parameter.shape)
         return {}
 
     def forget(self) -> dict[str, Any]:

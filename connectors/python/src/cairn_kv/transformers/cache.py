@@ -28,9 +28,10 @@ from cairn_kv.keys import chain_keys
 from cairn_kv.window import Window
 
 from .identity import describe
-from .probe import attention, examine, mark, unfit
+from .probe import attention, examine, unfit
 from .rows import BlockRows, Layers, LayoutProof
 from .transfer import PrefixTransfer, Scatter
+from .weights import mark
 
 log = logging.getLogger("cairn_kv.transformers")
 

@@ -1,4 +1,4 @@
-"""What only the loaded model itself can tell: shapes, weights, machine, and whether it is what it was.
+"""What only the loaded model itself can tell: shapes, machine, and whether it computes as it should.
 
 Shapes come from a forward pass of two tokens. A second pass with another second token shows that a token's keys and
 values do not depend on what comes after it, which is what a prefix cache rests on.
@@ -6,8 +6,6 @@ values do not depend on what comes after it, which is what a prefix cache rests 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,9 +15,8 @@ from transformers import DynamicCache
 from cairn_kv.adapters.identity import NotServed
 
 from .identity import SPREAD, Facts, LayerShape, check_layers, check_model
+from .weights import weights_digest
 
-#: Bytes of weights that are added up at once.
-CHUNK_BYTES = 16 << 20
 #: Steps of the dtype, at the size of the largest number, that two computations of one token may be apart.
 ROUNDING_STEPS = 4
 #: Hooks of these packages belong to the model; anybody else's may change what it computes.
@@ -108,48 +105,6 @@ def machine(devices: list[torch.device]) -> str:
         kinds = [f"{kind} {names} {torch.version.cuda}" if kind == "cuda" else kind for kind in kinds]
         precision += f" tf32 {torch.backends.cuda.matmul.allow_tf32}"
     return f"{', '.join(kinds)} {precision}"
-
-
-def weights_digest(model: Any) -> str:
-    """A digest of every parameter and buffer, names and shapes included; equal on each device. Raises NotServed.
-
-    Numbers are added up where they lie, as integers with a factor by position, so that the sums do not depend on
-    threads; SHA-256 goes over the sums. It tells versions of a model apart; it does not withstand forgery.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in _tensors(model):
-        if tensor.is_meta:
-            raise NotServed(f"{name} is not in memory: name the weights with weights=")
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        try:
-            flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-            sums = [_sum(flat[at : at + CHUNK_BYTES]) for at in range(0, flat.numel(), CHUNK_BYTES)]
-            digest.update(repr(torch.stack(sums).tolist() if sums else []).encode())
-        except (RuntimeError, NotImplementedError, TypeError) as error:
-            raise NotServed(f"{name} cannot be read ({error}): name the weights with weights=") from error
-    return digest.hexdigest()[:32]
-
-
-def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from sorted(model.named_parameters(), key=lambda entry: str(entry[0]))
-    yield from sorted(model.named_buffers(), key=lambda entry: str(entry[0]))
-
-
-def _sum(chunk: torch.Tensor) -> torch.Tensor:
-    padded = torch.zeros(-(-chunk.numel() // 8) * 8, dtype=torch.uint8, device=chunk.device)
-    padded[: chunk.numel()] = chunk
-    words = padded.view(torch.int64)
-    factors = torch.arange(1, 2 * words.numel(), 2, dtype=torch.int64, device=chunk.device)
-    return (words * factors).sum()
-
-
-def mark(model: Any) -> int:
-    """Changes when a parameter is replaced, moved or written to."""
-    return hash(tuple((name, tensor.data_ptr(), _version(tensor)) for name, tensor in model.named_parameters()))
-
-
-def _version(tensor: torch.Tensor) -> int:
-    return -1 if tensor.is_inference() else int(tensor._version)
 
 
 def unfit(model: Any) -> str | None:
