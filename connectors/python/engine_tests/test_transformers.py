@@ -355,7 +355,7 @@ def test_what_the_keys_do_not_name_is_computed_without_the_daemon_and_said_once(
     assert child.do("restore", ids=prompts)["tokens"] == 0
     assert child.do("counters")["lookups"] == 1
     assert len(child.do("log")["texts"]) == 5
-    for how in ("training", "hook", "attention", "weights"):
+    for how in ("training", "hook", "attention", "weights", "buffer"):
         child.do("load", model=str(model))
         child.do("open", socket=node.socket, weights=how)
         child.compute(prompts[0], 96)
@@ -368,6 +368,36 @@ def test_what_the_keys_do_not_name_is_computed_without_the_daemon_and_said_once(
             assert child.do("save", ids=prompts[0])["tokens"] == 0
         assert len(child.do("log")["texts"]) == said + 1, how
         assert child.do("counters")["lookups"] == 2
+
+
+@pytest.mark.parametrize("how", EDITS)
+def test_weights_that_are_written_to_through_their_data_are_noticed_and_a_new_store_serves_those_that_are_put_back(
+    node: Node, child: Child, model: Path, chance: random.Random, how: str
+) -> None:
+    prompt, other = prompt_of(chance, 100), prompt_of(chance, 100)
+    child.do("load", model=str(model))
+    child.do("open", socket=node.socket)
+    child.compute(prompt, 96)
+    assert child.do("restore", ids=prompt)["tokens"] == 96
+    assert child.do("edit", how=how) == {"changed": True}
+    for _ in range(2):
+        assert child.do("restore", ids=prompt)["tokens"] == 0
+        child.do("forward", ids=prompt, first=0)
+        assert child.do("save", ids=prompt)["tokens"] == 0
+    child.do("restore", ids=other)
+    child.do("forward", ids=other, first=0)
+    assert child.do("save", ids=other)["tokens"] == 0
+    texts = child.do("log")["texts"]
+    assert len(texts) == 1
+    assert "weights have changed" in texts[0]
+    # The cache at hand still holds what the other weights computed.
+    child.do("put_back")
+    assert child.do("save", ids=other)["tokens"] == 0
+    child.do("open", socket=node.socket)
+    child.compute(prompt, 96)
+    assert child.do("restore", ids=prompt)["tokens"] == 96
+    assert child.do("restore", ids=other)["tokens"] == 0
+    assert child.do("counters")["proofs_failed"] == 0
 
 
 def test_a_digest_is_the_same_wherever_numbers_lie_and_in_whatever_pieces_and_another_with_each_edit(
@@ -387,6 +417,36 @@ def test_a_digest_is_the_same_wherever_numbers_lie_and_in_whatever_pieces_and_an
         child.do("put_back")
         assert child.do("digest") == digest
     assert len({str(one) for one in found}) == 1 + len(EDITS)
+
+
+def test_weights_are_read_only_before_something_is_used_or_stored_and_never_where_the_caller_named_them(
+    node: Node, child: Child, model: Path, chance: random.Random
+) -> None:
+    prompt, later = prompt_of(chance, 100), prompt_of(chance, 100)
+    child.do("load", model=str(model))
+    child.do("open", socket=node.socket)
+
+    def read() -> int:
+        return int(child.do("counters")["weights_read"])
+
+    assert child.do("restore", ids=prompt)["tokens"] == 0
+    assert read() == 0
+    child.do("forward", ids=prompt, first=0)
+    assert child.do("save", ids=prompt)["tokens"] == 96
+    assert read() == 1
+    assert child.do("save", ids=prompt)["tokens"] == 96
+    assert read() == 1
+    assert child.do("restore", ids=prompt)["tokens"] == 96
+    assert read() == 2
+    node.kill()
+    child.compute(later, 96)
+    assert read() == 2
+    node.start()
+    child.do("open", socket=node.socket, weights="vouched for")
+    child.compute(prompt, 96)
+    child.do("edit", how="merge")
+    assert child.do("restore", ids=prompt)["tokens"] == 96
+    assert read() == 0
 
 
 def test_the_example_restores_a_common_beginning_in_its_own_run_and_in_later_ones(node: Node) -> None:

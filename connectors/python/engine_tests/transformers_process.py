@@ -165,6 +165,8 @@ class Jobs:
             self.model.model.layers[0].register_forward_hook(lambda _module, _given, output: output)
         elif how == "attention":
             self.model.set_attn_implementation("eager")
+        elif how == "buffer":
+            self.model.model.rotary_emb.inv_freq.mul_(0.5)
         else:
             assert how == "weights"
             self.disturb(0.1)

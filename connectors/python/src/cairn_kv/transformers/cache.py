@@ -31,7 +31,7 @@ from .identity import describe
 from .probe import attention, examine, unfit
 from .rows import BlockRows, Layers, LayoutProof
 from .transfer import PrefixTransfer, Scatter
-from .weights import mark
+from .weights import Weights
 
 log = logging.getLogger("cairn_kv.transformers")
 
@@ -66,7 +66,8 @@ class PrefixStore:
         socket: the daemon's; None: $CAIRN_SOCKET, else its default place.
         block_tokens: tokens of one block; only whole blocks are stored.
         cache_salt: stores with different salts share nothing.
-        weights: a name that stands for the weights; None: a digest of all of them, which reads them once.
+        weights: a name that stands for the weights, by which the caller vouches that they stay as they are; None: a
+            digest of all of them, which reads them now and each time before blocks are used or stored.
         window_bytes: memory shared with the daemon, through which blocks travel.
         timeout_seconds: bounds the jobs of each restore and of each save; a daemon that hangs may keep a save for as
             long as its own bound for a store (`engineApi.storeFillMs`, at most 10 s).
@@ -104,7 +105,8 @@ class PrefixStore:
         try:
             facts, dtype, devices = examine(model, weights)
             descriptor = describe(model, facts, block_tokens, cache_salt)
-            self._attention, self._mark = facts.attention, mark(model)
+            self._attention = facts.attention
+            self._weights = Weights(model, facts.weights if weights is None else None)
             self._rows = BlockRows(facts.shapes, dtype, devices, block_tokens)
             assert self._rows.row_bytes == descriptor.row_bytes
             self._session = Session(
@@ -151,8 +153,13 @@ class PrefixStore:
             self._session.close()
 
     def counters(self) -> dict[str, int]:
-        """What was counted since the start (`transfer.Counters`); empty if the model is not served."""
-        return {} if self.not_served is not None else self._transfer.counters.as_dict()
+        """What was counted since the start (`transfer.Counters`), and how often all weights were read since then.
+
+        Empty if the model is not served.
+        """
+        if self.not_served is not None:
+            return {}
+        return {**self._transfer.counters.as_dict(), "weights_read": self._weights.read}
 
     def generate(self, input_ids: torch.Tensor, *, attention_mask: torch.Tensor | None = None, **options: Any) -> Any:
         """What `model.generate` gives, with the prefix restored before it and what was computed saved after it.
@@ -185,8 +192,9 @@ class PrefixStore:
         reason = unfit(self.model)
         if reason is None and attention(self.model) != self._attention:
             reason = f"attention is computed by {attention(self.model)}, the store was made with {self._attention}"
-        if reason is None and mark(self.model) != self._mark:
-            reason = "the model's weights have changed since the store was made: make another"
+        return self._as_it_was(reason or self._weights.touched(self.model))
+
+    def _as_it_was(self, reason: str | None) -> bool:
         if reason is not None:
             self._say(f"not stored or loaded now: {reason}")
         return reason is None
@@ -211,10 +219,12 @@ class PrefixStore:
 
         with torch.no_grad():
             loaded = self._transfer.load(keys, begin)
-        return loaded.blocks, layers, loaded.proof_wanted
+            # Where nothing was found there is nothing to use, and the weights need not be read.
+            used = loaded.blocks if loaded.blocks > 0 and self._as_it_was(self._weights.differ(self.model)) else 0
+        return used, layers, loaded.proof_wanted
 
     def save(self, cache: DynamicCache, keys: Sequence[bytes], known: int, *, prove: bool) -> int | None:
-        """Prove a block if that is due, then store; blocks acknowledged, or None if the cache is another kind."""
+        """Prove a block if that is due, then store; blocks acknowledged, or None if they are not the namespace's."""
         layers = self._rows.layers_of(cache)
         if layers is None:
             self._say("not stored: the cache is not what the model fills for one sequence")
@@ -223,7 +233,15 @@ class PrefixStore:
         def gather(block: int, row: memoryview) -> None:
             self._rows.gather(layers, block, row)
 
+        if not prove and known == len(keys):
+            return known
+        if self._session is None or not self._session.connected:
+            # Decided before the weights are read: a daemon that comes now gets nothing that was not compared.
+            self._transfer.counters.stored_blocks_short += len(keys) - known
+            return known
         with torch.no_grad():
+            if not self._as_it_was(self._weights.differ(self.model)):
+                return None
             if prove:
                 self._prove(keys, gather)
             return self._transfer.save(keys, known, gather)

@@ -1,4 +1,10 @@
-"""Which weights a model computes with.
+"""Which weights a model computes with, and whether it still computes with those.
+
+A tensor's version counts only what is done to the tensor itself. `weight.data += delta`, which is how adapters are
+merged, leaves version and address as they were; so does a write through numpy or another view of the memory. Nothing
+short of reading every number notices, and a sample would miss the edit of a few rows. So weights whose identity is a
+digest are read again each time before a block is used or stored. Whoever names the weights vouches for them instead:
+then only addresses and versions are looked at.
 
 The digest: each MiB of a tensor is added up where it lies, as 32-bit integers that are multiplied by random odd factors
 of 64 bits by position, modulo 2^64; SHA-256 goes over the sums. Integers add up to the same on every device, in any
@@ -26,6 +32,42 @@ PIECE_WORDS = PIECE_BYTES // WORD_BYTES
 CPU_PIECES = 1
 DEVICE_PIECES = 32
 FACTORS_SEED = 1
+CHANGED = "the model's weights have changed since the store was made: make another"
+
+
+class Weights:
+    """The weights as they are when this is made. What has once been seen changed stays so.
+
+    Caches that were filled in between hold what the other weights computed, even when the first ones are put back.
+
+    Args:
+        model: the model.
+        digest: of its weights (`weights_digest`); None: the caller vouches for them.
+
+    """
+
+    def __init__(self, model: Any, digest: str | None) -> None:
+        self.read = 0
+        """How often all of them were read since."""
+        self._digest = digest
+        self._mark = _mark(model)
+        self._changed = False
+
+    def touched(self, model: Any) -> str | None:
+        """Why the weights are not these, as far as it shows without reading them; None if nothing shows."""
+        self._changed = self._changed or _mark(model) != self._mark
+        return CHANGED if self._changed else None
+
+    def differ(self, model: Any) -> str | None:
+        """Why the weights are not these, number by number; None if they are. Vouched for, nothing is read."""
+        if self._digest is None or self._changed:
+            return self.touched(model)
+        self.read += 1
+        try:
+            self._changed = weights_digest(model) != self._digest
+        except NotServed as error:
+            return str(error)
+        return CHANGED if self._changed else None
 
 
 def weights_digest(model: Any) -> str:
@@ -79,9 +121,8 @@ def _factors(device: torch.device) -> torch.Tensor:
     return (drawn | 1).to(device)
 
 
-def mark(model: Any) -> int:
-    """Changes when a parameter is replaced, moved or written to."""
-    return hash(tuple((name, tensor.data_ptr(), _version(tensor)) for name, tensor in model.named_parameters()))
+def _mark(model: Any) -> int:
+    return hash(tuple((name, tensor.data_ptr(), _version(tensor)) for name, tensor in _tensors(model)))
 
 
 def _version(tensor: torch.Tensor) -> int:
