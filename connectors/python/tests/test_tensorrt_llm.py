@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
 import os
 import pickle
 import random
@@ -15,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ from cairn_kv.completions import CancelDone, FailedBlock, LoadDone  # noqa: E402
 from cairn_kv.errors import ErrorCode  # noqa: E402
 from cairn_kv.tensorrt_llm import connector, scheduler  # noqa: E402
 from cairn_kv.tensorrt_llm.chain import BlockChain, salt_of  # noqa: E402
-from cairn_kv.tensorrt_llm.identity import PoolFacts, identity_of  # noqa: E402
+from cairn_kv.tensorrt_llm.identity import PoolFacts, identity_of, text_only  # noqa: E402
 from cairn_kv.tensorrt_llm.mailbox import Cell, Mirror  # noqa: E402
 from cairn_kv.tensorrt_llm.metadata import Step  # noqa: E402
 from cairn_kv.tensorrt_llm.options import Options  # noqa: E402
@@ -770,7 +771,7 @@ def test_requests_with_more_than_tokens_and_salt_are_not_served(
     daemon: Daemon, start: Start, prompt: Prompt, over: dict[str, Any]
 ) -> None:
     tokens = prompt(3 * BLOCK_TOKENS + 1)
-    engine = start(daemon)
+    engine = start(daemon, by_group=True)
     engine.run(tokens)
     stored(engine, 3)
     asked = engine.scheduler.counters()["lookups"]
@@ -780,6 +781,86 @@ def test_requests_with_more_than_tokens_and_salt_are_not_served(
     assert engine.scheduler.counters()["lookups"] == asked
     (said,) = trtllm_engine.LOG
     assert said.endswith(f"requests with {next(iter(over))} are not served")
+
+
+def model(directory: Path, **config: Any) -> str:
+    """A model's directory with this configuration."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], **config}))
+    return str(directory)
+
+
+OTHER_INPUTS: list[dict[str, Any]] = [
+    {"vision_config": {"depth": 2}},
+    {"embd_layer": {"image_embd_layer": {}}},
+    {"parts": [{"audio_token_id": 3}]},
+    {"model_type": "some_vision"},
+    {"architectures": ["LlavaForConditionalGeneration"]},
+    {"architectures": []},
+    {"is_encoder_decoder": True},
+]
+
+
+@pytest.mark.parametrize("config", OTHER_INPUTS)
+def test_a_model_that_may_take_more_than_text_is_served_only_where_requests_show_it(
+    daemon: Daemon, start: Start, prompt: Prompt, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    arguments = llm_args(model=model(tmp_path, **config))
+    tokens = prompt(3 * BLOCK_TOKENS + 1)
+    newer = start(daemon, arguments, by_group=True)
+    newer.run(tokens)
+    stored(newer, 3)
+    trtllm_engine.LOG.clear()
+    older = start(daemon, arguments)
+    warm(older)
+    assert matched(older, tokens) == 0
+    assert matched(older, tokens, py_multimodal_data={"image": 1}) == 0
+    assert older.scheduler.counters() == {}
+    (said,) = trtllm_engine.LOG
+    assert "do not show images" in said
+
+
+def test_a_model_whose_configuration_cannot_be_read_is_not_taken_for_one_of_text(tmp_path: Path) -> None:
+    assert text_only(llm_args())
+    assert not text_only(llm_args(model="nobody/has-this"))
+    assert not text_only(llm_args(model=str(tmp_path)))
+    for wrong in ("", "[]", "{", '{"architectures": 1}'):
+        (tmp_path / "config.json").write_text(wrong)
+        assert not text_only(llm_args(model=str(tmp_path)))
+
+
+def test_a_hubs_model_is_described_by_its_files_in_the_hubs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looked_up(name: str, file: str, revision: str | None) -> str | None:
+        return str(tmp_path / revision / file) if name == "hub/model" and revision else None
+
+    hub = ModuleType("huggingface_hub")
+    vars(hub)["try_to_load_from_cache"] = looked_up
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    model(tmp_path / "one")
+    model(tmp_path / "two", rope_scaling={"factor": 2})
+    one, two = (llm_args(model="hub/model", revision=name) for name in ("one", "two"))
+    assert text_only(one)
+    assert not text_only(llm_args(model="hub/model", revision=None))
+    revisions = [json.loads(identity_of(args, FACTS, "1", "m").descriptor.revision) for args in (one, two)]
+    assert revisions[0]["computing"] != revisions[1]["computing"]
+
+
+def test_requests_that_want_the_prompts_logits_are_not_loaded_where_they_show_it(
+    daemon: Daemon, start: Start, prompt: Prompt
+) -> None:
+    tokens = prompt(3 * BLOCK_TOKENS + 1)
+    newer = start(daemon, by_group=True)
+    newer.run(tokens)
+    stored(newer, 3)
+    assert matched(newer, tokens, py_return_context_logits=True) == 0
+    assert matched(newer, tokens) == 3 * BLOCK_TOKENS
+    older = start(daemon)
+    warm(older)
+    assert matched(older, tokens, return_context_logits=True) == 0
+    # Asked from C++ it does not show; its logits then begin where they do with the engine's own reuse.
+    assert matched(older, tokens, py_return_context_logits=True) == 3 * BLOCK_TOKENS
 
 
 def test_the_counters_go_to_the_engines_log_while_they_change(
@@ -802,16 +883,16 @@ def test_requests_that_do_not_show_what_decides_are_not_served(hidden: str) -> N
     for name in [hidden, "cache_salt_id"] if hidden == "cache_salt" else [hidden]:
         delattr(request, name)
     with pytest.raises(NotServed):
-        salt_of(request)
+        salt_of(request, text_only=True)
 
 
 def test_a_salt_that_is_only_a_number_is_told_apart_too() -> None:
     salts = {
-        salt_of(Request(1, [1], cache_salt=salt, cache_salt_id=number))
+        salt_of(Request(1, [1], cache_salt=salt, cache_salt_id=number), text_only=False)
         for salt, number in [(None, None), (None, 1), (None, 2), ("1", 1), ("2", 1)]
     }
     assert len(salts) == 5
-    assert salt_of(Request(1, [1], py_multimodal_data={})) == ""
+    assert salt_of(Request(1, [1], py_multimodal_data={}), text_only=False) == ""
 
 
 def test_keys_are_the_same_however_the_tokens_come(chance: random.Random) -> None:
@@ -974,6 +1055,22 @@ def test_what_changes_a_blocks_bytes_changes_the_namespace() -> None:
     ]
     assert len({digest(), *others}) == len(others) + 1
     assert digest(tensor_parallel_size=2, enable_attention_dp=True) == digest()
+
+
+def test_files_of_a_model_that_change_a_blocks_bytes_change_the_namespace(tmp_path: Path) -> None:
+    def digest(**over: Any) -> str:
+        return str(identity_of(llm_args(model=str(tmp_path), **over), FACTS, "1", "m").descriptor)
+
+    seen = [digest()]
+    model(tmp_path)
+    seen.append(digest())
+    model(tmp_path, rope_scaling={"factor": 2})
+    seen.append(digest())
+    (tmp_path / "hf_quant_config.json").write_text('{"kv_cache_quant_algo": "FP8"}')
+    seen.append(digest())
+    seen.append(digest(load_format="dummy"))
+    assert len(set(seen)) == 5
+    assert digest() == seen[3]
 
 
 def test_options_are_read_from_the_environment_and_a_wrong_one_is_named() -> None:

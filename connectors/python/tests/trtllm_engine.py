@@ -14,11 +14,14 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 BLOCK_TOKENS = 32
 ROW_BYTES = 4_096
+#: A directory with the configuration of a model of text.
+MODEL = Path(__file__).resolve().parent / "text_model"
 
 
 @dataclass
@@ -163,7 +166,7 @@ def llm_args(**over: Any) -> SimpleNamespace:
         **over.pop("cache", {}),
     }
     fields: dict[str, Any] = {
-        "model": "tiny/model",
+        "model": str(MODEL),
         "dtype": "bfloat16",
         "tensor_parallel_size": 1,
         "pipeline_parallel_size": 1,
@@ -178,10 +181,18 @@ def llm_args(**over: Any) -> SimpleNamespace:
 
 
 class Request(SimpleNamespace):
-    """The fields of the engine's request that a connector may read."""
+    """The fields of the engine's request that a connector may read, as its PyTorch half has them."""
 
     def __init__(self, request_id: int, tokens: Sequence[int], **over: Any) -> None:
-        fields = {"lora_task_id": None, "multimodal_hashes": None, "cache_salt": None, "cache_salt_id": None}
+        fields = {
+            "lora_task_id": None,
+            "multimodal_hashes": None,
+            "cache_salt": None,
+            "cache_salt_id": None,
+            "return_context_logits": False,
+            "py_return_context_logits": False,
+            "py_multimodal_data": None,
+        }
         super().__init__(request_id=request_id, all_tokens=list(tokens), prompt_len=len(tokens), **{**fields, **over})
         self.asked = 0
         self.position = 0
@@ -191,6 +202,18 @@ class Request(SimpleNamespace):
     def get_tokens(self, beam: int) -> list[int]:
         assert beam == 0
         return list(self.all_tokens)
+
+
+class BoundRequest:
+    """A request as it comes back out of C++, which is how the older manager asks: what Python added is not there."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("py_"):
+            raise AttributeError(name)
+        return getattr(self._request, name)
 
 
 def block_bytes(tokens: Sequence[int], ordinal: int, shard: int, weights: str) -> bytes:
@@ -260,6 +283,8 @@ class Engine:
         self.per_chunk = bool(settings.get("per_chunk", False))
         self.covers = settings.get("covers")
         self.by_group = bool(settings.get("by_group", False))
+        #: Of the two cache managers only the newer one does any of these; it asks with the whole request.
+        self.newer = self.by_group or self.per_chunk or self.covers is not None
         self.passed = set(settings.get("passed", ()))
         blocks = int(settings.get("blocks", 64))
         MPI.restart()
@@ -335,7 +360,8 @@ class Engine:
     def ask(self, request: Request, computed: int = 0) -> None:
         request.asked += 1
         assert request.asked == 1
-        answer = self.scheduler.get_num_new_matched_tokens(request, computed)
+        seen = request if self.newer else BoundRequest(request)
+        answer = self.scheduler.get_num_new_matched_tokens(seen, computed)
         tokens, asynchronous = int(answer[0]), answer[1]
         assert asynchronous is False
         assert tokens % BLOCK_TOKENS == 0

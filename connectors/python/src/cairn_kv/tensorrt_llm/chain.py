@@ -9,6 +9,10 @@ What else decides, and can be seen on the request, is the cache salt. It goes in
 adapter (the engine numbers adapters, and a number says nothing about weights), with multimodal inputs, positions or
 embeddings of its own, or with an encoder is not served at all; neither is one of an engine whose requests do not show
 these fields, for a key that leaves something out finds the blocks of another prompt.
+
+The older cache manager asks from C++, and what comes out of there is the request's C++ half: what Python keeps beside
+it (``py_…``) is not there, multimodal data among it, of which the C++ half has a hash only if the engine made one. So
+a request without its Python half is served only if the model is known to take nothing but text.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ FOREIGN_FIELDS = (
     "position_ids",
     "encoder_tokens",
     "py_multimodal_data",
+    "py_encoder_input_features",
 )
 #: Of each group one name must be there, or the engine has renamed what must be seen.
 SEEN_FIELDS = (
@@ -40,13 +45,22 @@ SEEN_FIELDS = (
     ("multimodal_hashes", "multimodal_embedding"),
     ("cache_salt", "cache_salt_id"),
 )
+#: The same, unless the model takes nothing but text.
+SEEN_FIELD_OTHER_INPUTS = "py_multimodal_data"
 
 
-def salt_of(request: Any) -> str:
-    """What distinguishes the request's blocks beside its tokens. Raises NotServed."""
+def salt_of(request: Any, *, text_only: bool) -> str:
+    """What distinguishes the request's blocks beside its tokens. Raises NotServed.
+
+    ``text_only``: the model is known to take nothing but text (identity.py).
+    """
     for names in SEEN_FIELDS:
         if not any(hasattr(request, name) for name in names):
             raise NotServed(f"requests of this engine do not show {' or '.join(names)}")
+    if not text_only and not hasattr(request, SEEN_FIELD_OTHER_INPUTS):
+        raise NotServed(
+            "requests of this engine do not show images, and the model's config.json is not one of text alone"
+        )
     for name in FOREIGN_FIELDS:
         value = getattr(request, name, None)
         empty = value is None or (isinstance(value, (dict, list, tuple)) and not value)

@@ -21,7 +21,7 @@ from cairn_kv import CairnError, Session, Window
 from cairn_kv.adapters.counters import CairnStats
 from cairn_kv.adapters.identity import Identity, NotServed
 
-from .identity import attention_dp, identity_of, world_of
+from .identity import attention_dp, identity_of, text_only, world_of
 from .metadata import Step
 from .options import Options
 from .pool import BlockPool, pool_of_layout, pool_of_tensor
@@ -95,7 +95,9 @@ class CairnScheduler(_SchedulerBase):  # type: ignore[misc]
             session.close()
             raise
         self._session, self._staging = session, Staging(session, window, identity)
-        self._side = SchedulerSide(identity, session, self._staging, options, store_rows, self.stats)
+        self._side = SchedulerSide(
+            identity, session, self._staging, options, store_rows, self.stats, text_only=text_only(self._llm_args)
+        )
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int, *_newer: Any) -> tuple[int, bool]:
         """Tokens that lie in this engine's memory beyond those that it has. Never asynchronous."""

@@ -1,8 +1,9 @@
 """What makes a block of this engine the same block in another process.
 
-As everywhere (`cairn_kv.adapters.identity`): engines with equal descriptors may read each other's bytes, so everything
-that changes a block's bytes stands in the descriptor, and what cannot be told for certain is `NotServed`. Only
-attributes of the engine's arguments are read, so that this works with any version and imports neither engine nor torch.
+As everywhere (`cairn_kv.adapters.identity`): two engines with equal descriptors may read each other's bytes, so
+everything that changes a block's bytes stands in the descriptor, and what cannot be told for certain is `NotServed`.
+Only attributes of the engine's arguments are read, and files of the model, so that this works with any version and
+imports neither engine nor torch.
 
 Tensor-parallel ranks hold different heads: shards of one block. With MLA all of them hold the same bytes, of which the
 first stores one copy and all load it. Under attention data parallelism each rank is an engine of its own.
@@ -11,7 +12,9 @@ first stores one copy and all load it. Under attention data parallelism each ran
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,19 @@ from cairn_kv.adapters.identity import Identity, NotServed, weights_fingerprint
 from .chain import ALGORITHM, KEY_BYTES
 
 #: Arguments that decide how keys and values are computed.
-COMPUTING_FIELDS = ("dtype", "quant_config", "attn_backend", "model_kwargs", "revision", "sparse_attention_config")
+COMPUTING_FIELDS = (
+    "dtype",
+    "quant_config",
+    "attn_backend",
+    "model_kwargs",
+    "revision",
+    "sparse_attention_config",
+    "load_format",
+)
+#: Files of the model that decide the same.
+COMPUTING_FILES = ("config.json", "hf_quant_config.json")
+#: Parts of names in a model's configuration that speak of inputs other than text.
+OTHER_INPUTS = ("vision", "visual", "image", "video", "audio", "speech", "multimodal", "modality", "mm_")
 
 
 @dataclass(frozen=True)
@@ -100,12 +115,58 @@ def _check(llm_args: Any, facts: PoolFacts) -> None:
         raise NotServed(f"{facts.blocks} blocks of {facts.row_bytes} bytes")
 
 
+def text_only(llm_args: Any) -> bool:
+    """Whether the model is known to take nothing but text: its configuration is there, and names nothing else."""
+    try:
+        config = json.loads((_model_directory(llm_args) / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    if not isinstance(config, dict) or config.get("is_encoder_decoder"):
+        return False
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures:
+        return False
+    if not all(str(name).endswith("ForCausalLM") for name in architectures):
+        return False
+    names = (*_names_in(config), str(config.get("model_type", "")), *map(str, architectures))
+    return not any(part in name.lower() for name in names for part in OTHER_INPUTS)
+
+
+def _names_in(value: Any) -> Iterator[str]:
+    for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(name, str):
+            yield name
+        if isinstance(inner, (dict, list)):
+            yield from _names_in(inner)
+
+
+def _model_directory(llm_args: Any) -> Path:
+    """Where the model's files lie; for a hub's name the place in the hub's cache, if it is there."""
+    model = Path(str(llm_args.model))
+    if model.is_dir():
+        return model
+    try:
+        hub = importlib.import_module("huggingface_hub")
+        revision = getattr(llm_args, "revision", None)
+        found = hub.try_to_load_from_cache(str(llm_args.model), "config.json", revision=revision)
+    except (ImportError, ValueError):  # Without the hub's client, or a name that cannot be one of the hub's.
+        return model
+    return Path(found).parent if isinstance(found, str) else model
+
+
 def _revision(llm_args: Any) -> str:
-    """What the model's name leaves open: weights on this disk, and how it is computed."""
+    """What the model's name leaves open: its files on this disk, and how it is computed."""
     computing = {name: repr(getattr(llm_args, name, None)) for name in COMPUTING_FIELDS}
-    text = json.dumps(computing, sort_keys=True)
+    directory = _model_directory(llm_args)
+    for name in COMPUTING_FILES:
+        path = directory / name
+        computing[name] = _digest(path.read_bytes()) if path.is_file() else ""
     parts = {
-        "weights": weights_fingerprint(Path(str(llm_args.model))),
-        "computing": hashlib.sha256(text.encode()).hexdigest()[:32],
+        "weights": weights_fingerprint(directory),
+        "computing": _digest(json.dumps(computing, sort_keys=True).encode()),
     }
     return json.dumps(parts, sort_keys=True, separators=(",", ":"))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]

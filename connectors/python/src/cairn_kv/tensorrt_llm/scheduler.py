@@ -96,14 +96,17 @@ class SchedulerSide:
         options: Options,
         store_rows: int,
         stats: CairnStats,
+        *,
+        text_only: bool,
     ) -> None:
-        """``store_rows``: rows of each rank's window."""
+        """``store_rows``: rows of each rank's window. ``text_only``: the model takes nothing but text."""
         self._identity = identity
         self._link = link
         self._staging = staging
         self._options = options
         self._store_rows = store_rows
         self._stats = stats
+        self._text_only = text_only
         self._trackers: dict[int, Tracker] = {}
         self._refused: set[str] = set()
         self._proving: _Proving | None = None
@@ -121,7 +124,7 @@ class SchedulerSide:
         self._settle()
         self.forget(request.request_id)
         try:
-            chain = BlockChain(self._identity.block_tokens, salt_of(request))
+            chain = BlockChain(self._identity.block_tokens, salt_of(request, text_only=self._text_only))
         except NotServed as reason:
             self._say_once(str(reason))
             return 0
@@ -366,5 +369,9 @@ def _paged(block_ids: Sequence[int]) -> list[int]:
 
 
 def _wants_logits(request: Any) -> bool:
-    """Whether the request's answer needs every position to be computed."""
+    """Whether the request's answer needs every position to be computed, as far as the request shows it.
+
+    Asked by the older cache manager it does not: the C++ half is always told no. Then the logits begin behind what was
+    loaded, as they begin behind what the engine's own reuse finds.
+    """
     return any(getattr(request, name, False) for name in ("return_context_logits", "py_return_context_logits"))
