@@ -988,6 +988,33 @@ def test_a_proof_whose_step_ran_no_forward_pass_is_made_by_a_later_request(
         node.remove()
 
 
+def test_a_proof_in_a_step_that_was_never_shown_is_made_by_a_later_request(start: Start, prompt: Prompt) -> None:
+    node = Daemon({"engineApi": {"proof": "required"}}).start()
+    try:
+        tokens = prompt(2 * BLOCK_TOKENS + 1)
+        first = start(node, llm_args(tensor_parallel_size=2), ranks=2)
+        first.run(tokens)
+        stored(first, 2)
+        first.close()
+        second = start(node, llm_args(tensor_parallel_size=2), ranks=2)
+        warm(second)
+        lost = second.add(tokens)
+        second.prepare(lost)
+        second.show()
+        assert isinstance(second.last_step, Step)
+        assert len(second.last_step.proofs) == 1
+        second.finish(lost)
+
+        def found() -> bool:
+            return matched(second, tokens) == 2 * BLOCK_TOKENS
+
+        eventually("the proof is made", found)
+        assert second.scheduler.counters()["proofs"] == 1
+        assert free_rows(second) == second.staging._window.blocks
+    finally:
+        node.remove()
+
+
 def test_without_credit_nothing_is_stored_although_a_proof_takes_a_row_beyond_it(start: Start, prompt: Prompt) -> None:
     node = Daemon({"engineApi": {"proof": "required"}}).start()
     try:

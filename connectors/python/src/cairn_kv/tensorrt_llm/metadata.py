@@ -61,13 +61,15 @@ class Step:
     """One step's work. ``serial`` grows with each step: the engine may show the same step twice, or leave one out.
 
     ``loads_before`` and ``rows_before`` are the sums of all steps before it: plans to load, and rows out of each rank's
-    credit. So a rank that was never shown a step knows what it has missed.
+    credit. ``proof_before`` is the number of the last proof in them. So a rank that was never shown a step knows what it
+    has missed.
     """
 
     serial: int
     source: Source | None = None
     loads_before: int = 0
     rows_before: int = 0
+    proof_before: int = 0
     loads: list[LoadPlan] = field(default_factory=list)
     stores: list[StorePlan] = field(default_factory=list)
     proofs: list[ProofPlan] = field(default_factory=list)

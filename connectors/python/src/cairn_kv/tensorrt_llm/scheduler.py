@@ -115,6 +115,8 @@ class SchedulerSide:
         #: Of all steps so far: plans to load, and rows out of each rank's credit.
         self._loads = 0
         self._rows = 0
+        #: Number of the last proof that a step asked for.
+        self._proof = 0
         self._logged = time.monotonic()
 
     # What the engine asks, once per request.
@@ -164,7 +166,7 @@ class SchedulerSide:
         self._serial += 1
         # A rank that maps a new memory lets those before it go, but for what has been answered and not yet loaded.
         kept = set() if self._staging.ready() else {one.loaded.memory for one in self._trackers.values() if one.loaded}
-        step = Step(self._serial, self._staging.source(tuple(kept)), self._loads, self._rows)
+        step = Step(self._serial, self._staging.source(tuple(kept)), self._loads, self._rows, self._proof)
         for data in output.new_requests:
             self._follow(data, step, new=True)
         for data in output.cached_requests:
@@ -320,7 +322,7 @@ class SchedulerSide:
             return
         offsets = [self._staging.offset(row) for row in rows]
         step.proofs.append(ProofPlan(proving.number, proving.staged.memory, offsets, tracker.block_ids[depth - 1]))
-        proving.sent = True
+        proving.sent, self._proof = True, proving.number
 
     def _settle(self) -> None:
         self._staging.settle()

@@ -8,8 +8,8 @@ Talking to the daemon is left to one thread: it waits until a step's blocks have
 the window's rows of the same numbers, and offers them. A row is free again when the daemon has ended with it, or at
 once if there is none; either way the rank says so in the mailbox, which is what paces the scheduler.
 
-The engine may show a step twice, and may run no forward pass for one. So a step's loads are done once, and what it was
-to store is let go when the next one comes.
+The engine may show a step twice, may leave one out, and may run no forward pass for one. So a step's loads are done
+once, and what it was to store or to prove is let go when the next one comes.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class WorkerSide:
         self._mirror = Mirror(rank)
         self._serial = 0
         self._loads = 0
+        #: Number of the last proof that was shown, or is known to be missed.
+        self._proof = 0
         self._unsaved: Step | None = None
         # Below: shared with the other threads, under the lock.
         self._lock = threading.Lock()
@@ -89,6 +91,9 @@ class WorkerSide:
         self._unsaved = step
         self._mirror.follow(step.source)
         self._account(step)
+        if step.proof_before != self._proof:  # The scheduler waits for a verdict on it, and begins no other before.
+            self._verdict(step.proof_before, Verdict.UNKNOWN)
+        self._proof = step.proofs[-1].number if step.proofs else step.proof_before
         for load in step.loads:
             offsets = load.offsets[self._shard]
             rows = [self._mirror.piece(load.memory, offset, self._identity.row_bytes) for offset in offsets]
@@ -105,7 +110,7 @@ class WorkerSide:
             if slots:
                 self._jobs.put(_Proof(proof, slots[0], self._pool.read([proof.block_id], slots, stream)))
             else:
-                self._verdict(proof, Verdict.UNKNOWN)
+                self._verdict(proof.number, Verdict.UNKNOWN)
                 self._release(1, [])
         for plan in step.stores:
             count = len(plan.block_ids)
@@ -128,7 +133,7 @@ class WorkerSide:
         if step is None:
             return
         for proof in step.proofs:
-            self._verdict(proof, Verdict.UNKNOWN)
+            self._verdict(proof.number, Verdict.UNKNOWN)
         self._release(step.rows, [])
 
     def _take(self, count: int) -> list[int]:
@@ -153,8 +158,8 @@ class WorkerSide:
             self._held -= count
             self._mirror.write(Cell.RELEASED, self._rows - self._held)
 
-    def _verdict(self, plan: ProofPlan, verdict: Verdict) -> None:
-        self._mirror.write(Cell.VERDICT, pack_verdict(plan.number, verdict))
+    def _verdict(self, number: int, verdict: Verdict) -> None:
+        self._mirror.write(Cell.VERDICT, pack_verdict(number, verdict))
 
     # The connector's thread.
 
@@ -166,12 +171,12 @@ class WorkerSide:
                 if isinstance(job, _Store):
                     self._offer(job)
                 else:
-                    self._verdict(job.plan, self._compare(job))
+                    self._verdict(job.plan.number, self._compare(job))
                     self._release(1, slots)
             except Exception:
                 log.exception("cairn: a fault in the connector: some blocks are not stored")
                 if isinstance(job, _Proof):
-                    self._verdict(job.plan, Verdict.UNKNOWN)
+                    self._verdict(job.plan.number, Verdict.UNKNOWN)
                 self._release(len(slots), slots)
 
     def _compare(self, job: _Proof) -> Verdict:
