@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,8 +34,8 @@ from cairn_kv.errors import ErrorCode  # noqa: E402
 from cairn_kv.tensorrt_llm import connector, scheduler  # noqa: E402
 from cairn_kv.tensorrt_llm.chain import BlockChain, salt_of  # noqa: E402
 from cairn_kv.tensorrt_llm.identity import PoolFacts, identity_of, text_only  # noqa: E402
-from cairn_kv.tensorrt_llm.mailbox import Cell, Mirror  # noqa: E402
-from cairn_kv.tensorrt_llm.metadata import Step  # noqa: E402
+from cairn_kv.tensorrt_llm.mailbox import NOTES, Cell, CutOff, Mailbox, Mirror  # noqa: E402
+from cairn_kv.tensorrt_llm.metadata import Source, Step  # noqa: E402
 from cairn_kv.tensorrt_llm.options import Options  # noqa: E402
 from cairn_kv.tensorrt_llm.staging import Staging, row_stride  # noqa: E402
 
@@ -333,6 +334,57 @@ def test_a_daemon_that_hangs_is_a_miss_and_its_rows_come_back_when_it_goes_on(
     eventually("all rows are free", lambda: free_rows(engine) == staging._window.blocks)
 
 
+def test_blocks_that_the_daemon_lost_are_offered_again_while_their_request_lives(
+    own_daemon: Daemon, start: Start, prompt: Prompt
+) -> None:
+    tokens = prompt(4 * BLOCK_TOKENS + 1)
+    engine = start(own_daemon, llm_args(tensor_parallel_size=2), ranks=2)
+    warm(engine)
+    request = engine.add(tokens)
+    engine.step(new_tokens=10_000)
+    engine.step(new_tokens=10_000)
+    stored(engine, 4)
+    own_daemon.kill()
+    eventually("the sessions have noticed", lambda: not engine.session.connected)
+    shutil.rmtree(own_daemon.directory / "pool")
+    own_daemon.start()
+
+    def cut_off() -> bool:
+        engine.step(new_tokens=10_000)
+        return all(one.counters().get("parent_absent", 0) >= 1 for one in engine.workers)
+
+    eventually("a store finds the chain cut off", cut_off)
+    blocks = request.position // BLOCK_TOKENS
+
+    def found() -> bool:
+        engine.step(new_tokens=10_000)
+        again = Request(900, request.all_tokens[: blocks * BLOCK_TOKENS + 1])
+        return engine.scheduler.get_num_new_matched_tokens(again, 0) == (blocks * BLOCK_TOKENS, False)
+
+    eventually("all of it is stored again", found)
+
+
+def test_notes_of_chains_that_are_cut_off_come_once_each_and_of_too_many_the_last() -> None:
+    box = Mailbox(2)
+    memfd = os.memfd_create("staging")
+    os.ftruncate(memfd, 4_096)
+    source = Source(os.getpid(), box.memfd, box.token, memfd, os.fstat(memfd).st_ino, 4_096)
+    ranks = [Mirror(0), Mirror(1)]
+    for rank in ranks:
+        rank.follow(source)
+    assert box.cut_off() == []
+    ranks[0].note_cut_off(CutOff(1, 0))
+    assert box.cut_off() == [CutOff(1, 0)]
+    for _ in range(2 * NOTES):
+        ranks[1].note_cut_off(CutOff(7, 3))
+    assert box.cut_off() == [CutOff(7, 3)] * NOTES
+    assert box.cut_off() == []
+    ranks[1].note_cut_off(CutOff(2**32 + 5, 2**21))
+    assert box.cut_off() == [CutOff(5, 2**20 - 1)]
+    os.close(memfd)
+    box.close()
+
+
 class StandIn:
     """A session whose LOADs the test ends."""
 
@@ -393,10 +445,39 @@ def test_blocks_behind_one_that_did_not_verify_are_not_answered(bench: Bench) ->
     staged = staging.stage(1, 0, bytes(32 * 4), 10.0)
     assert staged is not None
     assert (staged.first, staged.end) == (0, 2)
+    assert staging.failed_depth == 2
     staging.settle()
     assert staging.free_rows == 4
     staging.release(staged)
     assert staging.free_rows == 8
+
+
+def test_a_block_that_did_not_verify_is_offered_again(
+    daemon: Daemon, start: Start, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = prompt(4 * BLOCK_TOKENS + 1)
+    engine = start(daemon)
+    engine.run(tokens)
+    stored(engine, 4)
+    load = engine.session.submit_load
+
+    def unverified(*given: Any, sink: Callable[[LoadDone], None], **rest: Any) -> int:
+        failed = (FailedBlock(1, ErrorCode.CHECKSUM_MISMATCH),)
+        tag: int = load(*given, sink=lambda done: sink(LoadDone(tag=done.tag, failed=failed)), **rest)
+        return tag
+
+    monkeypatch.setattr(engine.session, "submit_load", unverified)
+    request = engine.add(tokens)
+    engine.prepare(request)
+    assert engine.matched[request.request_id] == BLOCK_TOKENS
+    offered: list[int] = []
+    for _ in range(2):
+        engine.show()
+        assert isinstance(engine.last_step, Step)
+        offered += [block for plan in engine.last_step.stores for block in plan.block_ids]
+        engine.begin()
+        engine.forward(10)
+    assert offered == request.block_ids[1:4]
 
 
 def test_rows_of_loads_that_come_too_late_stay_the_daemons_until_they_end(bench: Bench) -> None:

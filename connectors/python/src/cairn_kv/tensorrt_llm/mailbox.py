@@ -1,15 +1,17 @@
 """Words from the workers to the scheduler's half, in memory that both map.
 
-The engine carries a step's plan to all ranks and nothing back. What must come back is little and only ever grows, so
-each rank has a line of four 64-bit cells that it alone writes, and the scheduler reads them when it wants to know:
+The engine carries a step's plan to all ranks and nothing back. What must come back is little, so each rank has a line
+of 64-bit cells that it alone writes, and the scheduler reads them when it wants to know:
 
 ``MAPPED``    inode of the staging memory that the rank has mapped: before that it is not claimed that it can load
 ``COPIED``    serial of the last step whose loads have left the staging memory: its rows are free again
 ``RELEASED``  blocks of stores that no longer hold a row of the rank's window: the credit for further ones
 ``VERDICT``   number of the last proof and what came of it
+``CUT_OFF``   the last `NOTES` stores whose chain the daemon no longer held from the start, and how much it holds
 
 A rank that cannot open the memory (another host, another container) never writes MAPPED, and the scheduler then never
-answers a hit: that is what makes the answer binding on all ranks.
+answers a hit: that is what makes the answer binding on all ranks. Of notes that come faster than the scheduler reads,
+the older ones are lost: their blocks are a later miss.
 """
 
 from __future__ import annotations
@@ -17,12 +19,17 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+from dataclasses import dataclass
 from enum import IntEnum
 
 from .metadata import Source
 
 TOKEN_BYTES = 16
-LINE_CELLS = 8  # A cache line per rank.
+LINE_CELLS = 16  # Two cache lines per rank.
+#: Cells from CUT_OFF on.
+NOTES = 8
+#: Bits of a CUT_OFF cell: of the note's own number, by which two equal notes differ, of the chain's, and of the depth.
+COUNT_BITS, CHAIN_BITS, DEPTH_BITS = 12, 32, 20
 
 
 class Cell(IntEnum):
@@ -32,6 +39,7 @@ class Cell(IntEnum):
     COPIED = 1
     RELEASED = 2
     VERDICT = 3
+    CUT_OFF = 8
 
 
 class Verdict(IntEnum):
@@ -47,6 +55,19 @@ def pack_verdict(number: int, verdict: Verdict) -> int:
     return number << 2 | verdict
 
 
+@dataclass(frozen=True)
+class CutOff:
+    """The daemon holds the first ``resident`` blocks of this chain and not those that a store named as there."""
+
+    chain: int
+    resident: int
+
+
+def chain_number(number: int) -> int:
+    """A chain's number as it fits a cell."""
+    return number & ((1 << CHAIN_BITS) - 1)
+
+
 class Mailbox:
     """The scheduler's end."""
 
@@ -59,10 +80,22 @@ class Mailbox:
         self.token = os.urandom(TOKEN_BYTES)
         self._map[:TOKEN_BYTES] = self.token
         self._cells = memoryview(self._map).cast("Q")
+        self._seen = [[0] * NOTES for _ in range(ranks)]
 
     def read(self, cell: Cell) -> list[int]:
         """A cell of all ranks."""
         return [self._cells[LINE_CELLS * (1 + rank) + cell] for rank in range(self._ranks)]
+
+    def cut_off(self) -> list[CutOff]:
+        """What has come since it was last asked, of all ranks."""
+        notes: list[CutOff] = []
+        for rank, seen in enumerate(self._seen):
+            start = LINE_CELLS * (1 + rank) + Cell.CUT_OFF
+            for at, note in enumerate(self._cells[start : start + NOTES].tolist()):
+                if note != seen[at]:
+                    seen[at] = note
+                    notes.append(CutOff(chain_number(note >> DEPTH_BITS), note & ((1 << DEPTH_BITS) - 1)))
+        return notes
 
     def close(self) -> None:
         """Gives the descriptor back; the mapping goes with the object."""
@@ -77,6 +110,7 @@ class Mirror:
         self._token = b""
         self._cells: memoryview | None = None
         self._memories: dict[int, memoryview] = {}
+        self._notes = 0
 
     def follow(self, source: Source | None) -> None:
         """Maps what the step names, and says so. What cannot be opened is tried again with the next step."""
@@ -107,6 +141,16 @@ class Mirror:
         """Tells the scheduler; without a mailbox there is nobody who waits for it."""
         if self._cells is not None:
             self._cells[LINE_CELLS * (1 + self._rank) + cell] = value
+
+    def note_cut_off(self, note: CutOff) -> None:
+        """Tells the scheduler. For one caller at a time."""
+        if self._cells is None:
+            return
+        self._notes += 1
+        count = self._notes % (1 << COUNT_BITS)
+        depth = min(note.resident, (1 << DEPTH_BITS) - 1)
+        cell = LINE_CELLS * (1 + self._rank) + Cell.CUT_OFF + count % NOTES
+        self._cells[cell] = (count << CHAIN_BITS | chain_number(note.chain)) << DEPTH_BITS | depth
 
 
 def _map_descriptor(pid: int, descriptor: int, inode: int | None) -> memoryview | None:

@@ -38,8 +38,12 @@ class LoadPlan:
 
 @dataclass(frozen=True)
 class StorePlan:
-    """Blocks [start_depth, start_depth + len(block_ids)) of a chain, complete once this step's forward pass is."""
+    """Blocks [start_depth, start_depth + len(block_ids)) of a chain, complete once this step's forward pass is.
 
+    ``chain`` is the scheduler's number of the request: what comes of the store is told by it.
+    """
+
+    chain: int
     start_depth: int
     parent_key: bytes
     keys: bytes
@@ -61,8 +65,8 @@ class Step:
     """One step's work. ``serial`` grows with each step: the engine may show the same step twice, or leave one out.
 
     ``loads_before`` and ``rows_before`` are the sums of all steps before it: plans to load, and rows out of each rank's
-    credit. ``proof_before`` is the number of the last proof in them. So a rank that was never shown a step knows what it
-    has missed.
+    credit. ``proof_before`` is the number of the last proof in them. So a rank that was never shown a step knows what
+    it has missed.
     """
 
     serial: int

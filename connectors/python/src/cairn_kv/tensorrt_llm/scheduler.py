@@ -4,7 +4,8 @@ The engine asks once per request and takes the answer for done, so all of the da
 question (staging.py). Leases never outlive it. From there on only the request's blocks are followed:
 
 ``loaded``   what was staged for it, until the step that names its blocks;
-``offered``  blocks up to this depth need not be offered: the daemon has them, or they are on their way.
+``offered``  blocks up to this depth need not be offered: the daemon has them, or they are on their way. It goes back to
+             where a store found the chain cut off, or where a block that a look-up found could not be read.
 
 Block numbers come from the steps' output: `update_state_after_alloc` covers the first chunk of a prompt only with the
 newer cache manager, and stands in for a request that the output never shows as new. Which blocks are complete is told
@@ -33,7 +34,7 @@ from cairn_kv.completions import LookupDone, Proof
 from cairn_kv.errors import CairnError
 
 from .chain import BlockChain, salt_of
-from .mailbox import Cell, Verdict
+from .mailbox import Cell, Verdict, chain_number
 from .metadata import LoadPlan, ProofPlan, Step, StorePlan
 from .options import Options
 from .staging import Staged, Staging
@@ -67,6 +68,7 @@ class SchedulerLink(Protocol):
 class Tracker:
     """What is known of one request of the engine."""
 
+    number: int
     chain: BlockChain
     block_ids: list[int] = field(default_factory=list)
     #: The engine has shown it as new: its list of blocks begins with its first block.
@@ -108,6 +110,8 @@ class SchedulerSide:
         self._stats = stats
         self._text_only = text_only
         self._trackers: dict[int, Tracker] = {}
+        #: The same by their own numbers, which are never those of another request.
+        self._numbered: dict[int, Tracker] = {}
         self._refused: set[str] = set()
         self._proving: _Proving | None = None
         self._serial = 0
@@ -132,10 +136,11 @@ class SchedulerSide:
             return 0
         tokens = request.get_tokens(0)
         chain.extend(tokens)
-        tracker = Tracker(chain)
+        self._numbers += 1
+        tracker = Tracker(chain_number(self._numbers), chain)
         if len(self._trackers) >= REQUESTS_MAX:
             self.forget(next(iter(self._trackers)))
-        self._trackers[request.request_id] = tracker
+        self._trackers[request.request_id] = self._numbered[tracker.number] = tracker
         done = self._look_up(chain)
         if done is None:
             return 0
@@ -181,6 +186,7 @@ class SchedulerSide:
         tracker = self._trackers.pop(request_id, None)
         if tracker is None:
             return
+        self._numbered.pop(tracker.number, None)
         if tracker.loaded is not None:
             self._staging.release(tracker.loaded)
         proving = self._proving
@@ -237,6 +243,8 @@ class SchedulerSide:
         staged = self._staging.stage(lease, first, tracker.chain.slice(first, end), self._options.stage_seconds)
         arrived = 0 if staged is None else len(staged.rows)
         self._stats.add("failed_load_blocks", end - first - arrived)
+        if self._staging.failed_depth is not None:  # The daemon said that it has it, and has it no more.
+            tracker.offered = min(tracker.offered, self._staging.failed_depth)
         if staged is None:
             return
         if arrived < self._options.load_blocks_min:
@@ -304,6 +312,7 @@ class SchedulerSide:
         end = first + len(blocks)
         step.stores.append(
             StorePlan(
+                chain=tracker.number,
                 start_depth=first,
                 parent_key=tracker.chain.slice(first - 1, first) if first > 0 else b"",
                 keys=tracker.chain.slice(first, end),
@@ -326,6 +335,10 @@ class SchedulerSide:
 
     def _settle(self) -> None:
         self._staging.settle()
+        for note in self._staging.mailbox.cut_off():
+            cut_off = self._numbered.get(note.chain)
+            if cut_off is not None:
+                cut_off.offered = min(cut_off.offered, note.resident)
         proving = self._proving
         if proving is None or not proving.sent:
             return

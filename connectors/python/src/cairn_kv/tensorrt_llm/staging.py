@@ -74,6 +74,8 @@ class Staging:
         self._inbox: queue.SimpleQueue[Completion] = queue.SimpleQueue()
         #: Rows that the workers copy from, and the step whose end they wait for.
         self._leaving: list[tuple[int, list[int]]] = []
+        #: Blocks before the first that the daemon could not deliver in the last question; None if it could.
+        self.failed_depth: int | None = None
         self._piece_blocks = max(1, PIECE_BYTES // identity.row_bytes)
 
     def memory(self) -> int:
@@ -107,6 +109,7 @@ class Staging:
     def stage(self, lease: int, first: int, keys: bytes, seconds: float) -> Staged | None:
         """Reads blocks of depth first + 1 on; those from the start that arrived in time, None if none did."""
         self.settle()
+        self.failed_depth = None
         memory = self.ready()
         shards, key_bytes = self._identity.shards, self._identity.key_bytes
         count = min(len(keys) // key_bytes, len(self._free) // shards)
@@ -115,7 +118,8 @@ class Staging:
         until = time.monotonic() + seconds
         rows = [[self._free.pop() for _ in range(shards)] for _ in range(count)]
         waiting = self._submit(lease, first, keys, rows, seconds)
-        landed = self._collect(waiting, count, until)
+        landed, failed = self._collect(waiting, count, until)
+        self.failed_depth = None if failed is None else first + failed
         arrived = next((at for at, number in enumerate(landed) if number < shards), count)
         busy = {row for tag in waiting for row in self._pieces[tag].rows}
         self._free += [row for block in rows[arrived:] for row in block if row not in busy]
@@ -152,8 +156,11 @@ class Staging:
                 tags.add(tag)
         return tags
 
-    def _collect(self, waiting: set[int], count: int, until: float) -> list[int]:
-        """Shards that landed of each block. Stops at the deadline, and before what lies behind a block that failed."""
+    def _collect(self, waiting: set[int], count: int, until: float) -> tuple[list[int], int | None]:
+        """Shards that landed of each block, and the first block of those known by then to have failed.
+
+        Stops at the deadline, and before what lies behind a block that failed.
+        """
         landed, end = [0] * count, count
         while any((self._pieces[tag].first or 0) < end for tag in waiting):
             try:
@@ -172,7 +179,7 @@ class Staging:
                     landed[piece.first + index] += 1
             if failed:
                 end = min(end, piece.first + min(failed))
-        return landed
+        return landed, end if end < count else None
 
     def leave(self, staged: Staged, serial: int) -> None:
         """The workers copy the rows in the step of this serial; they are free when all have."""

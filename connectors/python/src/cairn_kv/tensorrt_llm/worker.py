@@ -29,7 +29,7 @@ from cairn_kv.completions import Completion, StoreDone, StoreOffered
 from cairn_kv.errors import CairnError
 from cairn_kv.protocol import StoreStatus
 
-from .mailbox import Cell, Mirror, Verdict, pack_verdict
+from .mailbox import Cell, CutOff, Mirror, Verdict, pack_verdict
 from .metadata import ProofPlan, Step, StorePlan
 from .pool import BlockPool, copy_bytes
 
@@ -195,6 +195,8 @@ class WorkerSide:
             if isinstance(done, StoreOffered):
                 if done.parent_absent:
                     self._stats.add("parent_absent", 1)
+                    with self._lock:
+                        self._mirror.note_cut_off(CutOff(plan.chain, done.resident_depth))
                 stored = sum(status == StoreStatus.PRESENT for status in done.statuses)
                 if not done.final:
                     self._stats.add("stored_blocks", stored)
