@@ -728,7 +728,7 @@ def test_a_request_that_loses_its_blocks_midway_stores_nothing_of_the_next_owner
 
 @pytest.mark.parametrize(
     ("cancelled", "left"),
-    [((0, 4), range(0)), ((2, 4), range(2)), ((0, 1), range(1, 4)), ((4, 9), range(4)), ((1, 2), range(1))],
+    [((0, 4), range(0)), ((2, 4), range(2)), ((0, 1), range(1, 4)), ((4, 9), range(4))],
 )
 def test_a_load_that_is_cancelled_in_part_loads_the_rest(
     daemon: Daemon, start: Start, prompt: Prompt, cancelled: tuple[int, int], left: range
@@ -749,6 +749,45 @@ def test_a_load_that_is_cancelled_in_part_loads_the_rest(
     assert free_rows(engine) == all_rows - len(left)  # Until the ranks have copied them.
     engine.begin()
     assert free_rows(engine) == all_rows
+
+
+def test_an_engine_that_cancels_the_middle_of_a_load_or_tells_of_no_blocks_is_stopped(
+    daemon: Daemon, start: Start, prompt: Prompt
+) -> None:
+    tokens = prompt(4 * BLOCK_TOKENS + 1)
+    engine = start(daemon)
+    engine.run(tokens)
+    stored(engine, 4)
+    request = engine.add(tokens)
+    engine.ask(request)
+    assert engine.matched[request.request_id] == 4 * BLOCK_TOKENS
+    with pytest.raises(AssertionError, match="middle of a load"):
+        engine.scheduler.cancel_load(request, BLOCK_TOKENS, 2 * BLOCK_TOKENS)
+    with pytest.raises(AssertionError, match="told nothing"):
+        engine.show()
+
+
+def test_of_too_many_requests_none_is_forgotten_that_was_answered_a_load(
+    daemon: Daemon, start: Start, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "REQUESTS_MAX", 2)
+    tokens = prompt(3 * BLOCK_TOKENS + 1)
+    engine = start(daemon)
+    engine.run(tokens)
+    stored(engine, 3)
+    waiting = [engine.add(tokens), engine.add(tokens)]
+    engine.prepare(waiting[0])
+    ask = engine.scheduler.get_num_new_matched_tokens
+    for number in range(900, 905):
+        assert ask(Request(number, prompt(BLOCK_TOKENS)), 0) == (0, False)
+    engine.prepare(waiting[1])
+    assert ask(Request(905, tokens), 0) == (0, False)
+    assert ask(Request(906, prompt(BLOCK_TOKENS)), 0) == (0, False)
+    assert list(vars(engine.scheduler)["_side"]._trackers) == [one.request_id for one in waiting]
+    while not all(one.done for one in waiting):
+        engine.step()
+    for request in waiting:
+        assert engine.matched[request.request_id] == 3 * BLOCK_TOKENS
 
 
 def test_a_request_that_the_output_never_shows_as_new_is_loaded_and_not_stored(

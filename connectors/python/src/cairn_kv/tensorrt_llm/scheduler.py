@@ -138,8 +138,8 @@ class SchedulerSide:
         chain.extend(tokens)
         self._numbers += 1
         tracker = Tracker(chain_number(self._numbers), chain)
-        if len(self._trackers) >= REQUESTS_MAX:
-            self.forget(next(iter(self._trackers)))
+        if len(self._trackers) >= REQUESTS_MAX and not self._make_room():
+            return 0
         self._trackers[request.request_id] = self._numbered[tracker.number] = tracker
         done = self._look_up(chain)
         if done is None:
@@ -195,7 +195,11 @@ class SchedulerSide:
             self._proving = None
 
     def cancel_load(self, request_id: int, start_tokens: int, end_tokens: int) -> None:
-        """The engine will not use what was answered for [start_tokens, end_tokens): what is left is one piece."""
+        """The engine will not use what was answered for [start_tokens, end_tokens): the beginning, or the end, of it.
+
+        The beginning if it has got those blocks by other means, the end if it has no room for them. What it does not
+        cancel it takes for loaded, so a piece out of the middle would leave two.
+        """
         tracker = self._trackers.get(request_id)
         if tracker is None or tracker.loaded is None:
             return
@@ -204,9 +208,10 @@ class SchedulerSide:
         end = min(loaded.end, -(-end_tokens // block_tokens))
         if start >= end:
             return
-        if start == loaded.first:  # Its beginning is there by other means.
+        assert start == loaded.first or end == loaded.end, "the engine cancels the middle of a load"
+        if start == loaded.first:
             kept = Staged(loaded.memory, end, loaded.rows[end - loaded.first :])
-        else:  # A chain is loaded from its beginning: what lies behind a gap is of no use.
+        else:
             kept = Staged(loaded.memory, loaded.first, loaded.rows[: start - loaded.first])
         held = {row for block in kept.rows for row in block}
         gone = [[row] for block in loaded.rows for row in block if row not in held]
@@ -214,6 +219,14 @@ class SchedulerSide:
         tracker.loaded = kept if kept.rows else None
 
     # Within the question.
+
+    def _make_room(self) -> bool:
+        """Forgets the oldest request, but none whose load is answered and not yet planned: the engine counts on it."""
+        for request_id, tracker in self._trackers.items():
+            if tracker.loaded is None:
+                self.forget(request_id)
+                return True
+        return False
 
     def _look_up(self, chain: BlockChain) -> LookupDone | None:
         if chain.blocks == 0:
@@ -291,7 +304,9 @@ class SchedulerSide:
         loaded, tracker.loaded = tracker.loaded, None
         if loaded is None:
             return
-        # The engine may have taken less than was answered: then it has no blocks for the rest.
+        # The engine may have taken less than was answered, and then computes the rest, for which it may have no blocks
+        # yet; but never none: at least what it computes now comes behind what it had before.
+        assert len(tracker.block_ids) > loaded.first, "the engine runs a request of whose blocks it has told nothing"
         blocks = tracker.block_ids[loaded.first : loaded.end]
         places = [(rows, block) for rows, block in zip(loaded.rows, blocks, strict=False) if block >= 0]
         offsets = [[self._staging.offset(rows[shard]) for rows, _ in places] for shard in range(self._identity.shards)]
