@@ -1185,6 +1185,74 @@ def test_an_engine_that_is_not_served_works_as_without_a_connector(
     assert engine.scheduler.counters() == {}
 
 
+class Opened:
+    """Sessions that were made and not closed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: str, error: Exception) -> None:
+        self.roles: list[str] = []
+        opened = self.roles
+
+        class Watched(Session):
+            def __init__(self, *given: Any, role: str, **rest: Any) -> None:
+                super().__init__(*given, role=role, **rest)
+                self.watched = role
+                opened.append(role)
+
+            def create_window(self, *given: Any, **rest: Any) -> Any:
+                if self.watched == fails:
+                    raise error
+                return super().create_window(*given, **rest)
+
+            def close(self, timeout_seconds: float = 5.0) -> None:
+                super().close(timeout_seconds)
+                if self.watched in opened:
+                    opened.remove(self.watched)
+
+        monkeypatch.setattr(connector, "Session", Watched)
+
+
+@pytest.mark.parametrize("role", ["worker", "scheduler"])
+@pytest.mark.parametrize("error", [ValueError("too many rows"), RuntimeError("closed"), OSError("no memory")])
+def test_an_engine_whose_window_cannot_be_made_is_not_served_and_leaves_nothing_open(
+    daemon: Daemon, start: Start, prompt: Prompt, monkeypatch: pytest.MonkeyPatch, role: str, error: Exception
+) -> None:
+    opened = Opened(monkeypatch, role, error)
+    trtllm_engine.LOG.clear()
+    engine = start(daemon)
+    assert opened.roles == []
+    (said,) = trtllm_engine.LOG
+    assert said.endswith(f"no window for the {role} of rank 0: {error}")
+    assert matched(engine, prompt(2 * BLOCK_TOKENS + 1)) == 0
+
+
+def test_a_cache_that_is_registered_anew_ends_the_one_before_it(
+    daemon: Daemon, start: Start, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Opened(monkeypatch, "nobody", OSError())
+    tokens = prompt(3 * BLOCK_TOKENS + 1)
+    engine = start(daemon)
+    engine.run(tokens)
+    stored(engine, 3)
+    engine.caches[0].register(engine.workers[0])
+    assert sorted(opened.roles) == ["scheduler", "worker"]
+    warm(engine)
+    assert matched(engine, tokens) == 3 * BLOCK_TOKENS
+    engine.workers[0].register_kv_caches(SimpleNamespace(pool=refuse))
+    assert opened.roles == []
+    assert matched(engine, tokens) == 0
+    other = start(daemon)
+    third = start(daemon)
+    assert sorted(opened.roles) == ["scheduler", "worker"]
+    assert other.session is None
+    warm(third)
+    assert matched(third, tokens) == 3 * BLOCK_TOKENS
+
+
+def refuse(_slots_of: object) -> None:
+    """A cache that is not served."""
+    raise NotServed("no such cache")
+
+
 def test_what_changes_a_blocks_bytes_changes_the_namespace() -> None:
     def digest(facts: PoolFacts = FACTS, version: str = "1", machine: str = "m", **over: Any) -> str:
         return str(identity_of(llm_args(**over), facts, version, machine).descriptor)

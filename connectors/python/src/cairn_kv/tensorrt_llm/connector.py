@@ -10,6 +10,7 @@ An engine that is not served, or that runs without a daemon, works as it does wi
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -82,18 +83,17 @@ class CairnScheduler(_SchedulerBase):  # type: ignore[misc]
         self._side: SchedulerSide | None = None
         self._session: Session | None = None
         self._staging: Staging | None = None
-        _schedulers[_ranks.mpi_rank()] = self
+        rank = int(_ranks.mpi_rank())
+        if rank in _schedulers:
+            _schedulers[rank].shutdown()
+        _schedulers[rank] = self
 
     def open(self, identity: Identity, engine_id: str, options: Options, store_rows: int, stats: CairnStats) -> None:
         """The worker beside it knows by now what a block is; both count in ``stats``. Raises NotServed."""
         self.shutdown()
         self.stats = stats
-        session = _session(identity, engine_id, options, "scheduler", 0)
-        try:
-            window = _window(session, identity, max(options.staging_bytes, identity.shards * row_stride(identity)))
-        except NotServed:
-            session.close()
-            raise
+        size_bytes = max(options.staging_bytes, identity.shards * row_stride(identity))
+        session, window = _connect(identity, engine_id, options, ("scheduler", 0), size_bytes)
         self._session, self._staging = session, Staging(session, window, identity)
         self._side = SchedulerSide(
             identity, session, self._staging, options, store_rows, self.stats, text_only=text_only(self._llm_args)
@@ -205,8 +205,10 @@ class CairnWorker(_WorkerBase):  # type: ignore[misc]
         self._side = None
 
     def _register(self, make_pool: Callable[[Callable[[int], int]], BlockPool]) -> None:
-        previous = _workers.get(self._rank, self)
-        previous.shutdown()
+        # What was registered before ends with it, this worker's own included, and is asked for no more.
+        _workers.get(self._rank, self).shutdown()
+        if self._rank in _schedulers:
+            _schedulers[self._rank].shutdown()
         _workers[self._rank] = self
         # All ranks take part, whatever becomes of each of them: one that stayed away would hang the others.
         engine_id, options = self._shared((str(uuid.uuid4()), _options()))
@@ -231,16 +233,15 @@ class CairnWorker(_WorkerBase):  # type: ignore[misc]
         pool = make_pool(lambda row_bytes: max(ROWS_MIN, options.window_bytes // _aligned(row_bytes)))
         identity = identity_of(self._llm_args, pool.facts, _engine_version(), _machine())
         rank = 0 if attention_dp(self._llm_args) else self._rank
-        session = _session(identity, engine_id, options, "worker", rank)
-        try:
-            window = _window(session, identity, options.window_bytes)
-        except NotServed:
-            session.close()
-            raise
+        session, window = _connect(identity, engine_id, options, ("worker", rank), options.window_bytes)
         self._side = WorkerSide(identity, rank, session, window, pool, self.stats)
         scheduler = _schedulers.get(self._rank)
         if scheduler is not None:
-            scheduler.open(identity, engine_id, options, window.blocks, self.stats)
+            try:
+                scheduler.open(identity, engine_id, options, window.blocks, self.stats)
+            except NotServed:
+                self.shutdown()
+                raise
 
 
 def _options() -> Options | str:
@@ -251,27 +252,30 @@ def _options() -> Options | str:
         return str(error)
 
 
-def _session(identity: Identity, engine_id: str, options: Options, role: str, rank: int) -> Session:
-    session = Session(
-        options.socket,
-        engine_id,
-        [identity.descriptor],
-        role=role,
-        rank=rank,
-        ranks=identity.world,
-        engine=("tensorrt_llm", _engine_version()),
-    )
-    session.wait_connected(CONNECT_SECONDS)
-    return session
-
-
-def _window(session: Session, identity: Identity, size_bytes: int) -> Window:
-    """A window of opaque rows. Raises NotServed."""
+def _connect(
+    identity: Identity, engine_id: str, options: Options, place: tuple[str, int], size_bytes: int
+) -> tuple[Session, Window]:
+    """A session for this role and rank, and its window of so many bytes of opaque rows. Raises NotServed."""
+    role, rank = place
     stride_bytes = row_stride(identity)
-    try:
-        return session.create_window(max(ROWS_MIN, size_bytes // stride_bytes), stride_bytes=stride_bytes)
-    except (CairnError, OSError) as error:
-        raise NotServed(f"no window: {error}") from error
+    with contextlib.ExitStack() as undo:
+        try:
+            session = Session(
+                options.socket,
+                engine_id,
+                [identity.descriptor],
+                role=role,
+                rank=rank,
+                ranks=identity.world,
+                engine=("tensorrt_llm", _engine_version()),
+            )
+            undo.callback(session.close)
+            session.wait_connected(CONNECT_SECONDS)
+            window = session.create_window(max(ROWS_MIN, size_bytes // stride_bytes), stride_bytes=stride_bytes)
+        except (CairnError, OSError, ValueError, RuntimeError) as error:
+            raise NotServed(f"no window for the {role} of rank {rank}: {error}") from error
+        undo.pop_all()
+    return session, window
 
 
 def _aligned(row_bytes: int) -> int:
