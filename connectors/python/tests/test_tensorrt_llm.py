@@ -1135,6 +1135,32 @@ def test_a_proof_in_a_step_that_was_never_shown_is_made_by_a_later_request(start
         node.remove()
 
 
+def test_a_proof_whose_request_ended_unreported_is_made_by_a_later_request(
+    start: Start, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "PROOF_STEPS", 3)
+    node = Daemon({"engineApi": {"proof": "required"}}).start()
+    try:
+        tokens = prompt(2 * BLOCK_TOKENS + 1)
+        first = start(node)
+        first.run(tokens)
+        stored(first, 2)
+        first.close()
+        second = start(node)
+        warm(second)
+        assert second.scheduler.get_num_new_matched_tokens(Request(1 << 40, tokens), 0) == (0, False)
+        assert free_rows(second) == second.staging._window.blocks - 1
+
+        def found() -> bool:
+            return matched(second, tokens) == 2 * BLOCK_TOKENS
+
+        eventually("the proof is made", found)
+        assert second.scheduler.counters()["proofs"] == 1
+        assert free_rows(second) == second.staging._window.blocks
+    finally:
+        node.remove()
+
+
 def test_without_credit_nothing_is_stored_although_a_proof_takes_a_row_beyond_it(start: Start, prompt: Prompt) -> None:
     node = Daemon({"engineApi": {"proof": "required"}}).start()
     try:

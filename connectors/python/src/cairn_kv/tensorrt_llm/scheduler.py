@@ -43,6 +43,8 @@ log = logging.getLogger("cairn_kv.tensorrt_llm")
 
 #: Requests that are followed; of more the oldest is forgotten. The engine does not report the end of every request.
 REQUESTS_MAX = 65_536
+#: Steps after which a proof is given up whose request does not come up in them: its end may not have been reported.
+PROOF_STEPS = 256
 #: How often the counters go to the log while they change.
 LOG_SECONDS = 60.0
 
@@ -84,6 +86,8 @@ class _Proving:
     key: bytes
     staged: Staged
     tracker: Tracker
+    #: Serial of the last step with its request.
+    seen: int
     sent: bool = False
 
 
@@ -270,6 +274,10 @@ class SchedulerSide:
         self._stats.add("loaded_bytes", arrived * self._identity.row_bytes * self._identity.shards)
 
     def _begin_proof(self, tracker: Tracker, lease: int, proof: Proof) -> None:
+        proving = self._proving
+        if proving is not None and not proving.sent and self._serial - proving.seen > PROOF_STEPS:
+            self._staging.release(proving.staged)
+            self._proving = None
         if self._proving is not None or not 0 < proof.depth <= tracker.chain.blocks:
             return
         key = tracker.chain.slice(proof.depth - 1, proof.depth)
@@ -278,7 +286,7 @@ class SchedulerSide:
         staged = self._staging.stage(lease, proof.depth - 1, key, self._options.stage_seconds)
         if staged is not None:
             self._numbers += 1
-            self._proving = _Proving(self._numbers, key, staged, tracker)
+            self._proving = _Proving(self._numbers, key, staged, tracker, self._serial)
 
     # Steps.
 
@@ -341,6 +349,7 @@ class SchedulerSide:
         proving = self._proving
         if proving is None or proving.tracker is not tracker or proving.sent:
             return
+        proving.seen = step.serial
         depth, rows = proving.staged.end, proving.staged.rows[0]
         if not depth <= min(full, len(tracker.block_ids)) or tracker.block_ids[depth - 1] < 0:
             return
