@@ -344,10 +344,13 @@ def test_blocks_that_the_daemon_lost_are_offered_again_while_their_request_lives
     engine.step(new_tokens=10_000)
     engine.step(new_tokens=10_000)
     stored(engine, 4)
+    sessions = [engine.session, *(one._side._session for one in engine.workers)]
     own_daemon.kill()
-    eventually("the sessions have noticed", lambda: not engine.session.connected)
+    eventually("the sessions have noticed", lambda: not any(one.connected for one in sessions))
     shutil.rmtree(own_daemon.directory / "pool")
     own_daemon.start()
+    # A rank that is not back yet could not offer, and is not asked again.
+    eventually("all sessions are back", lambda: all(one.connected for one in sessions))
 
     def cut_off() -> bool:
         engine.step(new_tokens=10_000)
