@@ -284,15 +284,13 @@ class NodeDaemon implements Daemon {
       inbox,
       events,
       statuses,
-      nodeStats: (tenant) =>
-        tenants.length > 1
-          ? tenantStats(ledger, tenant, tenantIndex.get(tenant) ?? tenants.length)
-          : dramSnapshot(ledger, dram),
+      nodeStats: (tenant) => statsFor(tenant, tenantIndex, ledger, dram),
       onProgress: (task, done, total, outcome, errno) => {
         if (dram.onProgress(task, done, total, outcome)) return;
         nvme?.onProgress(task, done, total, outcome, errno);
       },
       onInternalError: (error) => this.#fault(error),
+      warn: this.#warn,
     });
     addon.attachLedger(recordLayout(ledger));
     return { addon, ledger, dram, server, nvme };
@@ -561,6 +559,17 @@ function pause(): Promise<void> {
   return new Promise((resolve) => {
     setTimeout(resolve, STOP_POLL_MS);
   });
+}
+
+/** With several tenants each sees its own share alone. */
+function statsFor(
+  tenant: string,
+  tenants: ReadonlyMap<string, number>,
+  ledger: Ledger,
+  dram: DramTier,
+): object {
+  if (tenants.size === 1) return dramSnapshot(ledger, dram);
+  return tenantStats(ledger, tenant, tenants.get(tenant) ?? tenants.size);
 }
 
 function recordLayout(ledger: Ledger) {

@@ -21,6 +21,9 @@ export const LIMITS = {
   connectionsMax: 1_024,
   /** Before HELLO a connection may exist this long. Then: closed, counted. */
   helloTimeoutMs: 5_000,
+  /** The same refusal of a peer is logged again after; so many different ones in that time. More: not logged. */
+  refusedPeerSilenceMs: 600_000,
+  refusedPeersSaidMax: 64,
   /** A frame begun must be complete within. Then: closed, counted. */
   frameTimeoutMs: 10_000,
   /** Bytes waiting to be written to one client. More: closed as a slow reader, counted. */

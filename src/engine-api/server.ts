@@ -45,6 +45,7 @@ import {
 } from "./op-store.ts";
 import { asCairnError, Outbound } from "./outbound.ts";
 import { OP } from "./protocol.ts";
+import { RefusedPeers } from "./refused-peers.ts";
 import { Windows } from "./regions.ts";
 import { type Instance, Sessions, type Tenant } from "./sessions.ts";
 import { Waiters } from "./waiters.ts";
@@ -75,6 +76,8 @@ export interface EngineServerOptions {
   ) => void;
   /** A fault in cairn was answered as `internal`. */
   readonly onInternalError: (error: unknown) => void;
+  /** Something an operator should know of. */
+  readonly warn: (line: string) => void;
 }
 
 /** Polls per turn; beyond it the loop gets a turn first. */
@@ -96,6 +99,7 @@ export class EngineServer implements CopyOwner {
   readonly prefetcher: Prefetcher;
   readonly #prefetches: PrefetchCalls;
   readonly #options: EngineServerOptions;
+  readonly #refusedPeers: RefusedPeers;
   readonly #operations: readonly (((frame: InboundFrame) => void) | undefined)[];
   readonly #settled = (job: Job, position: number, visible: boolean): void =>
     settlePosition(this.context, job, position, visible);
@@ -107,6 +111,7 @@ export class EngineServer implements CopyOwner {
   constructor(options: EngineServerOptions) {
     const { addon, ledger, feed } = options;
     this.#options = options;
+    this.#refusedPeers = new RefusedPeers(options.warn, () => performance.now());
     this.context = {
       addon,
       ledger,
@@ -245,6 +250,7 @@ export class EngineServer implements CopyOwner {
     } catch (error) {
       const { errorName, message, detail } = asCairnError(error);
       this.#countError(errorName);
+      this.#refusedPeers.connection({ uid, pid }, error);
       out.error(id, 0, 0, 0, errorName, message, detail);
       addon.closeConnection(id, CLOSE_REASON.LOCAL);
     }
@@ -295,6 +301,7 @@ export class EngineServer implements CopyOwner {
     if (errorName === "internal") this.#options.onInternalError(error);
     this.#countError(errorName);
     const { op, tag, id } = frame.header;
+    if (op === OP.HELLO) this.#refusedPeers.hello(frame, error);
     const { connection } = frame;
     if (!frame.noReply) {
       this.context.out.error(connection.id, op, tag, Math.max(0, id), errorName, message, detail);

@@ -107,6 +107,7 @@ export class FakeServer {
       onInternalError: (error) => {
         throw error;
       },
+      warn: () => {},
     });
     this.event([EVENT.ACCEPT, CONNECTION, 0, 0, 1, 2, 3, 0]);
     this.send(

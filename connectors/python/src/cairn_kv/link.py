@@ -14,6 +14,7 @@ the same and is counted.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import threading
@@ -44,6 +45,11 @@ from cairn_kv.protocol import (
 )
 from cairn_kv.transport import BacklogFullError, Connection, ConnectionLostError, close_descriptor
 from cairn_kv.window import Window
+
+log = logging.getLogger("cairn_kv")
+
+#: Ends of a connection that are no refusal: nobody listens, or no longer.
+_ABSENCES = frozenset({ErrorCode.UNAVAILABLE, ErrorCode.SHUTTING_DOWN})
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +132,8 @@ class Link:
         self.identity = identity
         self.statistics = Statistics()
         self.last_error: Failure | None = None
+        self._said: Failure | None = None
+        self._said_absent = False
         self.windows: list[Window] = []
         self.lock = threading.Lock()
         """Guards `pending`, `windows` and the publication of `live`."""
@@ -257,18 +265,19 @@ class Link:
                 self._serve(live)
             except (ConnectionLostError, BacklogFullError) as error:
                 reason = str(error)
-                self.last_error = unavailable(reason)
+                denied = isinstance(error.__cause__, PermissionError)
+                self._note(Failure(ErrorCode.NOT_PERMITTED, reason) if denied else unavailable(reason))
             except MalformedReplyError as error:
                 reason = f"malformed: {error}"
                 self.statistics.malformed_replies += 1
-                self.last_error = Failure(ErrorCode.MALFORMED_FRAME, str(error))
+                self._note(Failure(ErrorCode.MALFORMED_FRAME, str(error)))
             except CairnError as error:
                 reason = str(error)
-                self.last_error = error.failure
+                self._note(error.failure)
             except Exception as error:  # noqa: BLE001 (the thread must live on; the fault is counted and told)
                 reason = f"internal: {error!r}"
                 self.statistics.internal_faults += 1
-                self.last_error = Failure(ErrorCode.INTERNAL, repr(error))
+                self._note(Failure(ErrorCode.INTERNAL, repr(error)))
             self._end(connection, reason)
             if not self._closing:
                 self._pause(wait_seconds * (0.5 + 0.5 * self._random.random()))
@@ -276,6 +285,27 @@ class Link:
         with self.lock:
             os.close(self._wake)
             self._wake = -1
+
+    def _note(self, failure: Failure) -> None:
+        """Keep why the session is not served. A refusal is logged when it is another than the last, not each time."""
+        self.last_error = failure
+        identity = self.identity
+        absent = failure.code in _ABSENCES
+        if self._closing or (self._said_absent if absent else failure == self._said):
+            return
+        if absent:
+            self._said_absent = True
+        else:
+            self._said = failure
+        log.log(
+            logging.INFO if absent else logging.WARNING,
+            "cairn: engine id %s (%s): %s at %s: %s",
+            identity.engine_id,
+            identity.role,
+            "no daemon" if absent else "not served",
+            identity.socket,
+            " ".join(f"{failure} {failure.action}".split())[: limits.TEXT_CHARACTERS_MAX],
+        )
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -327,7 +357,7 @@ class Link:
                     new_epoch = self.epoch is not None and self.epoch != hello.epoch
                     self.epoch = hello.epoch
                     if not refused:
-                        self.last_error = None
+                        self.last_error = self._said = None
                     # Who sees the session connected finds all the rest in place.
                     self._events.append(Connected(tag=0, epoch=hello.epoch, new_epoch=new_epoch))
                     self.statistics.connections += 1
@@ -357,7 +387,7 @@ class Link:
         except CairnError as error:
             if error.retryable:
                 raise
-            self.last_error = error.failure
+            self._note(error.failure)
             return False
         if answer.operation != Operation.REGISTER:
             raise MalformedReplyError("REGISTER is answered by something else")
