@@ -567,3 +567,22 @@ describe("words and bars", () => {
     expect(table(["a", "b"], [["xx", "1"]], [1])).toBe("a   b\nxx  1");
   });
 });
+
+describe("cairn verify-engine", () => {
+  test("names an unknown dtype, a Python that cannot be run and modules that it lacks", async () => {
+    const dtype = await cairn(["verify-engine", "vllm", "--dtype", "float8"]);
+    expect([dtype.code, dtype.stderr]).toEqual([
+      2,
+      expect.stringContaining("--dtype takes one of: float32, bfloat16"),
+    ]);
+    const absent = await cairn(["verify-engine", "vllm", "--python", "/absent/python"]);
+    expect([absent.code, absent.stderr]).toEqual([
+      2,
+      expect.stringContaining("--python /absent/python cannot be run"),
+    ]);
+    const python = join(directory, "python");
+    writeFileSync(python, '#!/bin/sh\nexec python3 -I -S "$@"\n', { mode: 0o755 });
+    const bare = await cairn(["verify-engine", "vllm", "--python", python]);
+    expect([bare.code, bare.stderr]).toEqual([2, expect.stringContaining("lacks msgspec, vllm")]);
+  });
+});

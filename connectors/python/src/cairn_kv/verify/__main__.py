@@ -11,11 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import socket
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from cairn_kv import default_socket
 
 from .engine import Engine, Output, difference, same_bits
 
@@ -61,10 +64,12 @@ def main() -> int:
 
 def verify(options: argparse.Namespace, directory: Path, tell: Any) -> None:
     """Runs the steps; raises Failed at the first that is not as it should be."""
+    address = options.socket or default_socket()
+    reach(address)
     model = write_in(options.python, directory / "tiny")
     chance = random.Random(SEED)  # noqa: S311 (prompts, no secret)
     prompts = [[chance.randrange(3, 500) for _ in range(length)] for length in LENGTHS]
-    connector = {"lookupTimeoutMs": 5_000, **({"socket": options.socket} if options.socket else {})}
+    connector = {"lookupTimeoutMs": 5_000, "socket": address}
     settings = {"dtype": options.dtype}
     reference = run(Engine(options.python, model, None, **settings), prompts)
     tell("reference", prompts=len(prompts))
@@ -92,6 +97,15 @@ def verify(options: argparse.Namespace, directory: Path, tell: Any) -> None:
         tell("control", zeros="noticed")
     finally:
         engine.close()
+
+
+def reach(address: str) -> None:
+    """Raises Failed if nobody listens at the daemon's socket, or this user may not connect."""
+    with socket.socket(socket.AF_UNIX) as stream:
+        try:
+            stream.connect(address)
+        except OSError as error:
+            raise Failed(f"no daemon can be reached at {address}: {error.strerror or error}") from error
 
 
 def write_in(python: str, directory: Path, shape: str = "tiny") -> Path:
