@@ -134,6 +134,44 @@ def test_a_daemon_killed_in_the_middle_fails_no_request_and_hits_come_back_with_
     eventually("hits are back", lambda: engine.generate(prompts[:1])[0].cached > 0, 60)
 
 
+def test_while_the_daemon_refuses_the_window_nothing_is_asked_offered_or_failed_and_then_all_is(
+    start: Start, chance: random.Random
+) -> None:
+    def counted(engine: Engine) -> list[float]:
+        names = ("lookups", "lookups_unavailable", "offered_blocks", "failed_load_requests")
+        return [engine.counters().get(name, 0) for name in names]
+
+    def stands_still(engine: Engine) -> bool:
+        before = counted(engine)
+        engine.generate([prompt_of(chance, 320)])
+        return counted(engine) == before  # Without a daemon it would count what it could not ask.
+
+    node = Node({"engineApi": {"windowBytesMax": 65_536}}).start()
+    try:
+        at_start = start(node).ready()
+        eventually("the first engine asks no more", lambda: stands_still(at_start))
+        node.stop()
+        later = start(node).ready()
+        node.start()
+        # Its halves connect each on its own: the scheduler's may ask until the worker's has been refused.
+        eventually("the other asks no more", lambda: stands_still(later))
+        before = counted(later)
+        later.generate([prompt_of(chance, 320) for _ in range(3)])
+        assert counted(later) == before
+        node.stop()
+        node.configure({})
+        node.start()
+
+        def stores() -> bool:
+            later.generate([prompt_of(chance, 320)])
+            return stored(later, 10)
+
+        eventually("the engine stores", stores)
+        assert later.log().count("windowBudget") == 1, "the log says why, once"
+    finally:
+        node.remove()
+
+
 def test_a_killed_engine_leaves_nothing_behind_in_the_daemon(node: Node, start: Start, chance: random.Random) -> None:
     engine = start(node)
     engine.generate([prompt_of(chance, 300)])

@@ -99,6 +99,10 @@ class Daemon:
         self._log = self.directory / "daemon.log"
         self._config = self.directory / "cairn.yaml"
         self._child: subprocess.Popen[bytes] | None = None
+        self.configure(settings or {})
+
+    def configure(self, settings: dict[str, dict[str, object]]) -> None:
+        """Write the configuration of the next start."""
         base: dict[str, dict[str, object]] = {
             "engineApi": {"socket": self.socket, "proof": "off"},
             "ledger": {"blocksMax": 65_536},
@@ -112,8 +116,7 @@ class Daemon:
             "edge": {"listen": f"unix:{self.directory / 'edge.sock'}"},
             "log": {"level": "warn"},
         }
-        extra = settings or {}
-        merged = {name: {**base.get(name, {}), **extra.get(name, {})} for name in {*base, *extra}}
+        merged = {name: {**base.get(name, {}), **settings.get(name, {})} for name in {*base, *settings}}
         self._config.write_text(json.dumps(merged))
 
     @property

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from daemon import Daemon, descriptor, eventually
+from daemon import ROW_BYTES, Daemon, descriptor, eventually
 from fake import FakeDaemon, idle, reply_frame
 
 from cairn_kv import ErrorCode, Session, limits
+from cairn_kv.adapters.identity import Identity
 from cairn_kv.protocol import Flag, Frame, Operation, encode_cold
+from cairn_kv.vllm.links import WorkerSession
 
 
 def said(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
@@ -49,6 +51,29 @@ def test_an_engine_id_of_another_engine_is_said_once_by_the_session_and_by_the_d
     refused = [line for line in own_daemon.log().splitlines() if "HELLO" in line]
     assert len(refused) == 1, refused
     assert all(word in refused[0] for word in ("twin", "instanceMismatch", "uid"))
+
+
+def test_a_window_that_a_later_daemon_refuses_is_said_once_and_known_until_one_takes_it(
+    own_daemon: Daemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    own_daemon.stop()
+    with Session(own_daemon.socket, "early", [descriptor()], role="worker") as session:
+        window = session.create_window(32)
+        link = WorkerSession(session, window, Identity(descriptor(), ("a",), ROW_BYTES, world=1), 0)
+        assert (link.epoch, link.served) == (None, None)
+        own_daemon.configure({"engineApi": {"windowBytesMax": 65_536}})
+        for connections in (1, 2):
+            own_daemon.start()
+            eventually("a connection", lambda wanted=connections: session.statistics().connections == wanted)  # type: ignore[misc]
+            assert (link.epoch, link.served) == (None, False)
+            own_daemon.stop()
+        (line,) = said(caplog, logging.WARNING)
+        assert "windowBudget" in line
+        assert "windowBytesMax" in line
+        own_daemon.configure({})
+        own_daemon.start()
+        eventually("the window is there", lambda: link.served is True)
+        assert link.epoch == session.epoch
 
 
 def test_another_refusal_is_said_anew_and_so_is_the_same_one_after_a_connection(

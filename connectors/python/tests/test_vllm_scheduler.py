@@ -105,13 +105,14 @@ class Bench:
         received: tuple[str, ...] = (),
         sent: tuple[str, ...] = (),
         invalid: tuple[int, ...] = (),
+        windows: dict[int, bool] | None = None,
     ) -> None:
         self.side.worker_output(
             SimpleNamespace(
                 finished_recving=set(received),
                 finished_sending=set(sent),
                 invalid_block_ids=set(invalid),
-                kv_connector_worker_meta=CairnWorkerMetadata(stores or {}, proofs or {}),
+                kv_connector_worker_meta=CairnWorkerMetadata(stores or {}, proofs or {}, windows or {}),
             )
         )
 
@@ -415,3 +416,35 @@ def test_another_request_under_the_id_of_one_whose_load_runs_is_looked_up_by_its
     bench.report(received=("r",), invalid=(1,))
     bench.link.answer(2)
     assert bench.side.matched_tokens(other, 0) == (32, True), "the old load's end is not the new request's"
+
+
+def test_while_a_worker_has_no_window_nothing_is_looked_up_offered_or_promised(bench: Bench) -> None:
+    known = arrive(bench, 100, 4, "known")
+    bench.report(windows={0: True, 1: False})
+    assert bench.side.matched_tokens(known, 0) == (0, False), "a load would fail"
+    bench.side.allocated(known, [1, 2, 3, 4, 5, 6, 7], 0)
+    assert bench.step(new=(known, [1, 2, 3, 4, 5, 6, 7], 0, 100)).stores == []
+    asked = len(bench.link.asked)
+    new = bench.request("new", 100)
+    bench.side.new_request(new)
+    assert bench.side.matched_tokens(new, 0) == (0, False)
+    assert len(bench.link.asked) == asked
+    assert bench.count("lookups_unavailable") == 0
+
+
+def test_a_window_that_the_daemon_has_again_is_used_again(bench: Bench) -> None:
+    bench.report(windows={0: False, 1: False})
+    request = bench.request("r", 100)
+    bench.side.new_request(request)
+    bench.report(windows={1: True})
+    assert bench.side.matched_tokens(request, 0) == (0, False), "the other rank's is still refused"
+    bench.report(windows={0: True})
+    assert bench.side.matched_tokens(request, 0) == (None, False)
+    bench.link.answer(4)
+    assert bench.side.matched_tokens(request, 0) == (64, True)
+    assert len(bench.step(new=(request, [1, 2, 3, 4, 5, 6, 7], 0, 100)).stores) == 1
+
+
+def test_several_workers_tell_of_their_windows_in_one_answer() -> None:
+    told = CairnWorkerMetadata(windows={0: False}).aggregate(CairnWorkerMetadata(windows={1: True}))
+    assert told.windows == {0: False, 1: True}

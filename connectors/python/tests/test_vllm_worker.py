@@ -35,6 +35,7 @@ class Link:
 
     def __init__(self) -> None:
         self.epoch: str | None = "life"
+        self.served: bool | None = True
         self.rows = [bytearray(ROW_BYTES) for _ in range(ROWS)]
         self.kept: dict[bytes, bytes] = {}
         self.gate = threading.Event()
@@ -110,7 +111,7 @@ class Link:
         self._bell.set()
 
     def close(self) -> None:
-        self.epoch = None
+        self.epoch = self.served = None
 
     def _answer(self, event: Callable[[int], Event]) -> int:
         self._tags += 1
@@ -379,3 +380,30 @@ def test_a_fault_hangs_nothing_that_came_behind_it_in_the_same_step_nor_what_the
     assert bench.side.failed_blocks() == {22}
     assert bench.side.broken
     assert bench.outcome(unanswered) == StoreOutcome(visible=2)
+
+
+def test_a_window_that_the_daemon_will_not_have_is_reported_once_and_so_is_its_return(bench: Bench) -> None:
+    assert bench.side.report() is None
+    bench.link.served = False
+    told = bench.side.report()
+    assert told is not None
+    assert told.windows == {0: False}
+    assert bench.side.report() is None
+    bench.link.served = None
+    assert bench.side.report() is None, "without a daemon nothing is known"
+    bench.link.served = True
+    told = bench.side.report()
+    assert told is not None
+    assert told.windows == {0: True}
+
+
+def test_a_half_that_a_fault_ended_reports_that_it_has_no_window(bench: Bench) -> None:
+    def fault() -> None:
+        raise ZeroDivisionError
+
+    bench.tensors.before = fault
+    bench.store("r", 0, [1])
+    eventually("the fault", lambda: bench.side.broken)
+    told = bench.side.report()
+    assert told is not None
+    assert told.windows == {0: False}

@@ -31,10 +31,11 @@ from vllm.logger import init_logger
 from cairn_kv.adapters.counters import CairnStats
 from cairn_kv.adapters.identity import Identity, NotServed
 
+from .engine_log import join_engine_log
 from .metadata import CairnMetadata, CairnWorkerMetadata, ProofOutcome, StoreOutcome
 from .options import Options
 from .scheduler import SchedulerSide
-from .setup import describe_engine, open_scheduler, open_worker
+from .setup import describe_engine, open_scheduler, open_worker, worker_rank
 from .stats import CairnConnectorStats, CairnPromMetrics
 from .worker import WorkerSide
 
@@ -62,6 +63,7 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any = None, **_newer: Any) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
+        join_engine_log()
         self._stats = CairnStats()
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
@@ -281,10 +283,10 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
         metadata = self._connector_metadata
         if not isinstance(metadata, CairnMetadata):
             return
-        if metadata.stores or metadata.proofs:
+        if metadata.loads or metadata.stores or metadata.proofs:
             stores = {plan.serial: StoreOutcome(plan.start_depth) for plan in metadata.stores}
             proofs = {plan.request_id: ProofOutcome(plan.request_id, None) for plan in metadata.proofs}
-            self._refused_plans = CairnWorkerMetadata(stores, proofs)
+            self._refused_plans = CairnWorkerMetadata(stores, proofs, {worker_rank(): False})
         self._refused_loads = self._refused_loads | {plan.request_id for plan in metadata.loads}
         self._refused_sends = self._refused_sends | metadata.awaited
         self._refused_blocks = self._refused_blocks.union(*(plan.block_ids for plan in metadata.loads))

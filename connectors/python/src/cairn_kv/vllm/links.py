@@ -83,8 +83,13 @@ class WorkerSession:
 
     @property
     def epoch(self) -> str | None:
-        """The daemon's life, None while there is none."""
-        return self._session.epoch if self._session.connected else None
+        """The daemon's life that the window is registered with, None while it is not."""
+        return self._session.epoch if self._session.registered(self._window) else None
+
+    @property
+    def served(self) -> bool | None:
+        """Whether the daemon has the window; None while there is no daemon."""
+        return self._session.registered(self._window) if self._session.connected else None
 
     def load(self, lease: int, start_depth: int, keys: bytes, rows: list[int]) -> int | None:
         """Loads blocks into rows."""

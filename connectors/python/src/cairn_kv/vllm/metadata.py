@@ -106,11 +106,13 @@ class CairnWorkerMetadata(KVConnectorWorkerMetadata):
 
     stores: dict[int, StoreOutcome] = field(default_factory=dict)
     proofs: dict[str, ProofOutcome] = field(default_factory=dict)
+    #: Rank of a worker to whether the daemon has its window, of those where that changed: without one every load fails.
+    windows: dict[int, bool] = field(default_factory=dict)
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> CairnWorkerMetadata:
         """One answer of several workers."""
         assert isinstance(other, CairnWorkerMetadata)
-        merged = CairnWorkerMetadata(dict(self.stores), dict(self.proofs))
+        merged = CairnWorkerMetadata(dict(self.stores), dict(self.proofs), {**self.windows, **other.windows})
         for serial, outcome in other.stores.items():
             mine = merged.stores.get(serial)
             merged.stores[serial] = outcome if mine is None else mine.merge(outcome)

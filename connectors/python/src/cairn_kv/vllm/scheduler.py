@@ -151,6 +151,8 @@ class SchedulerSide:
         self._numbers = 0
         self._serials = 0
         self._stopped = False
+        #: Ranks whose window the daemon will not have.
+        self._unserved: set[int] = set()
 
     # What the engine asks.
 
@@ -164,7 +166,7 @@ class SchedulerSide:
         block_tokens = self._identity.block_tokens
         # The last token is always computed by the engine: it is what the next one is sampled from.
         blocks_max = (int(request.num_tokens) - 1) // block_tokens
-        if self._stopped or tracker.load_failed or blocks_max * block_tokens <= computed_tokens:
+        if self._idle or tracker.load_failed or blocks_max * block_tokens <= computed_tokens:
             return 0, False
         self._take_answers()
         answer = self._current_answer(tracker)
@@ -237,12 +239,19 @@ class SchedulerSide:
                 self._store_ended(serial, outcome)
             for request_id, verdict in reported.proofs.items():
                 self._proof_ended(request_id, verdict)
+            for rank, served in reported.windows.items():
+                (self._unserved.discard if served else self._unserved.add)(rank)
         for request_id in output.finished_sending or ():
             self._let_go(request_id)
 
     def stop(self) -> None:
         """Nothing is looked up or offered from here on; what is under way ends."""
         self._stopped = True
+
+    @property
+    def _idle(self) -> bool:
+        """Whether nothing is looked up or offered: stopped, or a worker could neither load nor store."""
+        return self._stopped or bool(self._unserved)
 
     def finished(self, request: Any) -> bool:
         """A request ended. True: its blocks must be kept until the workers have reported it as sent."""
@@ -279,7 +288,7 @@ class SchedulerSide:
         return tracker
 
     def _ask(self, tracker: Tracker) -> None:
-        keys = b"" if self._stopped else self._keys(tracker, 0, len(tracker.request.block_hashes))
+        keys = b"" if self._idle else self._keys(tracker, 0, len(tracker.request.block_hashes))
         if not keys or len(self._by_tag) >= LOOKUPS_MAX:
             return
         tag = self._link.lookup(tracker.number, keys)
@@ -355,7 +364,7 @@ class SchedulerSide:
 
     def _plan_store(self, tracker: Tracker, full: int, metadata: CairnMetadata) -> None:
         end = min(full, len(tracker.request.block_hashes), len(tracker.block_ids))
-        if end <= tracker.offered or self._stopped or self._link.epoch is None:
+        if end <= tracker.offered or self._idle or self._link.epoch is None:
             return
         first = tracker.offered if tracker.outstanding else tracker.acked
         key_bytes = self._identity.key_bytes

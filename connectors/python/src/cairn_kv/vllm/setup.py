@@ -58,7 +58,7 @@ def open_worker(
     identity: Identity, engine_id: str, options: Options, tensors: Mapping[str, Any], stats: CairnStats
 ) -> WorkerSide:
     """A worker's half, its window registered if there is a daemon. Raises NotServed."""
-    rank = _rank()
+    rank = worker_rank()
     stride_bytes = -(-identity.row_bytes // ROW_ALIGNMENT_BYTES) * ROW_ALIGNMENT_BYTES
     rows = max(ROWS_MIN, int(options.window_bytes) // stride_bytes)
     session = _session(identity, engine_id, options, "worker", rank)
@@ -153,7 +153,7 @@ def _address(memory: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
-def _rank() -> int:
+def worker_rank() -> int:
     """The worker's rank in its engine: pipeline stage first, then tensor-parallel rank."""
     from vllm.distributed import parallel_state
 

@@ -26,6 +26,7 @@ from cairn_kv.adapters.counters import CairnStats
 from cairn_kv.adapters.identity import Identity, NotServed
 from cairn_kv.adapters.proof import comparison_of
 
+from .engine_log import join_engine_log
 from .options import Options
 from .setup import CONNECT_SECONDS, _address, _machine
 from .tier_identity import describe_chunks
@@ -56,6 +57,7 @@ class CairnTier(SecondaryTierManager):
         super().__init__(offloading_spec, primary_kv_view, tier_type)
         # Versions before 0.31 know no detector; since then the engine asks for it by this name.
         self._bp_detector = backpressure_detector
+        join_engine_log()
         self._stats = CairnStats()
         self._side: TierSide | None = None
         self._rows: ChunkRows | None = None

@@ -86,8 +86,8 @@ class WorkerLink(Protocol):
     """
 
     @property
-    def epoch(self) -> str | None:
-        """The daemon's life that the window is registered with, None while it is not."""
+    def served(self) -> bool | None:
+        """Whether the daemon has the window; None while there is no daemon."""
 
     def load(self, lease: int, start_depth: int, keys: bytes, rows: list[int]) -> int | None:
         """Loads blocks into rows; its tag, or None if it cannot be sent."""
@@ -181,6 +181,7 @@ class WorkerSide:
         """``same`` compares a stored row with a computed one, for proofs."""
         assert rows >= ROWS_MIN
         self._identity = identity
+        self._rank, self._served = rank, True
         self._stores_here = identity.stores(rank)
         self._link = link
         self._copies = copies
@@ -265,7 +266,10 @@ class WorkerSide:
         """Outcomes since the last call, for the scheduler's half."""
         with self._lock:
             report, self._report = self._report, CairnWorkerMetadata()
-        return report if report.stores or report.proofs else None
+        served = False if self._broken else self._link.served
+        if served is not None and served != self._served:
+            report.windows[self._rank] = self._served = served
+        return report if report.stores or report.proofs or report.windows else None
 
     @property
     def broken(self) -> bool:
