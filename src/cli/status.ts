@@ -29,6 +29,8 @@ export interface Status {
   readonly namespaces: readonly NamespaceSnapshot[];
 }
 
+const NAMESPACES_SHOWN = 16;
+
 type Tiers = Pick<Status, "tiers" | "devices" | "remote" | "links">;
 
 export async function readStatus(client: EdgeClient): Promise<Status> {
@@ -176,13 +178,37 @@ function instanceLines(instances: readonly InstanceSnapshot[]): string {
   return table([...head, "jobs", "heartbeat"], rows, [3, 4, 5, 6, 7, 8]);
 }
 
+/** The newest first: the digest is what an engine's log names when it connects. */
+export function namespaceLines(namespaces: readonly NamespaceSnapshot[]): string[] {
+  if (namespaces.length === 0) return [];
+  const newest = namespaces.toSorted((one, other) => other.index - one.index);
+  const rows = newest
+    .slice(0, NAMESPACES_SHOWN)
+    .map(({ digest, descriptor, tenant, visibleBlocks }) => [
+      digest,
+      modelOf(descriptor),
+      tenant,
+      `${visibleBlocks}`,
+    ]);
+  const more = newest.length - rows.length;
+  return [
+    "",
+    table(["namespace", "model", "tenant", "readable blocks"], rows, [3]),
+    ...(more > 0 ? [`and ${more} older namespaces (--json lists them)`] : []),
+  ];
+}
+
+function modelOf(descriptor: NamespaceSnapshot["descriptor"]): string {
+  return typeof descriptor["model"] === "string" ? descriptor["model"] : "unknown model";
+}
+
 function unprovenLines(namespaces: readonly NamespaceSnapshot[]): string[] {
   return namespaces
     .filter(({ unprovenBy }) => unprovenBy.length > 0)
-    .map(({ digest, descriptor, unprovenBy }) => {
-      const model = typeof descriptor["model"] === "string" ? descriptor["model"] : "unknown model";
-      return `  ${digest} (${model}) must be proven by ${unprovenBy.join(", ")}`;
-    });
+    .map(
+      ({ digest, descriptor, unprovenBy }) =>
+        `  ${digest} (${modelOf(descriptor)}) must be proven by ${unprovenBy.join(", ")}`,
+    );
 }
 
 /** The faults an operator should know of: counts above zero. */
@@ -241,6 +267,9 @@ export async function statusCommand(words: readonly string[]): Promise<number> {
   const parsed = readArguments(words, EDGE_OPTIONS);
   const status = await readStatus(edgeClient(parsed));
   if (parsed.json) printJson(status);
-  else printLine(`${statusHead(status)}\n\n${statusTail(status)}`);
+  else {
+    const spaces = namespaceLines(status.namespaces).map((line) => `${line}\n`);
+    printLine(`${statusHead(status)}\n${spaces.join("")}\n${statusTail(status)}`);
+  }
   return EXIT.OK;
 }

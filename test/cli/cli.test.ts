@@ -306,6 +306,7 @@ describe("cairn status and top", () => {
       "256 B",
     ])
       expect(stdout).toContain(words);
+    expect(stdout).toMatch(new RegExp(`^${"ab".repeat(16)}  m +default +\\d+$`, "m"));
     expect(stdout).toContain(`${"ab".repeat(16)} (m) must be proven by engine-1`);
     const { stats, tiers } = (await cairn(["status", "--edge", socket, "--json"])).json();
     expect(stats).toMatchObject({ node: "node-a", hitRate: 0.4, gauges: { orphans: 4 } });

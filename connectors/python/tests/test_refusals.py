@@ -126,3 +126,19 @@ def test_what_a_daemon_says_is_cut_to_a_line(fake: FakeDaemon, caplog: pytest.Lo
     (line,) = said(caplog, logging.WARNING)
     assert "\n" not in line
     assert len(line) < 2 * limits.TEXT_CHARACTERS_MAX
+
+
+def test_the_digest_of_the_namespace_is_said_once_and_is_the_daemon_s(
+    own_daemon: Daemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="cairn_kv")
+    with Session(own_daemon.socket, "named", [descriptor()]) as session:
+        assert session.wait_connected(30.0)
+        own_daemon.stop()
+        own_daemon.start()
+        eventually("a second connection", lambda: session.statistics().connections == 2)
+        digest = session.namespace_digest()
+        assert digest is not None
+    lines = [line for line in said(caplog, logging.INFO) if "connected to" in line]
+    assert len(lines) == 1
+    assert digest.hex() in lines[0]

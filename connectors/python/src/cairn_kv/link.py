@@ -132,6 +132,7 @@ class Link:
         self.identity = identity
         self.statistics = Statistics()
         self.last_error: Failure | None = None
+        self._said_digests: list[bytes] = []
         self._said: Failure | None = None
         self._said_absent = False
         self.windows: list[Window] = []
@@ -366,9 +367,26 @@ class Link:
             for window in missing:
                 if not self._register(live, window):
                     refused.add(window)
+        self._note_digests(hello)
         with self.changed:
             self.changed.notify_all()
         return live
+
+    def _note_digests(self, hello: HelloReply) -> None:
+        """Log what the namespaces are called at the daemon, when first connected and when that has changed."""
+        digests = [given.digest for given in hello.namespaces]
+        if digests == self._said_digests:
+            return
+        self._said_digests = digests
+        identity = self.identity
+        names = ", ".join(digest.hex() for digest in digests)
+        log.info(
+            "cairn: engine id %s (%s): connected to %s, namespace %s",
+            identity.engine_id,
+            identity.role,
+            identity.socket,
+            names,
+        )
 
     @staticmethod
     def _registers(window: Window, live: Live, refused: set[Window]) -> bool:

@@ -58,9 +58,10 @@ class _EngineLog(logging.Handler):
         say(self.format(record))
 
 
-log.setLevel(logging.INFO)
 log.propagate = False
-log.handlers[:] = [_EngineLog()]
+for _logger in (log, logging.getLogger("cairn_kv")):  # What sessions say has the name of the package.
+    _logger.setLevel(logging.INFO)
+    _logger.handlers[:] = [_EngineLog()]
 
 #: How long an engine's start waits for the daemon; without one it starts all the same.
 CONNECT_SECONDS = 2.0
