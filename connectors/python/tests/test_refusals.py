@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from daemon import ROW_BYTES, Daemon, descriptor, eventually
-from fake import FakeDaemon, idle, reply_frame
+from fake import FakeDaemon, Peer, idle, reply_frame
 
 from cairn_kv import ErrorCode, Session, limits
 from cairn_kv.adapters.identity import Identity
@@ -21,9 +21,9 @@ def said(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
     return [one.getMessage() for one in caplog.records if one.name == "cairn_kv" and one.levelno == level]
 
 
-def refusal(code: ErrorCode, message: str) -> Callable[[Frame], bytes]:
-    """A daemon's answer to HELLO: this error."""
-    body = {
+def refused_body(code: ErrorCode, message: str) -> dict[str, object]:
+    """Body of a refusal."""
+    return {
         "code": int(code),
         "name": code.wire_name,
         "retryable": False,
@@ -31,19 +31,22 @@ def refusal(code: ErrorCode, message: str) -> Callable[[Frame], bytes]:
         "action": "",
         "detail": 0,
     }
+
+
+def refusal(code: ErrorCode, message: str) -> Callable[[Frame], bytes]:
+    """A daemon's answer to HELLO: this error."""
+    body = refused_body(code, message)
     return lambda frame: reply_frame(Operation.HELLO, frame.tag, encode_cold(body), flags=int(Flag.ERROR))
 
 
 def test_an_engine_id_of_another_engine_is_said_once_by_the_session_and_by_the_daemon(
     own_daemon: Daemon, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with (
-        Session(own_daemon.socket, "twin", [descriptor()]) as first,
-        Session(own_daemon.socket, "twin", [descriptor(kv_dtype="f16")]) as second,
-    ):
+    with Session(own_daemon.socket, "twin", [descriptor()]) as first:
         assert first.wait_connected(30.0)
-        eventually("the second is refused again and again", lambda: second.statistics().connect_failures >= 3)
-        assert not second.connected
+        with Session(own_daemon.socket, "twin", [descriptor(kv_dtype="f16")]) as second:
+            eventually("the second is refused again and again", lambda: second.statistics().connect_failures >= 3)
+            assert not second.connected
     (line,) = said(caplog, logging.WARNING)
     assert own_daemon.socket in line
     assert "instanceMismatch" in line
@@ -74,6 +77,32 @@ def test_a_window_that_a_later_daemon_refuses_is_said_once_and_known_until_one_t
         own_daemon.start()
         eventually("the window is there", lambda: link.served is True)
         assert link.epoch == session.epoch
+
+
+def test_a_window_that_the_daemon_cannot_map_is_not_served_while_it_is_tried_again(
+    fake: FakeDaemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.refuse = refusal(ErrorCode.SHUTTING_DOWN, "not yet")
+    told: list[int] = []
+
+    def no_memory(peer: Peer) -> None:
+        frame = peer.read()
+        told.append(len(told))
+        body = {**refused_body(ErrorCode.WINDOW_MAP, f"{told[-1]} bytes are free"), "retryable": True}
+        peer.send(reply_frame(Operation.REGISTER, frame.tag, encode_cold(body), flags=int(Flag.ERROR)))
+
+    with Session(fake.socket, "tight", [descriptor()], role="worker") as session:
+        window = session.create_window(4)
+        link = WorkerSession(session, window, Identity(descriptor(), ("a",), ROW_BYTES, world=1), 0)
+        eventually("it is not there yet", lambda: session.statistics().connect_failures >= 1)
+        assert [link.served] == [None]
+        fake.script, fake.refuse = no_memory, None
+        eventually("it is refused three times", lambda: len(told) > 3)
+        assert [link.served] == [False]
+        fake.script = idle
+        eventually("the window is there", lambda: link.served is True)
+    (line,) = said(caplog, logging.WARNING)
+    assert "windowMap" in line
 
 
 def test_another_refusal_is_said_anew_and_so_is_the_same_one_after_a_connection(

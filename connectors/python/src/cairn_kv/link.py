@@ -292,7 +292,10 @@ class Link:
         self.last_error = failure
         identity = self.identity
         absent = failure.code in _ABSENCES
-        if self._closing or (self._said_absent if absent else failure == self._said):
+        # What may pass is told in other words each time (how much memory is free): its code is enough.
+        said = self._said
+        same = failure == said or (failure.retryable and said is not None and failure.code == said.code)
+        if self._closing or (self._said_absent if absent else same):
             return
         if absent:
             self._said_absent = True
@@ -305,7 +308,7 @@ class Link:
             identity.role,
             "no daemon" if absent else "not served",
             identity.socket,
-            " ".join(f"{failure} {failure.action}".split())[: limits.TEXT_CHARACTERS_MAX],
+            " ".join(f"{failure}. {failure.action}".split())[: limits.TEXT_CHARACTERS_MAX],
         )
 
     def _pause(self, seconds: float) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cairn_kv.completions import Completion, FillRefused, LookupDone, StoreOffered
 from cairn_kv.completions import LoadDone as SessionLoadDone
 from cairn_kv.completions import StoreDone as SessionStoreDone
-from cairn_kv.errors import CairnError
+from cairn_kv.errors import CairnError, ErrorCode
 from cairn_kv.protocol import StoreStatus
 
 from .scheduler import Answer
@@ -89,7 +89,11 @@ class WorkerSession:
     @property
     def served(self) -> bool | None:
         """Whether the daemon has the window; None while there is no daemon."""
-        return self._session.registered(self._window) if self._session.connected else None
+        if self._session.connected:
+            return self._session.registered(self._window)
+        # Memory that the daemon cannot map is tried again over new connections: the last one's end says why.
+        error = self._session.last_error
+        return False if error is not None and error.code == ErrorCode.WINDOW_MAP else None
 
     def load(self, lease: int, start_depth: int, keys: bytes, rows: list[int]) -> int | None:
         """Loads blocks into rows."""
