@@ -898,11 +898,11 @@ def test_requests_with_more_than_tokens_and_salt_are_not_served(
     engine.run(tokens)
     stored(engine, 3)
     asked = engine.scheduler.counters()["lookups"]
-    trtllm_engine.LOG.clear()
+    trtllm_engine.WARNINGS.clear()
     for _ in range(2):
         assert matched(engine, tokens, **over) == 0
     assert engine.scheduler.counters()["lookups"] == asked
-    (said,) = trtllm_engine.LOG
+    (said,) = trtllm_engine.WARNINGS
     assert said.endswith(f"requests with {next(iter(over))} are not served")
 
 
@@ -933,13 +933,13 @@ def test_a_model_that_may_take_more_than_text_is_served_only_where_requests_show
     newer = start(daemon, arguments, by_group=True)
     newer.run(tokens)
     stored(newer, 3)
-    trtllm_engine.LOG.clear()
+    trtllm_engine.WARNINGS.clear()
     older = start(daemon, arguments)
     warm(older)
     assert matched(older, tokens) == 0
     assert matched(older, tokens, py_multimodal_data={"image": 1}) == 0
     assert older.scheduler.counters() == {}
-    (said,) = trtllm_engine.LOG
+    (said,) = trtllm_engine.WARNINGS
     assert "do not show images" in said
 
 
@@ -1205,9 +1205,9 @@ def test_an_engine_that_is_not_served_works_as_without_a_connector(
 ) -> None:
     with pytest.raises(NotServed):
         identity_of(llm_args(**over), FACTS, "1", "m")
-    trtllm_engine.LOG.clear()
+    trtllm_engine.WARNINGS.clear()
     engine = start(daemon, llm_args(**over))
-    assert [line.split(":")[:2] for line in trtllm_engine.LOG] == [["cairn", " nothing is stored or loaded"]]
+    assert [line.split(":")[:2] for line in trtllm_engine.WARNINGS] == [["cairn", " nothing is stored or loaded"]]
     tokens = prompt(2 * BLOCK_TOKENS + 1)
     for _ in range(3):
         assert matched(engine, tokens) == 0
@@ -1246,10 +1246,10 @@ def test_an_engine_whose_window_cannot_be_made_is_not_served_and_leaves_nothing_
     daemon: Daemon, start: Start, prompt: Prompt, monkeypatch: pytest.MonkeyPatch, role: str, error: Exception
 ) -> None:
     opened = Opened(monkeypatch, role, error)
-    trtllm_engine.LOG.clear()
+    trtllm_engine.WARNINGS.clear()
     engine = start(daemon)
     assert opened.roles == []
-    (said,) = trtllm_engine.LOG
+    (said,) = trtllm_engine.WARNINGS
     assert said.endswith(f"no window for the {role} of rank 0: {error}")
     assert matched(engine, prompt(2 * BLOCK_TOKENS + 1)) == 0
 

@@ -123,7 +123,7 @@ class Refusing:
 
 def test_a_window_that_cannot_be_made_is_not_served_and_leaves_no_session_open(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Refusing()
-    monkeypatch.setattr(setup, "_rank", lambda: 0)
+    monkeypatch.setattr(setup, "worker_rank", lambda: 0)
     monkeypatch.setattr(setup, "_session", lambda *_: session)
     tensors = {"a": SimpleNamespace(device=SimpleNamespace(type="cpu"))}
     with pytest.raises(NotServed, match="more rows than a window has"):
@@ -133,7 +133,7 @@ def test_a_window_that_cannot_be_made_is_not_served_and_leaves_no_session_open(m
 
 def test_a_fault_while_a_worker_is_set_up_leaves_no_session_open(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Refusing()
-    monkeypatch.setattr(setup, "_rank", lambda: 0)
+    monkeypatch.setattr(setup, "worker_rank", lambda: 0)
     monkeypatch.setattr(setup, "_session", lambda *_: session)
     with pytest.raises(AttributeError):
         setup.open_worker(IDENTITY, "engine", Options(), {"a": object()}, CairnStats())

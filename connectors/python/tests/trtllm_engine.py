@@ -139,6 +139,13 @@ def sent_over(value: object) -> object:
 MPI = Mpi()
 #: What was said in the engine's log.
 LOG: list[str] = []
+#: Of those, the warnings.
+WARNINGS: list[str] = []
+
+
+def _warn(text: str) -> None:
+    LOG.append(text)
+    WARNINGS.append(text)
 
 
 def install() -> None:
@@ -151,7 +158,7 @@ def install() -> None:
         sys.modules[name].__path__ = []
     vars(sys.modules["tensorrt_llm"])["__version__"] = "1.2.0"
     sys.modules["tensorrt_llm.logger"] = ModuleType("tensorrt_llm.logger")
-    vars(sys.modules["tensorrt_llm.logger"])["logger"] = SimpleNamespace(warning=LOG.append, info=LOG.append)
+    vars(sys.modules["tensorrt_llm.logger"])["logger"] = SimpleNamespace(warning=_warn, info=LOG.append)
     vars(sys.modules["tensorrt_llm._utils"]).update(mpi_rank=lambda: MPI.rank, mpi_broadcast=MPI.broadcast)
     sys.modules["tensorrt_llm._torch.pyexecutor.kv_cache_connector"] = sys.modules[__name__]
 
