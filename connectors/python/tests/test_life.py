@@ -130,7 +130,8 @@ def test_the_daemon_s_death_ends_what_is_in_flight_and_its_return_brings_hits_ba
         }
         assert isinstance(ended[0], Disconnected)
         assert all(ended[tag].error is not None for tag in (store_tag, load_tag, lookup_tag))
-        assert window.generation == generation + 1
+        # Attempts to come back that fail meanwhile count on.
+        assert window.generation > generation
         assert session.statistics().windows_renewed == 1
         own_daemon.start()
         assert session.wait_connected(60.0)
