@@ -1,7 +1,8 @@
 /**
  * lookup-python: how long a look-up of 8,192 keys holds an engine's scheduler that uses the Python client. The measuring
  * is connectors/python/bench/lookup.py, in the environment that .ci/engines makes: the blocking look-up, which is the
- * whole way there and back, and the submit alone, which is all that vLLM's scheduler waits for.
+ * whole way there and back; the submit alone; and vLLM's scheduler half, from a request's arrival to the answer, which it
+ * takes between steps, and the time inside its hooks, which is all that the engine's loop waits for.
  */
 import { execFile } from "node:child_process";
 import { fileURLToPath } from "node:url";
@@ -28,6 +29,7 @@ interface Times {
 interface Answer {
   readonly list: { readonly lookup: Times; readonly submit: Times };
   readonly buffer: { readonly lookup: Times; readonly submit: Times };
+  readonly scheduler: { readonly answer: Times; readonly hooks: Times };
   readonly longestCollectorPauseMicroseconds: number;
   readonly loadAverage: number;
 }
@@ -52,9 +54,11 @@ async function run({ repetitions }: ScenarioOptions): Promise<Measurement> {
   }
   const p99 = (pick: (answer: Answer) => Times) =>
     median(runs.map((one) => pick(one).p99Microseconds));
-  const blocking = p99((one) => one.list.lookup);
+  const answer = p99((one) => one.scheduler.answer);
+  const atMost = (name: string, microseconds: number) =>
+    check(name, microseconds, "µs", "atMost", P99_MICROSECONDS_MAX);
   return {
-    value: significant(blocking),
+    value: significant(answer),
     unit: "µs",
     bar: P99_MICROSECONDS_MAX,
     sense: "atMost",
@@ -62,13 +66,18 @@ async function run({ repetitions }: ScenarioOptions): Promise<Measurement> {
     referenceValue: null,
     repetitions,
     checks: [
-      check("p99, blocking, keys in a list", blocking, "µs", "atMost", P99_MICROSECONDS_MAX),
-      check(
-        "p99, submit, keys in a list",
-        p99((one) => one.list.submit),
-        "µs",
-        "atMost",
-        P99_MICROSECONDS_MAX,
+      atMost("p99, vLLM's scheduler half, arrival to answer", answer),
+      atMost(
+        "p99, inside its hooks",
+        p99((one) => one.scheduler.hooks),
+      ),
+      atMost(
+        "p99, blocking, keys in one buffer",
+        p99((one) => one.buffer.lookup),
+      ),
+      atMost(
+        "p99, blocking, keys in a list",
+        p99((one) => one.list.lookup),
       ),
     ],
     detail: { keys: KEYS, rounds: ROUNDS, runs },

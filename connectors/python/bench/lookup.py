@@ -1,8 +1,9 @@
 """Look-ups of a long chain from Python, one after the other: how long the engine's thread is held.
 
 Prints one JSON object: for a list of keys and for one buffer, the blocking look-up's microseconds and those of the
-submit alone, the longest pause of the garbage collector, and the load average, since figures of a busy machine are
-orientation only. Needs a running daemon; `cairn bench lookup-python` starts one.
+submit alone; for vLLM's scheduler half, from a request's arrival to the answer, and inside its hooks; the longest pause
+of the garbage collector, and the load average, since figures of a busy machine are orientation only. Needs a running
+daemon; `cairn bench lookup-python` starts one.
 
 usage: python bench/lookup.py [SOCKET] [KEYS] [ROUNDS]
 """
@@ -16,12 +17,16 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 from cairn_kv import LookupDone, NamespaceDescriptor, Session, default_socket
+from cairn_kv.adapters.counters import CairnStats
+from cairn_kv.adapters.identity import Identity
 from cairn_kv.keys import Keys
 
 ROW_BYTES = 4_096
 STORED = 512
+BLOCK_TOKENS = 16
 
 
 def namespace() -> NamespaceDescriptor:
@@ -35,7 +40,7 @@ def namespace() -> NamespaceDescriptor:
         row_bytes=ROW_BYTES,
         group_kinds=("full",),
         draft=False,
-        block_tokens=16,
+        block_tokens=BLOCK_TOKENS,
         hash_algorithm="sha256",
         hash_seed="0",
         engine_build="bench",
@@ -54,7 +59,7 @@ def chain(count: int) -> list[bytes]:
     return keys
 
 
-def percentiles(rounds: int, once: Callable[[], None], between: Callable[[], None]) -> dict[str, float]:
+def percentiles(rounds: int, once: Callable[[], None], between: Callable[[], object]) -> dict[str, float]:
     """Microseconds of `once`, p50 and p99, after a tenth of the rounds to warm up; `between` is not counted."""
     taken = []
     for index in range(rounds + rounds // 10):
@@ -63,7 +68,12 @@ def percentiles(rounds: int, once: Callable[[], None], between: Callable[[], Non
         if index >= rounds // 10:
             taken.append((time.perf_counter_ns() - start) / 1_000)
         between()
-    taken.sort()
+    return summary(taken)
+
+
+def summary(microseconds: list[float]) -> dict[str, float]:
+    """p50, p99 and the longest."""
+    taken = sorted(microseconds)
     return {
         "p50Microseconds": taken[len(taken) // 2],
         "p99Microseconds": taken[len(taken) * 99 // 100],
@@ -106,6 +116,40 @@ def measure(session: Session, keys: Keys, rounds: int) -> dict[str, object]:
     return {"lookup": held, "submit": handed}
 
 
+def measure_scheduler(session: Session, keys: list[bytes], rounds: int) -> dict[str, object]:
+    """A request's arrival, then questions until the answer is there, as the engine asks between its steps."""
+    # The engine itself is not measured, and takes long to import; its halves work without it.
+    sys.modules["vllm"] = None  # type: ignore[assignment]
+    from cairn_kv.vllm.links import SchedulerSession  # noqa: PLC0415
+    from cairn_kv.vllm.scheduler import SchedulerSide  # noqa: PLC0415
+
+    link = SchedulerSession(session, 5.0)
+    side = SchedulerSide(Identity(namespace(), ("layer",), ROW_BYTES, world=1), link, CairnStats(), 5.0)
+    hooks: list[float] = []
+    requests: list[SimpleNamespace] = []
+
+    def once() -> None:
+        tokens = len(keys) * BLOCK_TOKENS + 1
+        request = SimpleNamespace(request_id="r", num_tokens=tokens, block_hashes=keys, num_preemptions=0)
+        requests[:] = [request]
+        begun = time.perf_counter_ns()
+        side.new_request(request)
+        inside = time.perf_counter_ns() - begun
+        while True:
+            begun = time.perf_counter_ns()
+            matched, _ = side.matched_tokens(request, 0)
+            inside += time.perf_counter_ns() - begun
+            if matched is not None:
+                break
+            time.sleep(0.00005)  # The engine's step, in which other threads run.
+        hooks.append(inside / 1_000)
+        if matched != STORED * BLOCK_TOKENS:
+            raise AssertionError("the stored prefix was not found")
+
+    answered = percentiles(rounds, once, lambda: side.finished(requests[0]))
+    return {"answer": answered, "hooks": summary(hooks[rounds // 10 :])}
+
+
 def main(arguments: list[str]) -> None:
     """Store a prefix, look it up."""
     socket = arguments[0] if arguments else default_socket()
@@ -124,6 +168,7 @@ def main(arguments: list[str]) -> None:
             "rounds": rounds,
             "list": measure(session, keys, rounds),
             "buffer": measure(session, b"".join(keys), rounds),
+            "scheduler": measure_scheduler(session, keys, rounds),
             "longestCollectorPauseMicroseconds": pauses.longest_microseconds,
             "loadAverage": os.getloadavg()[0],
         }
