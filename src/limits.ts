@@ -142,6 +142,8 @@ export const LIMITS = {
   writeBackPauseMs: 250,
   /** A write batch that takes longer has failed. */
   writeBackDeadlineMs: 30_000,
+  /** Entries of the visibility log that write-through reads in one go: a start leaves a full log. */
+  writeThroughLogEntriesMax: 4_096,
   /** Blocks that write-through was refused and offers again, first after. More: they wait until they are old. */
   writeThroughRetriesMax: 1_024,
   writeThroughRetryMs: 1_000,

@@ -25,6 +25,7 @@ import type {
   StoreRequest,
   StoreResult,
 } from "./types.ts";
+import { TWO_32 } from "../../src/words.ts";
 
 /** Nothing found: the answer to every fault of a look-up. */
 export const MISS: LookupAnswer = {
@@ -161,7 +162,7 @@ export function readCompletion(reply: Reply): JobResult {
     landed: header.count,
     failed,
     microseconds: view.getUint32(4, true),
-    bytes: view.getUint32(8, true) + view.getUint32(12, true) * 2 ** 32,
+    bytes: view.getUint32(8, true) + view.getUint32(12, true) * TWO_32,
   };
 }
 

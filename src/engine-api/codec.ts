@@ -20,8 +20,8 @@ import {
   type OpName,
   PROTOCOL_VERSION,
 } from "./protocol.ts";
+import { TWO_32 } from "../words.ts";
 
-const TWO_32 = 2 ** 32;
 export const ID_MAX = Number.MAX_SAFE_INTEGER;
 
 /** Header fields of one frame; one object is reused for every frame of a drain. */

@@ -11,6 +11,7 @@ import { BODY } from "./outbound.ts";
 import { COMPLETION_FIXED_BYTES, FLAG, OP } from "./protocol.ts";
 import type { Region } from "./regions.ts";
 import type { Connection } from "./sessions.ts";
+import { TWO_32 } from "../words.ts";
 
 /** Queues the job for completion if nothing of it is open. Safe inside ledger callbacks. */
 export function closeIfDone(context: EngineContext, job: Job): void {
@@ -65,8 +66,8 @@ function sendCompletion(
   }
   view.setUint32(BODY, job.failed, true);
   view.setUint32(BODY + 4, Math.min(microseconds, 0xffff_ffff), true);
-  view.setUint32(BODY + 8, job.bytes % 2 ** 32, true);
-  view.setUint32(BODY + 12, Math.floor(job.bytes / 2 ** 32), true);
+  view.setUint32(BODY + 8, job.bytes % TWO_32, true);
+  view.setUint32(BODY + 12, Math.floor(job.bytes / TWO_32), true);
   const op = job.kind === JOB_KIND.LOAD ? OP.LOAD : OP.STORE;
   const id = job.kind === JOB_KIND.LOAD ? job.tag : job.number;
   context.out.begin(op, FLAG.REPLY | FLAG.COMPLETION, job.tag, id, job.landed);

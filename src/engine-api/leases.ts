@@ -15,6 +15,7 @@ import { LIMITS } from "../limits.ts";
 import type { Namespace } from "./namespaces.ts";
 import type { Pin } from "./pins.ts";
 import type { Connection, Instance } from "./sessions.ts";
+import { TWO_32 } from "../words.ts";
 
 type LeaseLedger = Pick<
   Ledger,
@@ -52,7 +53,7 @@ class LeaseIds {
     }
     const low = this.#pool[this.#at++]!;
     const high = this.#pool[this.#at++]! & 0xf_ffff;
-    return high * 2 ** 32 + low;
+    return high * TWO_32 + low;
   }
 }
 

@@ -22,6 +22,7 @@ import type { Namespace } from "./namespaces.ts";
 import { BODY } from "./outbound.ts";
 import { COMPLETION_FIXED_BYTES, FLAG, OP } from "./protocol.ts";
 import type { Connection, Instance } from "./sessions.ts";
+import { TWO_32 } from "../words.ts";
 
 /** One PREFETCH under way. */
 interface Call {
@@ -182,8 +183,8 @@ export class PrefetchCalls {
     const { view } = out;
     view.setUint32(BODY, outcome, true);
     view.setUint32(BODY + 4, Math.min(microseconds, 0xffff_ffff), true);
-    view.setUint32(BODY + 8, bytes % 2 ** 32, true);
-    view.setUint32(BODY + 12, Math.floor(bytes / 2 ** 32), true);
+    view.setUint32(BODY + 8, bytes % TWO_32, true);
+    view.setUint32(BODY + 12, Math.floor(bytes / TWO_32), true);
     out.begin(OP.PREFETCH, FLAG.REPLY | FLAG.COMPLETION, tag, tag, resident);
     out.end(connection.id, COMPLETION_FIXED_BYTES);
     for (const cancelTag of call.cancelTags) {

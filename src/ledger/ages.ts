@@ -178,7 +178,7 @@ export function touch(core: Core, block: Block): void {
   const now = nextTick(core);
   const uses = block * R.RECORD_WORDS + R.LEASES;
   if (records[uses]! >>> R.HITS_SHIFT < R.HITS_MAX) {
-    records[uses] = records[uses]! + 2 ** R.HITS_SHIFT;
+    records[uses] = records[uses]! + R.HITS_ONE;
   }
   forgetRefusal(core, block);
   if (core.policy.classifies) classify(core, block, now);

@@ -406,6 +406,18 @@ export class Ledger implements LedgerApi {
     return this.#recovery.offer(block, this.core.tier(tier), words, at, parentAt);
   }
 
+  /** recover() is asked next for `count` blocks, at most WARM_MAX, whose keys stand `stride` words apart from `at` on. */
+  recoverSoon(
+    namespace: NamespaceIndex,
+    words: Uint32Array,
+    at: number,
+    stride: number,
+    count: number,
+  ): void {
+    const { index, keyWords } = this.#namespace(namespace);
+    this.core.table.warm(index, keyWords, words, at, stride, count);
+  }
+
   recoverEnd(now = Number.POSITIVE_INFINITY): void {
     this.#recovery?.end(now);
     this.#recovery = undefined;

@@ -9,7 +9,8 @@
  * share one; readers therefore keep that distance: while the header is at most s + entries − LOG_UNPUBLISHED_MAX,
  * nothing of entry s was overwritten.
  */
-import { KEY_WORDS_MAX } from "./table.ts";
+import { assert } from "../assert.ts";
+import { BLOCKS_MAX, KEY_WORDS_MAX } from "./table.ts";
 
 export const LOG_ENTRY_WORDS = 20;
 export const LOG_HEADER_WORDS = 16;
@@ -17,6 +18,8 @@ export const LOG_KEY = 4;
 export const LOG_PARENT = 12;
 /** Entries that may be written before the header says so. */
 export const LOG_UNPUBLISHED_MAX = 64;
+/** A copy in each of two tiers of every record. */
+const SKIP_MAX = 2 * BLOCKS_MAX + 1;
 export const LOG_KIND = { STORED: 1, REMOVED: 2 } as const;
 
 export class VisibilityLog {
@@ -62,11 +65,25 @@ export class VisibilityLog {
     if (this.sequence - this.#published === LOG_UNPUBLISHED_MAX) this.publish();
   }
 
+  /** Entries that a reader finds, of those that were appended last. */
+  get readable(): number {
+    return Math.max(0, this.entries - LOG_UNPUBLISHED_MAX);
+  }
+
+  /** Gives out so many numbers without an entry: to readers they were overwritten. */
+  skip(count: number): void {
+    assert(count >= 0 && count < SKIP_MAX, "more entries are skipped than a ledger has copies");
+    if (this.entries === 0) return;
+    this.publish();
+    this.sequence += count;
+    this.publish();
+  }
+
   /** Shows readers what was appended. */
   publish(): void {
     const sequence = this.sequence;
     if (sequence === this.#published) return;
-    // The low word wraps at most once here: fewer than LOG_UNPUBLISHED_MAX entries are shown at a time.
+    // The low word wraps at most once here: fewer than SKIP_MAX entries are shown at a time.
     if (sequence >>> 0 < this.#published >>> 0) Atomics.add(this.words, 1, 1);
     this.#published = sequence;
     Atomics.store(this.words, 0, sequence | 0);

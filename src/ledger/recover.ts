@@ -3,7 +3,7 @@
  * all tiers: ordered by depth, then generation descending), and ends. Of duplicates the first offered, that
  * is the highest generation, wins; a block without all its shards is dropped; a block whose parent has no
  * record is dropped; one whose parent is not visible is an orphan. Times of last access become ages in the
- * same order.
+ * same order. The log is written at the end, and only what it can hold.
  */
 import { assert } from "../assert.ts";
 import { offerBlock } from "./ages.ts";
@@ -12,7 +12,15 @@ import { EVENT, isPending } from "./states.ts";
 import * as R from "./table.ts";
 import { AGES_RECOVERED } from "./timeline.ts";
 import { allLanded } from "./fill.ts";
-import { abortCopy, hide, makeVisible, releaseRecord, showRecovered, transition } from "./tree.ts";
+import {
+  abortCopy,
+  hide,
+  logShown,
+  makeVisible,
+  releaseRecord,
+  showRecovered,
+  transition,
+} from "./tree.ts";
 import { NO_BLOCK, NO_SLOT, STATE, type Block, type RecoveredBlock } from "./types.ts";
 
 /**
@@ -136,6 +144,7 @@ export class Recovery {
     core.recovering = false;
     for (const tier of core.tiers) tier?.slots.takeEnd();
     this.#index(now);
+    logRecovered(core);
     core.tick = AGES_RECOVERED + 1;
     core.flush();
   }
@@ -187,6 +196,35 @@ export class Recovery {
         records[word] = core.stateOf(block, t) === STATE.ABSENT ? 0 : age;
       }
       offerBlock(core, block);
+    }
+  }
+}
+
+/**
+ * What became visible goes into the log, the lowest tier's copies first, each tier's by depth. Of more than the log
+ * keeps, the first would be overwritten by the last: they take their numbers and are not written.
+ */
+function logRecovered(core: Core): void {
+  const { log, tiers } = core;
+  let total = 0;
+  for (const tier of tiers) total += tier?.stateBlocks[STATE.VISIBLE] ?? 0;
+  let skipped = Math.max(0, total - log.readable);
+  log.skip(skipped);
+  for (let t = tiers.length - 1; t >= 0; t -= 1) {
+    const visible = tiers[t]?.stateBlocks[STATE.VISIBLE] ?? 0;
+    let left = visible - skipped;
+    skipped = Math.max(0, -left);
+    // Records were taken by depth: the last ones that count are found from the end.
+    let block = core.table.touched;
+    for (let found = 0; found < left; ) {
+      assert(block > 0, "a tier counts no more visible copies than there are");
+      block -= 1;
+      if (core.stateOf(block, t) === STATE.VISIBLE) found += 1;
+    }
+    for (; left > 0; block += 1) {
+      if (core.stateOf(block, t) !== STATE.VISIBLE) continue;
+      logShown(core, block, t);
+      left -= 1;
     }
   }
 }

@@ -52,6 +52,7 @@ export const CLASS_SHIFT = 24;
 export const NAMESPACE_MASK = 0xffff;
 export const LEASES_MASK = 0xf_ffff;
 export const HITS_SHIFT = 20;
+export const HITS_ONE = 2 ** HITS_SHIFT;
 export const HITS_MAX = 0xfff;
 export const STATE_MASK = 7;
 export const IN_HEAP = 8;
@@ -77,6 +78,10 @@ export const REFUSED_MAX = 127;
 export function tierWord(tier: number): number {
   return TIER_FIRST + tier * TIER_WORDS;
 }
+
+/** Keys of one warm(). */
+export const WARM_MAX = 16;
+const warmed = new Uint32Array(WARM_MAX);
 
 /** Records above this would make word indexes leave the 31-bit integers that V8 keeps unboxed. */
 export const BLOCKS_MAX = 80_000_000;
@@ -144,6 +149,8 @@ export class Table implements TableShape {
   touched = 0;
   /** Free records that an age index still names (heap.ts); they cannot be used again yet. */
   zombies = 0;
+  /** Of what warm() read: of no use, but without one the reads would be left out. */
+  warmSum = 0;
   #free = NO_BLOCK;
   /** Where the last find() that found nothing ended, and its hash. */
   #gap = 0;
@@ -197,6 +204,30 @@ export class Table implements TableShape {
       if ((records[base + NAMESPACE]! & NAMESPACE_MASK) !== namespace) continue;
       if (sameWords(records, base, words, at, keyWords)) return block;
     }
+  }
+
+  /**
+   * Reads what find() will read first for `count` keys, at most WARM_MAX, that stand `stride` words apart: the reads of
+   * a batch wait for memory together, those of one find() after another do not.
+   */
+  warm(
+    namespace: number,
+    keyWords: number,
+    words: Uint32Array,
+    at: number,
+    stride: number,
+    count: number,
+  ): void {
+    assert(count >= 0 && count <= WARM_MAX, "a batch has at most WARM_MAX keys");
+    const { records, hash, mask, indexMask, seed } = this;
+    for (let i = 0, last = at + keyWords - 1; i < count; i += 1, last += stride) {
+      const entry = hash[hashKey(words[last]!, words[last - 1]!, namespace, seed) & mask]!;
+      // An empty entry guesses record 0, which is at hand.
+      warmed[i] = Math.max(0, (entry & indexMask) - 1);
+    }
+    let sum = 0;
+    for (let i = 0; i < count; i += 1) sum ^= records[warmed[i]! * RECORD_WORDS + NAMESPACE]!;
+    this.warmSum ^= sum;
   }
 
   /** Whether this record is the key's: then find() would answer it. For callers that guess well. */

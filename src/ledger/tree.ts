@@ -106,13 +106,21 @@ function leftVisible(core: Core, block: Block, tier: TierIndex, still: boolean):
   if (!isDead(core, block)) core.linkWaiting(block);
 }
 
+/** What a start brings back is logged at its end (recover.ts). */
 function logMove(core: Core, kind: number, block: Block, tier: TierIndex): void {
+  if (core.recovering) return;
   const records = core.records;
   const base = block * R.RECORD_WORDS;
   const parent = kind === LOG_KIND.STORED ? records[base + R.PARENT]! : NO_BLOCK;
   const namespace = records[base + R.NAMESPACE]! & R.NAMESPACE_MASK;
   const parentAt = parent === NO_BLOCK ? -1 : parent * R.RECORD_WORDS;
   core.log.append(kind, tier, namespace, core.depthOf(block), records, base, parentAt);
+}
+
+/** The log says of this copy what it would have said when it became visible. */
+export function logShown(core: Core, block: Block, tier: TierIndex): void {
+  assert(!core.recovering && core.hasFlag(block, R.FLAG_TIER << tier), "the copy is visible now");
+  logMove(core, LOG_KIND.STORED, block, tier);
 }
 
 /** The watch on a block that will not become visible ends; leases that wanted it turn to its parent. */

@@ -73,6 +73,8 @@ export interface LogEntry {
 /** Attempts against concurrent removals before the last answer is taken. */
 const ATTEMPTS = 16;
 
+const TWO_32 = 2 ** 32;
+
 export class LedgerView {
   readonly #shared: SharedLedger;
   readonly #indexMask: number;
@@ -140,7 +142,7 @@ export class LedgerView {
     for (;;) {
       const high = Atomics.load(log, 1);
       const low = Atomics.load(log, 0) >>> 0;
-      if (Atomics.load(log, 1) === high) return high * 2 ** 32 + low;
+      if (Atomics.load(log, 1) === high) return high * TWO_32 + low;
     }
   }
 

@@ -8,6 +8,7 @@
 import { type Addon, DISK_ITEM_WORDS, ITEM_WORDS } from "../../addon/binding.ts";
 import { assert } from "../assert.ts";
 import { LIMITS } from "../limits.ts";
+import { TWO_32 } from "../words.ts";
 
 /** Called when a batch ended: status of item i is statuses[at + i] (addon/binding.ts ITEM). */
 export interface CopyOwner {
@@ -80,8 +81,6 @@ export interface DiskSubmit {
 
 /** Order of READs at a disk. */
 export const DISK_PRIORITY = { DEMAND: 0, PREFETCH: 1, OTHER: 2 } as const;
-
-const TWO_32 = 2 ** 32;
 
 type CopyAddon = Pick<Addon, "copySubmit" | "copyCancel" | "diskSubmit" | "diskCancel">;
 

@@ -31,17 +31,19 @@ export class WriteThrough {
     this.#next = this.#view.firstSequence;
   }
 
-  /** Up to `max` blocks that stand in DRAM alone, parents before children. */
+  /** Up to `max` blocks that stand in DRAM alone, parents before children; fewer where the log has much else. */
   next(into: Uint32Array, max: number): number {
     let count = this.#again(into, max);
-    while (count < max) {
-      const entries = this.#view.readLog(this.#next, max - count);
+    let left = LIMITS.writeThroughLogEntriesMax;
+    while (count < max && left > 0) {
+      const entries = this.#view.readLog(this.#next, Math.min(left, max - count));
       if (entries === undefined) {
         this.#next = this.#view.firstSequence;
         continue;
       }
       if (entries.length === 0) break;
       this.#next += entries.length;
+      left -= entries.length;
       for (const { kind, tier, namespace, key } of entries) {
         if (kind !== LOG_KIND.STORED || tier !== TIER.DRAM) continue;
         const block = this.#ledger.find(namespace, key, 0);

@@ -1,5 +1,7 @@
 import { afterEach, describe, expect, test } from "vitest";
+import { LOG_KIND } from "../../src/ledger/log.ts";
 import { STATE } from "../../src/ledger/types.ts";
+import { LedgerView } from "../../src/ledger/view.ts";
 import { KEY_WORDS, NO_BLOCK, Small, type SmallOptions } from "./small.ts";
 import { FakeStore } from "./store.ts";
 
@@ -151,6 +153,41 @@ describe("rule 10: recovery", () => {
     expect(s.hit("abc")).toBe(3);
     expect(s.dram.freed).toEqual([2]);
     expect(s.store("xy")).toBe("ww");
+  });
+
+  test("the log tells of copies that came back, of more than it holds the last, the lowest tier's first", () => {
+    const letters = Array.from({ length: 250 }, (_, at) => String.fromCharCode(256 + at)).join("");
+    for (const length of [3, 250]) {
+      const s = small({ dram: 256, nvme: 256, blocksMax: 256 });
+      for (const tier of [1, 0]) {
+        s.ledger.recoverSlab(tier, 0, 64);
+        for (let depth = 1; depth <= length; depth += 1) {
+          const words = s.words(letters.slice(0, depth));
+          const at = (depth - 1) * KEY_WORDS;
+          const { namespace } = s;
+          const block = {
+            namespace,
+            depth,
+            shard: 0,
+            slot: depth - 1,
+            generation: 1,
+            lastAccess: 1,
+          };
+          expect(s.ledger.recover(block, tier, words, at, at - KEY_WORDS)).toBe(true);
+        }
+      }
+      s.ledger.recoverEnd();
+      const view = new LedgerView(s.ledger.share());
+      expect(view.nextSequence).toBe(2 * length + 1);
+      const told = view.readLog(view.firstSequence, 1_000)!;
+      const all = [1, 0].flatMap((tier) =>
+        Array.from({ length }, (_, at) => ({ kind: LOG_KIND.STORED, tier, depth: at + 1 })),
+      );
+      const kept = Math.min(all.length, s.ledger.core.log.readable);
+      expect(told).toMatchObject(all.slice(-kept));
+      expect(told).toHaveLength(kept);
+      expect(view.readLog(1, 1) === undefined).toBe(kept < all.length);
+    }
   });
 
   test("of two headers of one key the higher generation wins and the other slot is freed", () => {

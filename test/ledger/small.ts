@@ -24,6 +24,7 @@ export interface SmallOptions {
   readonly holesMax?: number;
   readonly blocksMax?: number;
   readonly payloadBytes?: number;
+  readonly logEntries?: number;
   readonly store?: FakeStore;
   /** The lower tier's store, instead of one slab of `nvme` slots. */
   readonly lower?: FakeStore;
@@ -51,7 +52,7 @@ export class Small {
       tiers,
       holesMax: options.holesMax ?? 8,
       splitSamplesMax: 4,
-      logEntries: 256,
+      logEntries: options.logEntries ?? 256,
       observer: {
         settled: (block, visible) => this.settled.push([this.#names.get(block) ?? "?", visible]),
         leaseReduced: (lease, depth) => this.reduced.push([lease, depth]),

@@ -45,6 +45,18 @@ describe("write-through", () => {
     for (const block of offered) expect(small.ledger.isVisible(block)).toBe(true);
   });
 
+  it("reads so much of the log in one go, and goes on the next time", () => {
+    const count = LIMITS.writeThroughLogEntriesMax + 8;
+    const small = new Small({ dram: 8_192, blocksMax: 8_192, nvme: 8_192, logEntries: 16_384 });
+    const source = new WriteThrough(small.ledger, () => ms);
+    const chains = Array.from({ length: count }, (_, at) => String.fromCharCode(256 + at));
+    for (const chain of chains) small.store(chain);
+    for (const chain of chains) expect(small.copy(chain, TIER.DRAM, TIER.NVME)).toBe(true);
+    small.store("x");
+    const offered = [next(source, 8), next(source, 8), next(source, 8)];
+    expect(offered).toEqual([[], [], [small.block("x")]]);
+  });
+
   it("offers what was refused again, parents first, after a pause", () => {
     const small = new Small({ dram: 16, nvme: 16 });
     const source = new WriteThrough(small.ledger, () => ms);

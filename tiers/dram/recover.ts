@@ -5,9 +5,11 @@
  */
 import { SCAN_WORDS, SLOT_HEADER } from "../../addon/binding.ts";
 import type { Ledger } from "../../src/ledger/ledger.ts";
+import { WARM_MAX } from "../../src/ledger/table.ts";
 import { type RecoveredBlock, TIER } from "../../src/ledger/types.ts";
 import type { RecoveryReport } from "../tier.ts";
 import type { DramTier } from "./index.ts";
+import { TWO_32 } from "../../src/words.ts";
 
 const HEADERS_PER_READ = 8_192;
 /** The slot number stands behind the 32 words of a scanned header. */
@@ -89,11 +91,14 @@ function takeBack(
     offered.slot = words[at + SLOT_WORD]!;
     offered.generation = words[at + SLOT_HEADER.GENERATION]!;
     offered.lastAccess =
-      words[at + SLOT_HEADER.LAST_ACCESS_HIGH]! * 2 ** 32 +
-      words[at + SLOT_HEADER.LAST_ACCESS_LOW]!;
+      words[at + SLOT_HEADER.LAST_ACCESS_HIGH]! * TWO_32 + words[at + SLOT_HEADER.LAST_ACCESS_LOW]!;
     const keyAt = at + SLOT_HEADER.KEY;
     const parentAt = at + SLOT_HEADER.PARENT_KEY;
     const known = namespace < found.length;
+    if (known && index % WARM_MAX === 0) {
+      const next = Math.min(WARM_MAX, count - index);
+      ledger.recoverSoon(namespace, words, keyAt, SCAN_WORDS, next);
+    }
     if (known && ledger.recover(offered, TIER.DRAM, words, keyAt, parentAt)) found[namespace] = 1;
     else dropped[lost++] = offered.slot;
   }

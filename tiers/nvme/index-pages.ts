@@ -11,6 +11,7 @@
  */
 import { crc32 } from "node:zlib";
 import { assert } from "../../src/assert.ts";
+import { TWO_32 } from "../../src/words.ts";
 
 export const PAGE_SLOTS = 32;
 /** Pages of a segment: 2 ** SLOT_INDEX_BITS slots. A page's key is segment × PAGES_PER_SEGMENT + page. */
@@ -27,7 +28,6 @@ export const PARENT = { NONE: 254, SPELLED: 255 } as const;
 export const PAGE_WORDS_MAX = HEAD_WORDS + PAGE_SLOTS * (ENTRY_WORDS + KEY_WORDS);
 
 const CRC_WORD = 5;
-const TWO_32 = 2 ** 32;
 
 /** What begin() … add() … end() writes; one writer is reused for all pages. */
 export class PageWriter {

@@ -14,6 +14,7 @@ import { LIMITS } from "../../src/limits.ts";
 import type { Device } from "./device.ts";
 import type { LateHeaders } from "./late-headers.ts";
 import type { Tasks } from "./tasks.ts";
+import { TWO_32 } from "../../src/words.ts";
 
 const HEADERS_PER_READ = 512;
 const SLOT_WORD = 32;
@@ -139,7 +140,7 @@ export function adoptHeader(
   offered.slot = words[at + SLOT_WORD]!;
   offered.generation = words[at + SLOT_HEADER.GENERATION]!;
   offered.lastAccess =
-    words[at + SLOT_HEADER.LAST_ACCESS_HIGH]! * 2 ** 32 + words[at + SLOT_HEADER.LAST_ACCESS_LOW]!;
+    words[at + SLOT_HEADER.LAST_ACCESS_HIGH]! * TWO_32 + words[at + SLOT_HEADER.LAST_ACCESS_LOW]!;
   const keyAt = at + SLOT_HEADER.KEY;
   const parentAt = at + SLOT_HEADER.PARENT_KEY;
   if (!ledger.adopt(offered, TIER.NVME, words, keyAt, parentAt)) return false;

@@ -6,12 +6,14 @@
 import { type Addon, SLOT_INDEX_BITS } from "../../addon/binding.ts";
 import type { Core } from "../../src/ledger/core.ts";
 import type { Ledger } from "../../src/ledger/ledger.ts";
+import { WARM_MAX } from "../../src/ledger/table.ts";
 import { type RecoveredBlock, TIER } from "../../src/ledger/types.ts";
 import type { RecoveryReport } from "../tier.ts";
 import type { Device } from "./device.ts";
 import { PAGE_SLOTS, PAGES_PER_SEGMENT, SEGMENTS_MAX } from "./index-pages.ts";
 import { type Marks, pageOfSlot } from "./marks.ts";
 import { type IndexProbe, type Piece, RECORD, RECORD_WORDS } from "./probe.ts";
+import { TWO_32 } from "../../src/words.ts";
 
 const SLOT_INDEX_MASK = 2 ** SLOT_INDEX_BITS - 1;
 const RESTORE_BATCH = 16_384;
@@ -108,11 +110,22 @@ class Source {
   /** Offers all entries of this depth. */
   offer(ledger: Ledger, depth: number, found: Uint8Array): void {
     while (this.depth === depth) {
+      if (this.#at % WARM_MAX === 0) this.#warm(ledger);
       const at = this.#at * RECORD_WORDS;
       this.#at += 1;
       this.entries += 1;
       if (this.#take(ledger, this.#piece!.words, at, found)) this.recovered += 1;
     }
+  }
+
+  /** Nearly all entries are of one namespace, and a wrong guess costs a few reads. */
+  #warm(ledger: Ledger): void {
+    const { words, count } = this.#piece!;
+    const at = this.#at * RECORD_WORDS;
+    const namespace = this.#namespaceOf[words[at + RECORD.ROW]! & 0xffff] ?? -1;
+    if (namespace < 0) return;
+    const next = Math.min(WARM_MAX, count - this.#at);
+    ledger.recoverSoon(namespace, words, at + RECORD.KEY, RECORD_WORDS, next);
   }
 
   #take(ledger: Ledger, words: Uint32Array, at: number, found: Uint8Array): boolean {
@@ -153,7 +166,7 @@ class Source {
     offered.slot = slot;
     offered.generation = words[at + RECORD.GENERATION]!;
     offered.lastAccess =
-      words[at + RECORD.LAST_ACCESS_HIGH]! * 2 ** 32 + words[at + RECORD.LAST_ACCESS_LOW]!;
+      words[at + RECORD.LAST_ACCESS_HIGH]! * TWO_32 + words[at + RECORD.LAST_ACCESS_LOW]!;
     const keyAt = at + RECORD.KEY;
     return ledger.recover(offered, TIER.NVME, words, keyAt, at + RECORD.PARENT_KEY);
   }
@@ -244,7 +257,8 @@ function keyOfPlace(place: number): number {
 /** Parents before children, also across devices. */
 function merge(ledger: Ledger, sources: readonly Source[], found: Uint8Array): void {
   for (;;) {
-    const depth = Math.min(...sources.map((source) => source.depth));
+    let depth = Number.POSITIVE_INFINITY;
+    for (const source of sources) if (source.depth < depth) depth = source.depth;
     if (depth === Number.POSITIVE_INFINITY) return;
     for (const source of sources) source.offer(ledger, depth, found);
   }
