@@ -165,12 +165,17 @@ export class BenchDaemon {
     });
   }
 
+  /** Engines can connect. */
+  serves(): Promise<boolean> {
+    return answers(this.socket);
+  }
+
   /** Waits until engines and the edge are served, so that nothing of the start runs beside a measurement. */
   async ready(): Promise<void> {
     const endMs = performance.now() + START_MS_MAX;
     while (performance.now() < endMs) {
       if (this.#child === undefined) break;
-      if ((await answers(this.socket)) && (await answers(this.edgeSocket))) return;
+      if ((await this.serves()) && (await answers(this.edgeSocket))) return;
       await sleep(POLL_MS);
     }
     throw new CairnError("unavailable", `the bench daemon did not start: ${this.logTail()}`);

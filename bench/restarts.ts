@@ -109,6 +109,11 @@ export async function restarted(
   daemon.launch();
   while (performance.now() - startMs < GIVE_UP_MS) {
     try {
+      // An engine's whole connection, tried every few milliseconds, would take a fifth of a core from the start.
+      if (!(await daemon.serves())) {
+        await sleep(RETRY_MS);
+        continue;
+      }
       const hit = await withClient(
         daemon,
         async (client) => (await client.lookup(1, words, CHAIN_BLOCKS)).hit,

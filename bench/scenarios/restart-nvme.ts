@@ -136,6 +136,8 @@ interface Outcome {
 async function measure(daemon: BenchDaemon, bench: Bench, repetitions: number): Promise<Outcome> {
   const progress = new Progress("restart-nvme", repetitions + 1);
   await bench.fill();
+  // Gauges are a quarter of a second old, and what was backed just now may still be on its way out of DRAM.
+  await sleep(SETTLE_MS);
   const hotBefore = await daemon.metric("tierVisibleBlocks", "dram");
   const seconds: number[] = [];
   for (let repetition = 0; repetition < repetitions; repetition++) {
