@@ -111,7 +111,7 @@ block is damaged on purpose; the daemon is killed and comes back. Exit code 1 if
   --nvme                 the second part: two nodes whose pools are too small, a disk each, one shared directory
   --quick                a smaller model
   --json                 progress on standard error, one object on the last line of standard output`,
-    run: async (words) => (await import("./siblings.ts")).demoCommand(words),
+    run: async (words) => (await import("../../connectors/node/demo/cli.ts")).demoMain(words),
   },
   {
     name: "verify-engine",
@@ -131,14 +131,14 @@ Prints pass, or the first difference and exit code 1.
     summary: "measure one scenario against its bar and its reference",
     usage: "usage: cairn bench NAME [--json] [options]",
     ownHelp: true,
-    run: async (words) => (await import("./siblings.ts")).benchCommand(words),
+    run: async (words) => (await import("../../bench/cli.ts")).benchMain(words),
   },
   {
     name: "replay",
     summary: "replay a trace of requests, in the pure ledger or through a daemon",
     usage: "usage: cairn replay TRACE [--daemon] [--capacity-blocks N] [--policy lru] [--json]",
     ownHelp: true,
-    run: async (words) => (await import("./siblings.ts")).replayCommand(words),
+    run: async (words) => (await import("../../bench/replay/cli.ts")).replayMain(words),
   },
   {
     name: "version",
