@@ -8,6 +8,7 @@ export default defineConfig({
     // Only a hang reaches them: these suites start daemons, on machines that do other things, too.
     testTimeout: 180_000,
     hookTimeout: 180_000,
-    globalSetup: [],
+    // Daemons and commands that tests start then run from the bundle, as they do where they are installed.
+    globalSetup: ["test/bundle-setup.mjs"],
   },
 });

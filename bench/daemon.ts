@@ -11,10 +11,11 @@ import { join } from "node:path";
 import { stringify } from "yaml";
 import { assert } from "../src/assert.ts";
 import { CairnError } from "../src/errors.ts";
+import { CAIRN, CAIRN_ENVIRONMENT } from "../src/executable.ts";
 import { METRICS, type MetricName } from "../src/observe/metrics.ts";
 
 export const ROOT = new URL("..", import.meta.url).pathname;
-/** How package.json starts node. */
+/** How a child of a bench is started from its source. */
 export const NODE_FLAGS = ["--no-memory-reducer", "--import", "tsx"] as const;
 const START_MS_MAX = 60_000;
 const STOP_MS_MAX = 30_000;
@@ -145,15 +146,12 @@ export class BenchDaemon {
   launch(): void {
     assert(this.#child === undefined, "one process at a time");
     const log = openSync(this.#logPath, "a");
-    const args = [
-      "--import",
-      "tsx",
-      join(ROOT, "src/cli.ts"),
-      "daemon",
-      "--config",
-      this.#configPath,
-    ];
-    const child = spawn(process.execPath, args, { cwd: ROOT, stdio: ["ignore", log, log] });
+    const args = [...CAIRN, "daemon", "--config", this.#configPath];
+    const child = spawn(process.execPath, args, {
+      cwd: ROOT,
+      env: { ...process.env, ...CAIRN_ENVIRONMENT },
+      stdio: ["ignore", log, log],
+    });
     closeSync(log);
     this.#child = child;
     this.#exited = new Promise((resolve) => {

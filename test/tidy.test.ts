@@ -179,7 +179,8 @@ describe("each rule catches what it forbids", () => {
 
   it("finds files that nothing reaches", () => {
     const given = [
-      file("package.json", '{"bin":{"cairn":"./src/cli.ts"}}'),
+      file("package.json", '{"bin":{"cairn":"./src/launch.mjs"}}'),
+      file("src/launch.mjs", 'await import("./cli.ts");'),
       file("src/cli.ts", 'import "./used.ts";\nspawn("bench/child.ts");'),
       file("src/used.ts", ""),
       file("src/dead.ts", ""),

@@ -1,5 +1,6 @@
 /** `cairn version`, and the version for everybody else. */
 import { readFileSync } from "node:fs";
+import { bundled } from "../bundle/place.ts";
 import { PROTOCOL_VERSION } from "../engine-api/protocol.ts";
 import { EXIT } from "./exit.ts";
 import { printJson, printLine } from "./output.ts";
@@ -12,8 +13,10 @@ export function packageVersion(): string {
 
 export async function versionCommand(words: readonly string[]): Promise<number> {
   const version = packageVersion();
+  const from = bundled ? "bundle" : "sources";
   if (words.includes("--json"))
-    printJson({ version, protocol: PROTOCOL_VERSION, node: process.version });
-  else printLine(`cairn ${version} (protocol ${PROTOCOL_VERSION}, node ${process.version})`);
+    printJson({ version, protocol: PROTOCOL_VERSION, node: process.version, from });
+  else
+    printLine(`cairn ${version} (protocol ${PROTOCOL_VERSION}, node ${process.version}, ${from})`);
   return EXIT.OK;
 }

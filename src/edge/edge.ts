@@ -4,6 +4,7 @@
  */
 import { readFileSync, statSync } from "node:fs";
 import { Worker } from "node:worker_threads";
+import { entryUrl } from "../bundle/place.ts";
 import type { Config } from "../config/schema.ts";
 import { CairnError } from "../errors.ts";
 import type {
@@ -151,7 +152,7 @@ export async function startEdge(options: EdgeOptions): Promise<EdgeHandle> {
   const secrets = readSecrets(config);
   const data: EdgeWorkerData = { feed, ledger, info, listen: config.listen, secrets };
   const worker = new Worker(new URL("./bootstrap.mjs", import.meta.url), {
-    argv: [new URL("./worker.ts", import.meta.url).href],
+    argv: [entryUrl("src/edge/worker.ts").href],
     workerData: data,
   });
   worker.on("message", serveQuestions(worker, handler));

@@ -4,6 +4,7 @@ import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { DiskRig } from "../../bench/disk.ts";
 import { fioArguments, fioResult } from "../../bench/fio.ts";
+import { CAIRN } from "../../src/executable.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
 
@@ -69,7 +70,7 @@ describe("fio as the yardstick", () => {
   });
 
   it("where it is not installed the command names its package and exits 2", () => {
-    const words = ["--import", "tsx", "src/cli.ts", "bench", "nvme-read", "--json"];
+    const words = [...CAIRN, "bench", "nvme-read", "--json"];
     const env = { PATH: "/nonexistent" };
     const done = spawnSync(process.execPath, words, { cwd: ROOT, env, encoding: "utf8" });
     expect(done.status).toBe(2);

@@ -23,6 +23,7 @@ import { runCli } from "../../src/cli/run.ts";
 import { spark } from "../../src/cli/top.ts";
 import { defaultConfig } from "../../src/config/defaults.ts";
 import { type EdgeHandle, startEdge } from "../../src/edge/edge.ts";
+import { CAIRN } from "../../src/executable.ts";
 import { Feed, METRIC } from "../../src/observe/feed.ts";
 import { publishDevices, publishRemote } from "../../src/observe/lower.ts";
 import { DEVICE, FakeDaemon, INFO, REMOTE } from "../edge/fixture.ts";
@@ -39,7 +40,7 @@ const environment: NodeJS.ProcessEnv = {
 };
 
 function cairn(words: readonly string[], extra: NodeJS.ProcessEnv = {}) {
-  const child = spawn(process.execPath, ["--import", "tsx", "src/cli.ts", ...words], {
+  const child = spawn(process.execPath, [...CAIRN, ...words], {
     cwd: ROOT,
     env: { ...environment, ...extra },
     stdio: ["ignore", "pipe", "pipe"],
@@ -348,7 +349,7 @@ describe("cairn status and top", () => {
   });
 
   test("on a terminal top draws one screen and gives the terminal back; TERM=dumb gets lines", async () => {
-    const words = `stty rows 50 cols 150; ${process.execPath} --import tsx src/cli.ts top --edge ${socket} --count 1`;
+    const words = `stty rows 50 cols 150; ${process.execPath} ${CAIRN.join(" ")} top --edge ${socket} --count 1`;
     // `script` gives the command a terminal of its own.
     const typescript = async (term: string): Promise<string> => {
       const child = spawn("script", ["-qec", words, "/dev/null"], {

@@ -18,6 +18,7 @@ import {
   type RequestRecord,
   resultOf,
 } from "../../connectors/node/demo/result.ts";
+import { CAIRN } from "../../src/executable.ts";
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 
@@ -27,7 +28,7 @@ function base64(values: number[]): string {
 
 describe("the demo", () => {
   test("restores without a differing probability, catches every flipped bit and survives the daemon's death", async () => {
-    const args = ["--import", "tsx", "src/cli.ts", "demo", "--quick", "--json"];
+    const args = [...CAIRN, "demo", "--quick", "--json"];
     const { stdout } = await promisify(execFile)(process.execPath, args, {
       cwd: ROOT,
       maxBuffer: 1 << 24,
@@ -55,7 +56,7 @@ describe("the demo", () => {
 
 describe("the demo's second part", () => {
   test("serves hits from NVMe, and from a shared directory at another node, without a differing probability", async () => {
-    const args = ["--import", "tsx", "src/cli.ts", "demo", "--nvme", "--quick", "--json"];
+    const args = [...CAIRN, "demo", "--nvme", "--quick", "--json"];
     const { stdout } = await promisify(execFile)(process.execPath, args, {
       cwd: ROOT,
       maxBuffer: 1 << 24,

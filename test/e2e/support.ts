@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { stringify } from "yaml";
 import { CairnClient, chainKeys } from "../../connectors/node/index.ts";
 import type { ClientOptions } from "../../connectors/node/types.ts";
+import { CAIRN, CAIRN_ENVIRONMENT } from "../../src/executable.ts";
 import type { NamespaceDescriptor } from "../../src/engine-api/protocol.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
@@ -94,15 +95,12 @@ export class TestDaemon {
 
   async start(): Promise<this> {
     const log = openSync(this.#logPath, "a");
-    const args = [
-      "--import",
-      "tsx",
-      join(ROOT, "src/cli.ts"),
-      "daemon",
-      "--config",
-      this.#configPath,
-    ];
-    const child = spawn(process.execPath, args, { cwd: ROOT, stdio: ["ignore", log, log] });
+    const args = [...CAIRN, "daemon", "--config", this.#configPath];
+    const child = spawn(process.execPath, args, {
+      cwd: ROOT,
+      env: { ...process.env, ...CAIRN_ENVIRONMENT },
+      stdio: ["ignore", log, log],
+    });
     closeSync(log);
     this.#child = child;
     this.exitCode = new Promise((resolve) => {

@@ -17,6 +17,7 @@ import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { mergeTrees } from "../../src/config/defaults.ts";
+import { CAIRN, CAIRN_ENVIRONMENT } from "../../src/executable.ts";
 import { METRICS, type MetricName } from "../../src/observe/metrics.ts";
 import { eventually, within } from "./eventually.ts";
 
@@ -88,6 +89,8 @@ export class TestDaemon {
   readonly configPath: string;
   /** Added to the environment of the next start. */
   environment: NodeJS.ProcessEnv = {};
+  /** What node is started with, up to the words of the command line. */
+  executable: readonly string[] = CAIRN;
   readonly #edgeSocket: string;
   readonly #logPath: string;
   #settings: Settings;
@@ -158,12 +161,20 @@ export class TestDaemon {
   spawn(): void {
     if (this.#child !== undefined) throw new Error("one process at a time");
     const log = openSync(this.#logPath, "a");
-    const args = ["--import", "tsx", join(ROOT, "src/cli.ts"), "daemon"];
-    const child = spawn(process.execPath, [...args, "--config", this.configPath], {
-      cwd: ROOT,
-      env: { ...cleanEnvironment(), CAIRN_TEST_AUDIT: "1", ...this.environment },
-      stdio: ["ignore", log, log],
-    });
+    const child = spawn(
+      process.execPath,
+      [...this.executable, "daemon", "--config", this.configPath],
+      {
+        cwd: ROOT,
+        env: {
+          ...cleanEnvironment(),
+          ...CAIRN_ENVIRONMENT,
+          CAIRN_TEST_AUDIT: "1",
+          ...this.environment,
+        },
+        stdio: ["ignore", log, log],
+      },
+    );
     closeSync(log);
     this.#child = child;
     this.#exit = new Promise((resolve) => {

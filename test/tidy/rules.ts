@@ -226,7 +226,7 @@ function entryPoints(files: readonly SourceFile[]): string[] {
   };
   const named = [...Object.values(parsed.scripts ?? {}), ...Object.values(parsed.bin ?? {})];
   const words = named.flatMap((line) => line.split(/\s+/)).map((word) => word.replace(/^\.\//, ""));
-  const started = words.filter((word) => /\.m?ts$/.test(word));
+  const started = words.filter((word) => /\.m?[jt]s$/.test(word));
   return [...started, "connectors/node/index.ts", "vitest.config.ts"];
 }
 
@@ -243,7 +243,7 @@ export function deadFiles(files: readonly SourceFile[]): string[] {
     const file = byPath.get(path);
     if (file === undefined || reached.has(path)) continue;
     reached.add(path);
-    if (languageOf(path) !== "ts") continue;
+    if (languageOf(path) !== "ts" && !path.endsWith(".mjs")) continue;
     for (const { target } of importsOf(file.text)) {
       const resolved = resolveImport(path, target);
       if (resolved !== undefined) queue.push(resolved);

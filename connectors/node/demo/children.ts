@@ -9,6 +9,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { assert } from "../../../src/assert.ts";
 import { CairnError } from "../../../src/errors.ts";
+import { CAIRN, CAIRN_ENVIRONMENT } from "../../../src/executable.ts";
 import type {
   EngineCommand,
   EngineReply,
@@ -192,9 +193,9 @@ export class DaemonProcess {
   async start(): Promise<void> {
     assert(this.#child === undefined, "one daemon at a time");
     const log = openSync(this.#logPath, "a", 0o600);
-    const child = spawn(process.execPath, ["--import", "tsx", "src/cli.ts", "daemon"], {
+    const child = spawn(process.execPath, [...CAIRN, "daemon"], {
       cwd: ROOT,
-      env: cleanEnvironment({ CAIRN_CONFIG: this.#configPath }),
+      env: cleanEnvironment({ ...CAIRN_ENVIRONMENT, CAIRN_CONFIG: this.#configPath }),
       stdio: ["ignore", log, log],
     });
     closeSync(log);

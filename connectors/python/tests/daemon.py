@@ -130,14 +130,13 @@ class Daemon:
         command = [
             "node",
             "--no-memory-reducer",
-            "--import",
-            "tsx",
-            "src/cli.ts",
+            "src/launch.mjs",
             "daemon",
             "--config",
             str(self._config),
         ]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CAIRN_")}
+        environment["UV_THREADPOOL_SIZE"] = "16"
         with self._log.open("ab") as log:
             self._child = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log

@@ -4,6 +4,7 @@ import { spawnSync } from "node:child_process";
 import { dirname } from "node:path";
 import { cgroupFree } from "../../../tiers/dram/cgroup.ts";
 import { interleaveNodes, memoryNodes } from "../../../tiers/dram/numa.ts";
+import { bundled } from "../../bundle/place.ts";
 import type { Config } from "../../config/schema.ts";
 import { formatBytes } from "../../config/units.ts";
 import { finding, type Finding } from "./finding.ts";
@@ -54,6 +55,13 @@ function addonCheck(): Finding {
     child.signal ?? child.stderr.split("\n").find((line) => line.includes("cannot load"));
   const found = `does not load: ${reason ?? `exit code ${child.status}`}`;
   return finding("addon", "fail", found, "Run `npm run build:addon`.", source);
+}
+
+function bundleCheck(): Finding {
+  const source = "the address of the program's own modules";
+  if (bundled) return finding("bundle", "ok", "made of these sources", null, source);
+  const found = "none of these sources: they run themselves, and a start takes longer";
+  return finding("bundle", "warn", found, "Run `npm run build:bundle`.", source);
 }
 
 /** Bytes this process may still take: free memory, or what is left of its cgroup. */
@@ -172,6 +180,7 @@ export function hostChecks(config: Config): Finding[] {
   return [
     nodeCheck(),
     addonCheck(),
+    bundleCheck(),
     processorCheck(),
     memoryCheck(config),
     tmpfsCheck(config),
