@@ -55,6 +55,34 @@
       ],
       "libraries": ["-lpthread"],
       "ldflags": ["-Wl,-z,nodelete"]
+    },
+    {
+      "target_name": "index_reader",
+      "type": "executable",
+      "product_name": "cairn-index-reader",
+      "product_extension": "",
+      "variables": {
+        "lmdb": "<!(node -p \"require('path').relative('.', require('path').join(require.resolve('lmdb'), '../../dependencies/lmdb/libraries/liblmdb'))\")"
+      },
+      "sources": [
+        "addon/common.cc",
+        "addon/index_reader/answer.cc",
+        "addon/index_reader/crc32.cc",
+        "addon/index_reader/main.cc",
+        "addon/index_reader/page.cc",
+        "addon/index_reader/reader.cc",
+        "addon/index_reader/records.cc",
+        "<(lmdb)/mdb.c",
+        "<(lmdb)/midl.c"
+      ],
+      "include_dirs": ["<(lmdb)"],
+      "defines": ["MDB_MAXKEYSIZE=0", "MDB_USE_ROBUST"],
+      "cflags_c": ["-w", "-O3"],
+      "cflags!": ["-O2"],
+      "cflags_cc!": ["-fno-exceptions", "-fno-rtti", "-std=gnu++17", "-O2"],
+      "cflags_cc": ["-std=c++20", "-O3", "-fexceptions", "-Wall", "-Wextra", "-Werror"],
+      "ldflags": ["-static-libstdc++", "-static-libgcc"],
+      "libraries": ["-lpthread"]
     }
   ]
 }

@@ -1,14 +1,24 @@
 import { createRequire } from "node:module";
+import { fileURLToPath } from "node:url";
 import { CairnError } from "../src/errors.ts";
 import type { Addon } from "./binding.ts";
 
 const require = createRequire(import.meta.url);
 let loaded: Addon | undefined;
 
+function addonPath(): string {
+  return process.env["CAIRN_ADDON"] ?? "../build/Release/cairn.node";
+}
+
+/** Where a program lies that is built together with the addon. */
+export function programPath(name: string): string {
+  return fileURLToPath(new URL(name, new URL(addonPath(), import.meta.url)));
+}
+
 /** The addon of this process. Throws addonMissing with the way to build it. */
 export function loadAddon(): Addon {
   if (loaded !== undefined) return loaded;
-  const path = process.env["CAIRN_ADDON"] ?? "../build/Release/cairn.node";
+  const path = addonPath();
   try {
     loaded = require(path) as Addon;
   } catch (error) {

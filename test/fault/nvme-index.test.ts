@@ -30,6 +30,8 @@ const ALL = CHAINS * BLOCKS;
 const chains = chainsOf("index", CHAINS, BLOCKS);
 const whole = { hit: ALL, landed: ALL, wrong: 0, names: [] };
 
+const BUILT_ADDON = new URL("../../build/Release/cairn.node", import.meta.url).pathname;
+
 /** Behind the magic, in the directory's identity and in segment headers; the hash covers all before it. */
 const VERSION_AT = 8;
 const HASH_AT = { "directory.cairn": 40, "segment-000000.cairn": 48 } as const;
@@ -129,6 +131,26 @@ describe("an index that is damaged", () => {
       });
     },
   );
+
+  it("its reader is not built: the start is refused and says what to build, the index stays as it is", async () => {
+    await withDiskNode({}, async (node) => {
+      await node.daemon.launch();
+      await node.storeDurably(chains);
+      await node.daemon.stop();
+      const before = readFileSync(dataFile(node));
+      const addon = join(node.daemon.directory, "cairn.node");
+      cpSync(process.env["CAIRN_ADDON"] ?? BUILT_ADDON, addon);
+      node.daemon.environment = { CAIRN_ADDON: addon };
+      expect(await node.daemon.failToStart()).toEqual({ code: 1, signal: null });
+      expect(node.daemon.log()).toMatch(/cairn-index-reader[^]*build:addon/);
+      expect(Buffer.compare(before, readFileSync(dataFile(node)))).toBe(0);
+      node.daemon.environment = {};
+      rmSync(join(node.daemon.directory, "pool"), { recursive: true, force: true });
+      await node.daemon.launch();
+      expect(await node.event("headers_rebuilt")).toBe(0);
+      expect(await node.read(chains)).toEqual(whole);
+    });
+  });
 
   it("one byte of a block's entry flipped: its page is not believed, 32 slots at most are misses", async () => {
     await withDiskNode({}, async (node) => {

@@ -1,7 +1,7 @@
 /**
  * One index page: what a restart needs to know of 32 slots of a segment. Pages are written afresh from the ledger
- * and never read to be changed; only the probe child reads them (probe.mjs, the other half of this codec;
- * test/golden/nvme-index-page.hex holds both together). Little-endian words:
+ * and never read to be changed; only the child at a start reads them (addon/index_reader/page.cc, the other half of
+ * this codec; test/golden/nvme-index-page.hex holds both together). Little-endian words:
  *
  *   0 magic  1 version  2 key of the page  3 payload bytes of the segment's class  4 slots present (bit per slot)
  *   5 CRC-32 of the page with this word 0  6 words of the page  7 zero
@@ -16,7 +16,7 @@ import { TWO_32 } from "../../src/words.ts";
 export const PAGE_SLOTS = 32;
 /** Pages of a segment: 2 ** SLOT_INDEX_BITS slots. A page's key is segment × PAGES_PER_SEGMENT + page. */
 export const PAGES_PER_SEGMENT = 8_192;
-/** Segment numbers: the probe names slots by segment << SLOT_INDEX_BITS | index. */
+/** Segment numbers: a record names slots by segment << SLOT_INDEX_BITS | index. */
 export const SEGMENTS_MAX = 16_384;
 export const PAGE_MAGIC = 0x5849_5243; // "CRIX"
 export const PAGE_VERSION = 1;

@@ -8,7 +8,7 @@
  * nobody knows what reached the disk, and lmdb can not close such an environment either: it is left behind, and a
  * new index is begun in its place (replace()), which the ledger can fill.
  *
- * LMDB maps its file, so a bad file can end the process. A child reads it first (probe.mjs). What a child cannot see
+ * LMDB maps its file, so a bad file can end the process. A child reads it first (probe.ts). What a child cannot see
  * (the list of free pages) is met by the first commit; so starts that die between open() and that commit are counted
  * in a file, and after nvmeIndexOpensMax of them the index counts as damaged: a bad index cannot make a crash loop.
  */

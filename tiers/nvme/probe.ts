@@ -1,6 +1,7 @@
 /**
- * The parent's side of the probe child (probe.mjs): its verdict on an index, and then the index's entries as flat
- * records in order of depth. A child that dies by a signal, exits badly or takes too long means: the index is damaged.
+ * The parent's side of the program that reads an index (addon/index_reader): its verdict on an index, and then the
+ * index's entries as flat records in order of depth. A child that dies by a signal, exits badly or takes too long
+ * means: the index is damaged. One that cannot be started says nothing about the index, which then is not touched.
  *
  * The records come through a file without a name, not through a pipe: on a busy machine the two processes would wait
  * for each other's turn at every few hundred kilobytes.
@@ -9,11 +10,16 @@ import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { close, constants, openSync, readSync, statfsSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
+import { programPath } from "../../addon/load.ts";
 import { assert } from "../../src/assert.ts";
+import { CairnError } from "../../src/errors.ts";
 import { LIMITS } from "../../src/limits.ts";
 import type { EnduranceState } from "./endurance.ts";
 
+const READER = "cairn-index-reader";
+/** What the dynamic linker ends a program with whose libraries this host lacks. */
+const NOT_RUN = 127;
+/** Head and order of the answer: addon/index_reader/answer.h. */
 const PROBE_MAGIC = 0x4250_5243;
 const PROBE_VERSION = 2;
 const HEAD_WORDS = 8;
@@ -69,7 +75,7 @@ export interface Piece {
 
 export interface IndexProbe {
   readonly directory: string;
-  /** Never rejects. */
+  /** Rejects when nothing could be asked. @throws CairnError addonMissing, diskUnusable */
   readonly verdict: Promise<IndexVerdict>;
   /** The next records, undefined after the last. After the verdict. */
   next(): Piece | undefined;
@@ -77,7 +83,7 @@ export interface IndexProbe {
   stop(): void;
 }
 
-/** Starts reading the index of a directory. The directory need not exist. */
+/** Starts reading the index of a directory. The directory need not exist. @throws CairnError diskUnusable */
 export function startProbe(directory: string): IndexProbe {
   return new Probe(directory);
 }
@@ -129,12 +135,21 @@ class Probe implements IndexProbe {
     this.directory = directory;
     const bytes = sizeOf(join(directory, "index", "data.mdb"));
     this.#descriptor = openRecords(directory, bytes);
-    const script = fileURLToPath(new URL("probe.mjs", import.meta.url));
-    this.#child = spawn(process.execPath, [script, directory], {
-      stdio: ["ignore", "pipe", "pipe", this.#descriptor],
-      env: { PATH: process.env["PATH"] },
-    });
+    this.#child = this.#spawn();
     this.verdict = this.#read(Promise.race([this.#ended(bytes), this.#ready()]));
+    // It may be some time before somebody asks.
+    this.verdict.catch(() => undefined);
+  }
+
+  #spawn(): ChildProcess {
+    const descriptor = this.#descriptor;
+    try {
+      const stdio = ["ignore", "pipe", "pipe", descriptor] as const;
+      return spawn(programPath(READER), [this.directory], { stdio: [...stdio], env: {} });
+    } catch (error) {
+      close(descriptor, () => undefined);
+      throw notStarted(this.directory, error as NodeJS.ErrnoException);
+    }
   }
 
   /** The child says that its verdict stands; its records come while they are read. */
@@ -146,7 +161,7 @@ class Probe implements IndexProbe {
     });
   }
 
-  /** undefined: the child ended well; else why it did not. */
+  /** undefined: the child ended well; else why it did not. @throws CairnError: it did not even begin */
   async #ended(indexBytes: number): Promise<string | undefined> {
     const child = this.#child;
     assert(child.stderr !== null, "stderr is a pipe");
@@ -159,14 +174,17 @@ class Probe implements IndexProbe {
       this.#said = `not read within ${milliseconds} ms`;
       child.kill("SIGKILL");
     }, milliseconds);
-    const end = await new Promise<string | undefined>((resolve) => {
-      child.once("error", (error) => resolve(String(error)));
+    const end = await new Promise<string | undefined>((resolve, reject) => {
+      child.once("error", (error: NodeJS.ErrnoException) => {
+        if (child.pid === undefined) reject(notStarted(this.directory, error));
+        else resolve(String(error));
+      });
       child.once("close", (code, signal) => {
         if (code === 0) resolve(undefined);
+        else if (code === NOT_RUN) reject(new CairnError("addonMissing", this.#said.trim()));
         else resolve(signal === null ? `code ${code}` : `signal ${signal}`);
       });
-    });
-    clearTimeout(timer);
+    }).finally(() => clearTimeout(timer));
     if (end === undefined) return undefined;
     return this.#said.trim().split("\n")[0] || `the reader ended by ${end}`;
   }
@@ -240,16 +258,22 @@ class Probe implements IndexProbe {
     assert(!this.#repeated, `the index of ${this.directory} could not be read to its end`);
     this.#repeated = true;
     const descriptor = openRecords(this.directory, this.#at);
-    const script = fileURLToPath(new URL("probe.mjs", import.meta.url));
-    const { status } = spawnSync(process.execPath, [script, this.directory], {
+    const { status } = spawnSync(programPath(READER), [this.directory], {
       stdio: ["ignore", "ignore", "ignore", descriptor],
-      env: { PATH: process.env["PATH"] },
+      env: {},
       timeout: LIMITS.nvmeIndexReadMs,
     });
     assert(status === 0, `the index of ${this.directory} could not be read to its end`);
     close(this.#descriptor, () => undefined);
     this.#descriptor = descriptor;
   }
+}
+
+/** A program that is not there is not built; anything else, such as no room for a process, may pass. */
+function notStarted(directory: string, error: NodeJS.ErrnoException): CairnError {
+  const missing = error.code === "ENOENT" || error.code === "EACCES";
+  if (missing) return new CairnError("addonMissing", String(error));
+  return new CairnError("diskUnusable", `${directory}: its index cannot be read: ${String(error)}`);
 }
 
 /** A meta entry that is no JSON is as good as none. */

@@ -6,18 +6,22 @@ import {
   readFileSync,
   rmSync,
   statSync,
+  symlinkSync,
   truncateSync,
   writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { crc32 } from "node:zlib";
 import fc from "fast-check";
 import { afterAll, describe, expect, it } from "vitest";
+import { CairnError } from "../../../src/errors.ts";
 import {
   PAGE_SLOTS,
   PAGES_PER_SEGMENT,
   PageWriter,
   PARENT,
+  SEGMENTS_MAX,
 } from "../../../tiers/nvme/index-pages.ts";
 import { IndexStore, opensOf, setIndexAside } from "../../../tiers/nvme/index-store.ts";
 import { type IndexProbe, RECORD, RECORD_WORDS, startProbe } from "../../../tiers/nvme/probe.ts";
@@ -160,19 +164,24 @@ function slotsOf(probe: IndexProbe): number[] {
   return recordsOf(probe).map(({ slot }) => slot);
 }
 
-/** Kills the child that reads this directory; false: it has ended already. */
-function killReader(directory: string): boolean {
-  for (const pid of readdirSync("/proc").filter((name) => /^\d+$/.test(name))) {
-    try {
-      const words = readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
-      if (!words.includes(directory) || !words.some((word) => word.endsWith("probe.mjs"))) continue;
-      process.kill(Number(pid), "SIGKILL");
-      return true;
-    } catch {
-      // Gone meanwhile.
-    }
+/** It reads this directory, and has not ended. */
+function isReader(pid: string, directory: string): boolean {
+  try {
+    const words = readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
+    return words.includes(directory) && words.some((word) => word.endsWith("cairn-index-reader"));
+  } catch {
+    return false; // Gone meanwhile.
   }
-  return false;
+}
+
+/** Kills the reader of this directory as soon as its verdict is there; false: it has ended already. */
+async function killedBehindVerdict(probe: IndexProbe): Promise<boolean> {
+  const { directory } = probe;
+  const reader = readdirSync("/proc").find((pid) => isReader(pid, directory));
+  await probe.verdict;
+  if (reader === undefined || !isReader(reader, directory)) return false;
+  process.kill(Number(reader), "SIGKILL");
+  return true;
 }
 
 describe("index pages", () => {
@@ -209,7 +218,7 @@ describe("index pages", () => {
   it("are read to the end by a second child when the first one dies behind its verdict", async () => {
     const directory = directoryMade();
     const store = await IndexStore.open(directory);
-    const pages = 3_000;
+    const pages = 10_000;
     for (let first = 0; first < pages; first += 500) {
       const keys = Array.from({ length: 500 }, (_, i) => first + i);
       await store.write(
@@ -223,9 +232,9 @@ describe("index pages", () => {
     expect(expected).toHaveLength(pages * PAGE_SLOTS);
     let died = false;
     for (let attempt = 0; attempt < 10 && !died; attempt++) {
-      const { probe, verdict } = await verdictOf(directory);
-      died = killReader(directory);
-      expect(verdict).toMatchObject({ damage: undefined, entries: pages * PAGE_SLOTS });
+      const probe = startProbe(directory);
+      died = await killedBehindVerdict(probe);
+      expect(await probe.verdict).toMatchObject({ damage: undefined, entries: pages * PAGE_SLOTS });
       expect(slotsOf(probe)).toEqual(expected);
     }
     expect(died, "a child was killed while it wrote").toBe(true);
@@ -249,6 +258,80 @@ describe("index pages", () => {
       .match(/.{1,64}/g)!
       .join("\n");
     expect(`${hex}\n`).toBe(readFileSync(GOLDEN, "utf8"));
+  });
+
+  it("are read as the golden file says", async () => {
+    const bytes = Buffer.from(readFileSync(GOLDEN, "utf8").replaceAll("\n", ""), "hex");
+    const directory = directoryMade();
+    const store = await IndexStore.open(directory);
+    await store.write([{ key: 5 * PAGES_PER_SEGMENT + 2, bytes }], {});
+    await store.close();
+    const found = recordsOf((await verdictOf(directory)).probe);
+    const [key, parent] = [0x1000_0000, 0x2000_0000].map((first) =>
+      Array.from({ length: 8 }, (_, index) => first + index),
+    );
+    const base = { row: 3, shard: 1, generation: 9, lastAccess: 1_700_000_000_123 };
+    const first = 5 * 2 ** 18 + 2 * PAGE_SLOTS;
+    const none = Array<number>(8).fill(0);
+    expect(found).toEqual([
+      { ...base, payloadBytes: 65_536, depth: 1, key, parentKey: none, slot: first },
+      { ...base, payloadBytes: 65_536, depth: 2, key: parent, parentKey: key, slot: first + 1 },
+      { ...base, payloadBytes: 65_536, depth: 70_000, key, parentKey: parent, slot: first + 31 },
+    ]);
+  });
+
+  it("with blocks of one key in several segments are told newest generation first, however deep", async () => {
+    const directory = directoryMade();
+    const store = await IndexStore.open(directory);
+    const key = [1, 2, 3, 4, 5, 6, 7, 8];
+    const base = { row: 0, shard: 0, lastAccess: 1, key, parent: undefined };
+    const blocks = [
+      { depth: 0xffff_ffff, generation: 1 },
+      { depth: 7, generation: 3 },
+      { depth: 0xffff_ffff, generation: 0xffff_ffff },
+      { depth: 7, generation: 0xffff_fffe },
+    ];
+    await store.write(
+      blocks.map((block, segment) => ({
+        key: segment * PAGES_PER_SEGMENT,
+        bytes: pageOf(segment * PAGES_PER_SEGMENT, 64, new Map([[0, { ...base, ...block }]])),
+      })),
+      {},
+    );
+    await store.close();
+    const { probe, verdict } = await verdictOf(directory);
+    expect(verdict).toMatchObject({ damage: undefined, entries: 4, pages: 4 });
+    expect(recordsOf(probe).map(({ slot }) => slot / 2 ** 18)).toEqual([3, 1, 2, 0]);
+  });
+
+  it("whose checksum holds but which name a parent where nothing stands, or no segment, are dropped", async () => {
+    const directory = directoryMade();
+    const store = await IndexStore.open(directory);
+    const base = {
+      row: 0,
+      shard: 0,
+      depth: 1,
+      generation: 1,
+      lastAccess: 1,
+      key: [1, 1, 1, 1, 1, 1, 1, 1],
+    };
+    const sound = (key: number) => pageOf(key, 64, new Map([[4, { ...base, parent: 4 }]]))!;
+    const absent = (key: number, parent: number) =>
+      pageOf(key, 64, new Map([[4, { ...base, parent }]]))!;
+    const key = SEGMENTS_MAX * PAGES_PER_SEGMENT;
+    const beyond = sound(0);
+    beyond.writeUInt32LE(key, 8);
+    beyond.writeUInt32LE(0, 20);
+    beyond.writeUInt32LE(crc32(beyond), 20);
+    const writes = [0, 1, 2, 3, 4].map((at) => ({ key: at, bytes: sound(at) }));
+    writes.push({ key: 5, bytes: absent(5, 3) }, { key: 6, bytes: absent(6, 31) });
+    writes.push({ key: 7, bytes: absent(7, 32) }, { key: 8, bytes: absent(8, 253) });
+    writes.push({ key, bytes: beyond });
+    await store.write(writes, {});
+    await store.close();
+    const { probe, verdict } = await verdictOf(directory);
+    expect(verdict).toMatchObject({ damage: undefined, badPages: [5, 6, 7, 8, key] });
+    expect(slotsOf(probe)).toEqual([4, 36, 68, 100, 132]);
   });
 
   it("without a slot are no page", () => {
@@ -321,6 +404,51 @@ describe("the store of an index", () => {
     ]);
   });
 
+  it("in a folder that cannot be looked into leaves the word to those who open it", async () => {
+    const directory = directoryMade();
+    symlinkSync("index", join(directory, "index"));
+    const { probe, verdict } = await verdictOf(directory);
+    expect(verdict).toMatchObject({ found: false, damage: undefined, entries: 0 });
+    expect(probe.next()).toBeUndefined();
+  });
+
+  it("without a page is read, and says what stands beside pages", async () => {
+    const directory = directoryMade();
+    const store = await IndexStore.open(directory);
+    await store.write([], { directoryId: "cd" });
+    const { probe, verdict } = await verdictOf(directory);
+    expect(verdict).toMatchObject({ found: true, damage: undefined, entries: 0, pages: 0 });
+    expect(verdict.meta.directoryId).toBe("cd");
+    expect(probe.next()).toBeUndefined();
+    await store.close();
+  });
+
+  it("is read beside the daemon that writes it, again and again, and never found damaged", async () => {
+    const directory = directoryMade();
+    const store = await IndexStore.open(directory);
+    let generation = 1;
+    let written = 0;
+    const pages = 300;
+    const commit = async (): Promise<void> => {
+      const given = generation++;
+      await store.write(
+        Array.from({ length: pages }, (_, key) => write(key, given)),
+        {},
+      );
+      written = given;
+    };
+    await commit();
+    for (let round = 0; round < 20; round++) {
+      const [before, probe] = [written, startProbe(directory)];
+      await commit();
+      expect(await probe.verdict).toMatchObject({ damage: undefined, badPages: [], pages });
+      const generations = new Set(recordsOf(probe).map((found) => found.generation));
+      expect(generations.size).toBe(1);
+      expect([...generations][0]).toBeGreaterThanOrEqual(before);
+    }
+    await store.close();
+  }, 60_000);
+
   it("counts starts that never came to a commit", async () => {
     const directory = directoryMade();
     const first = await IndexStore.open(directory);
@@ -345,6 +473,57 @@ describe("the store of an index", () => {
     const probe = startProbe(file);
     expect((await probe.verdict).entries).toBe(0);
     probe.stop();
+  });
+
+  describe("whose reader cannot be run", () => {
+    const run = async (text: string | undefined, mode: number) => {
+      const directory = directoryMade();
+      const store = await IndexStore.open(directory);
+      await store.write([write(0, 1)], {});
+      await store.close();
+      const programs = directoryMade();
+      const program = join(programs, "cairn-index-reader");
+      if (text !== undefined) writeFileSync(program, text, { mode });
+      const addon = process.env["CAIRN_ADDON"];
+      process.env["CAIRN_ADDON"] = join(programs, "cairn.node");
+      try {
+        const probe = startProbe(directory);
+        const outcome = await probe.verdict.catch((error: unknown) => error);
+        probe.stop();
+        return outcome;
+      } finally {
+        if (addon === undefined) delete process.env["CAIRN_ADDON"];
+        else process.env["CAIRN_ADDON"] = addon;
+      }
+    };
+
+    it.each([
+      ["is not there", undefined, 0],
+      ["may not be run", "#!/bin/sh\n", 0o600],
+      [
+        "lacks a library",
+        "#!/bin/sh\necho error while loading shared libraries >&2\nexit 127\n",
+        0o700,
+      ],
+    ] as const)(
+      "since it %s, is not called damaged: the start is refused",
+      async (_, text, mode) => {
+        const outcome = await run(text, mode);
+        expect(outcome).toBeInstanceOf(CairnError);
+        expect(outcome).toMatchObject({ errorName: "addonMissing" });
+        expect(String(outcome)).toMatch(/cairn-index-reader|shared libraries/);
+      },
+    );
+
+    it("to its end is damaged, with the one line that it says", async () => {
+      const outcome = await run("#!/bin/sh\necho why >&2\necho more >&2\nexit 3\n", 0o700);
+      expect(outcome).toMatchObject({ found: true, damage: "why" });
+    });
+
+    it("without an answer that makes sense is damaged", async () => {
+      const outcome = await run("#!/bin/sh\nhead -c 32 /dev/zero >&3\n", 0o700);
+      expect(outcome).toMatchObject({ found: true, damage: "the reader's answer makes no sense" });
+    });
   });
 
   it("is read or found damaged, wherever it is cut off", async () => {
