@@ -20,7 +20,7 @@ constexpr size_t kDigits = size_t{1} << kDigitBits;
 void sortByDigit(const RecordList& records, unsigned shift, const uint32_t* from, uint32_t* into) {
   const size_t count = records.size();
   std::vector<uint32_t> next(kDigits + 1);
-  const auto digitOf = [&](size_t index) { return static_cast<size_t>(records.orderOf(index) >> shift & (kDigits - 1)); };
+  const auto digitOf = [&](size_t index) { return records.orderOf(index) >> shift & (kDigits - 1); };
   for (size_t i = 0; i < count; i++) next[digitOf(i) + 1]++;
   for (size_t digit = 1; digit <= kDigits; digit++) next[digit] += next[digit - 1];
   CAIRN_ASSERT(next[kDigits] == count, "every record has a place");
@@ -50,7 +50,9 @@ Memory::~Memory() {
 }
 
 RecordList::RecordList(size_t capacity)
-    : records_(checkedCapacity(capacity) * sizeof(IndexRecord)), orders_(capacity * sizeof(uint64_t)), capacity_(capacity) {}
+    : records_(checkedCapacity(capacity) * sizeof(IndexRecord)),
+      orders_(capacity * sizeof(uint64_t)),
+      capacity_(capacity) {}
 
 IndexRecord* RecordList::room() const {
   return capacity_ - size_ < kPageSlots ? nullptr : records_.as<IndexRecord>() + size_;

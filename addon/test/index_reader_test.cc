@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -234,7 +235,8 @@ TEST("the answer's head says what was found, and the records follow in the order
   const IndexContent content = readIndex(writer.folder);
   RecordOrder order(content.records.size());
   const uint32_t* indexes = order.sort(content.records);
-  const std::vector<uint32_t> backwards(std::make_reverse_iterator(indexes + 9000), std::make_reverse_iterator(indexes));
+  std::vector<uint32_t> backwards(indexes, indexes + 9000);
+  std::reverse(backwards.begin(), backwards.end());
   const Bytes bytes = written([&](int file) {
     writeHead(file, &content);
     writeRecords(file, content.records, backwards.data());
