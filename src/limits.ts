@@ -117,6 +117,8 @@ export const LIMITS = {
   nvmeIndexBytesPerSecond: 50_000_000,
   /** Starts in a row that died between opening an index and its first commit. Reached: it counts as damaged. */
   nvmeIndexOpensMax: 4,
+  /** After engines are served, until the indexes are opened. */
+  nvmeIndexOpenDelayMs: 100,
   /** Rows of one directory's namespaces.json; a page names a row by 16 bits. */
   nvmeNamespaceRowsMax: 65_535,
   /** Smallest payload of a slot; smaller rows are rounded up. */

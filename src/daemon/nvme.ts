@@ -3,6 +3,7 @@
  * pool's, and what moves blocks to and from it (mover, scrub, drained devices). Everything that the composition root
  * asks of the tier goes through here; without the tier there is no such object.
  */
+import { setTimeout as sleep } from "node:timers/promises";
 import { type DrainOutcome, NvmeTier } from "../../tiers/nvme/index.ts";
 import type { NvmeDirectoryOptions } from "../../tiers/nvme/context.ts";
 import type { NamespaceRow } from "../../tiers/nvme/namespaces.ts";
@@ -34,6 +35,8 @@ import { Refusals } from "../transfer/refusals.ts";
 import { Scrubber } from "../transfer/scrubber.ts";
 import { WriteThrough } from "../transfer/write-through.ts";
 
+const POLL_MS = 2;
+
 export interface NvmeHooks {
   readonly note: (level: "info" | "warn" | "error", line: string) => void;
   readonly fault: (error: unknown) => void;
@@ -62,6 +65,8 @@ export class NvmeParts {
   readonly #following = new Map<string, Promise<void>>();
   #dropped: Dropped | undefined;
   readonly #leftOut: LeftOut;
+  #opening: Promise<void> = Promise.resolve();
+  #closing = false;
 
   /**
    * Opens the directories. A device that cannot be used is left out until it can (left-out.ts); what another daemon holds, is not
@@ -192,7 +197,7 @@ export class NvmeParts {
     return recoverNvme(devices, this.#probes, this.#addon, ledger, { found });
   }
 
-  /** Engines are served: segments are written, blocks move. */
+  /** Engines are served: soon segments are written and blocks move. */
   begin(server: EngineServer, onWritten: (block: number) => void): void {
     const { context } = server;
     const { ledger, copies, feed, links, arena } = context;
@@ -217,12 +222,21 @@ export class NvmeParts {
       bytesPerSecond: () => this.#config.scrubBytesPerSecond,
       idle: () => context.jobs.inFlight === 0 && this.#mover?.blocksInFlight === 0,
     });
-    this.tier.begin();
+    this.#opening = this.#openSoon().catch((error: unknown) => this.#hooks.fault(error));
+  }
+
+  /** Opening takes the JS thread a while: engines that come back at once are answered first. */
+  async #openSoon(): Promise<void> {
+    await sleep(LIMITS.nvmeIndexOpenDelayMs);
+    if (this.#closing) return;
+    await this.tier.openIndexes();
+    if (!this.#closing) this.tier.begin();
   }
 
   /** The oldest share of DRAM is kept backed, less what is free: eviction is that far away. */
   #due(ledger: Ledger): boolean {
-    if (this.tier.slabs === 0 || this.#roomWhileGrowing(ledger) < 1) return false;
+    if (!this.tier.begun || this.tier.slabs === 0 || this.#roomWhileGrowing(ledger) < 1)
+      return false;
     if (this.#config.writeThrough) return true;
     const { options, slots, blocks } = ledger.core.tier(TIER.DRAM);
     const { blocksMax } = options;
@@ -345,10 +359,12 @@ export class NvmeParts {
     this.#scrubber?.stop();
     await this.#mover?.drain(withinMs);
     const until = performance.now() + withinMs;
-    while ((this.#scrubber?.inFlight ?? 0) > 0 && performance.now() < until) await pause();
+    while ((this.#scrubber?.inFlight ?? 0) > 0 && performance.now() < until) await sleep(POLL_MS);
   }
 
   async close(refreshMs: number): Promise<void> {
+    this.#closing = true;
+    await this.#opening;
     await this.tier.close(refreshMs);
   }
 
@@ -415,10 +431,4 @@ function usedByDevice(ledger: Ledger): number[] {
 /** As the pool's table holds it (engine-api/namespaces.ts). */
 function encodeRow({ descriptor, tenant, variant }: Namespace): Uint8Array {
   return new TextEncoder().encode(JSON.stringify({ descriptor, tenant, variant }));
-}
-
-function pause(): Promise<void> {
-  return new Promise((resolve) => {
-    setTimeout(resolve, 2);
-  });
 }

@@ -204,10 +204,14 @@ describe("a node whose DRAM is a fifth of what it holds", () => {
     expect(found).toMatchObject({ hit: BLOCKS - 1, failed: [], wrong: 0 });
   });
 
-  it("is warm again after a clean stop", async () => {
+  it("is warm again after a clean stop, and another one at once", async () => {
     daemon = await daemonOf().start();
     const { alive, window } = await connect();
     await fill(alive, window);
+    expect(await daemon.stop()).toBe(0);
+    // Stopped again as soon as it serves, before its index is open.
+    client?.close();
+    await daemon.start();
     expect(await daemon.stop()).toBe(0);
     const back = await restart();
     const all = await checkAll(back.alive, back.window);

@@ -34,6 +34,7 @@ export class DeviceIndex {
   /** namespaces.json could not be read. */
   readonly rowsDamaged: boolean;
   #distrusted = false;
+  #closed = false;
   #store: IndexStore | undefined;
 
   /** `rows`: undefined when they are damaged. */
@@ -87,11 +88,17 @@ export class DeviceIndex {
       if (this.rowsDamaged) setNamespacesAside(directory, stamp);
       this.#distrusted = false;
     }
-    if (this.#store === undefined) this.#store = await IndexStore.open(directory);
+    if (this.#store === undefined) await this.#keep(await IndexStore.open(directory));
     else if (this.#store.broken) {
-      this.#store = await IndexStore.replace(directory);
+      await this.#keep(await IndexStore.replace(directory));
       this.#stale.clear();
     }
+  }
+
+  /** The device may have been closed while its index was being opened. */
+  async #keep(store: IndexStore): Promise<void> {
+    if (this.#closed) await store.close();
+    else this.#store = store;
   }
 
   /** There is room again, and want of it was what failed. */
@@ -100,6 +107,7 @@ export class DeviceIndex {
   }
 
   async close(): Promise<void> {
+    this.#closed = true;
     await this.#store?.close();
   }
 

@@ -5,8 +5,8 @@
  *
  * Order of a start (src/daemon/nvme.ts drives it): startProbe() for each directory, early → new NvmeTier (locks,
  * attaches) → readIndexes() → ledger made with ledgerOptions() → attach() → namespace tables united, bindNamespace()
- * for each → recoverNvme(), then the DRAM headers, recoverEnd() → engines are served → begin() → tick() every few
- * tens of milliseconds.
+ * for each → recoverNvme(), then the DRAM headers, recoverEnd() → engines are served → openIndexes() → begin() →
+ * tick() every few tens of milliseconds.
  */
 import {
   DISK_HEADER_BYTES,
@@ -232,8 +232,8 @@ export class NvmeTier implements DiskTier {
   // Start -------------------------------------------------------------------------------------------------------
 
   /**
-   * Takes the probes' verdicts, moves damaged indexes aside and opens all. Probes come in the order of the
-   * directories; where one is missing it is started now. Entries stay with the probes until recoverNvme().
+   * Takes the probes' verdicts. Probes come in the order of the directories; where one is missing it is started now.
+   * Entries stay with the probes until recoverNvme().
    */
   async readIndexes(probes: readonly IndexProbe[]): Promise<readonly IndexProbe[]> {
     const all = this.devices.map(
@@ -269,7 +269,6 @@ export class NvmeTier implements DiskTier {
     } else device.restoreMeta(verdict.meta);
     // Segments without an index: it was taken away, or the first commit never came.
     if (!verdict.found) device.rebuildNeeded = device.segments.count > 0;
-    await device.openIndex();
   }
 
   /** Namespaces known to the directories, for unionNamespaces(). */
@@ -297,7 +296,18 @@ export class NvmeTier implements DiskTier {
     return ledger;
   }
 
-  /** Engines are served: from now on segments are written, damaged indexes rebuilt. */
+  /** Damaged indexes are moved aside, and all take pages. No look-up waits for that: engines may be served before. */
+  async openIndexes(): Promise<void> {
+    const open = this.devices.filter(({ closed }) => !closed);
+    await Promise.all(open.map((device) => device.openIndex()));
+  }
+
+  /** begin() was called. */
+  get begun(): boolean {
+    return this.#begun;
+  }
+
+  /** The indexes are open: from now on segments are written, damaged indexes rebuilt. */
   begin(): void {
     this.#begun = true;
     this.tick();
@@ -365,6 +375,7 @@ export class NvmeTier implements DiskTier {
     const probe = startProbe(device.directory);
     try {
       await this.#readIndex(device, probe);
+      await device.openIndex();
       await forgetGone(device, probe);
     } finally {
       probe.stop();

@@ -23,6 +23,7 @@ import {
   PARENT,
   SEGMENTS_MAX,
 } from "../../../tiers/nvme/index-pages.ts";
+import { DeviceIndex, type IndexParts } from "../../../tiers/nvme/device-index.ts";
 import { IndexStore, opensOf, setIndexAside } from "../../../tiers/nvme/index-store.ts";
 import { type IndexProbe, RECORD, RECORD_WORDS, startProbe } from "../../../tiers/nvme/probe.ts";
 
@@ -183,6 +184,21 @@ async function killedBehindVerdict(probe: IndexProbe): Promise<boolean> {
   process.kill(Number(reader), "SIGKILL");
   return true;
 }
+
+describe("the index of a device", () => {
+  it("is not left open when its device is closed while it is being opened", async () => {
+    const directory = directoryMade();
+    const index = new DeviceIndex({ directory } as IndexParts, []);
+    const opening = index.open();
+    await index.close();
+    await opening;
+    expect(index.isOpen).toBe(false);
+    // lmdb hands out the open environment of a path as long as there is one.
+    const store = await IndexStore.open(directory);
+    await store.write([{ key: 1, bytes: Buffer.from("page") }], {});
+    await store.close();
+  });
+});
 
 describe("index pages", () => {
   it("say to the reader what was written, sorted by depth, then generation descending", async () => {

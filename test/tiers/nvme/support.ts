@@ -186,6 +186,7 @@ export class Node {
     await recoverDram(this.dram, this.ledger, this.ledger.namespaceCount, {
       found: () => undefined,
     });
+    await this.tier.openIndexes();
     this.tier.begin();
     return this;
   }
