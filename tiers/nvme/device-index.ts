@@ -35,6 +35,8 @@ export class DeviceIndex {
   readonly rowsDamaged: boolean;
   #distrusted = false;
   #closed = false;
+  #opening = false;
+  #tried = false;
   #store: IndexStore | undefined;
 
   /** `rows`: undefined when they are damaged. */
@@ -47,6 +49,14 @@ export class DeviceIndex {
   /** It takes pages. */
   get isOpen(): boolean {
     return this.#store !== undefined && !this.#store.broken;
+  }
+
+  /**
+   * The first open() has ended, well or not: from now on it may be called again. Before, nobody knows whether what is
+   * there can be mapped (index-store.ts).
+   */
+  get tried(): boolean {
+    return this.#tried;
   }
 
   /** A commit failed: open() begins a new one. */
@@ -80,6 +90,17 @@ export class DeviceIndex {
    * @throws LMDB's errors and errno names
    */
   async open(): Promise<void> {
+    assert(!this.#opening, "one open at a time");
+    this.#opening = true;
+    try {
+      await this.#open();
+    } finally {
+      this.#opening = false;
+      this.#tried = true;
+    }
+  }
+
+  async #open(): Promise<void> {
     const { directory } = this.#parts;
     if (this.#distrusted) {
       // The index first: entries without their rows would be another namespace's.

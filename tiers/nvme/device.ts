@@ -355,7 +355,7 @@ export class Device implements CommitDevice {
       this.#room();
     }
     const mended = this.health === "ok" && !this.#stale && this.deviceIndex.isOpen;
-    if (!mended && nowMs >= this.#probeAtMs) {
+    if (!mended && this.deviceIndex.tried && nowMs >= this.#probeAtMs) {
       void this.#probe(); // Never rejects.
     }
     if (nowMs >= this.#refreshAtMs) {
@@ -454,6 +454,7 @@ export class Device implements CommitDevice {
     const over = check.catch(() => undefined);
     try {
       await withinTime(check);
+      if (this.closed) return; // Another may have its directory by now.
       if (this.#stale) this.#reopenDisk();
       if (this.deviceIndex.broken) this.held.forget(this.#ledger.core);
       await this.deviceIndex.open();

@@ -296,9 +296,12 @@ export class NvmeTier implements DiskTier {
     return ledger;
   }
 
-  /** Damaged indexes are moved aside, and all take pages. No look-up waits for that: engines may be served before. */
+  /**
+   * Damaged indexes are moved aside, and all take pages. No look-up waits for that: engines may be served before. A
+   * directory that is being added opens its own, once it was read.
+   */
   async openIndexes(): Promise<void> {
-    const open = this.devices.filter(({ closed }) => !closed);
+    const open = this.devices.filter(({ closed, rebuilding }) => !closed && !rebuilding);
     await Promise.all(open.map((device) => device.openIndex()));
   }
 

@@ -1,5 +1,5 @@
 /** Directories that change while the tier runs: larger, smaller, given back and wanted again, and ones that fail. */
-import { readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { TIER } from "../../../src/ledger/types.ts";
@@ -249,6 +249,41 @@ describe("namespaces of a directory", () => {
     expect(device.mayWrite).toBe(true);
     await node.close();
     node.remove();
+  });
+});
+
+/** The child of this process that reads the index of this directory. */
+function childOf(directory: string): number {
+  const children = readFileSync(`/proc/self/task/${process.pid}/children`, "utf8").split(" ");
+  const reads = (pid: string): boolean =>
+    pid !== "" && readFileSync(`/proc/${pid}/cmdline`, "utf8").includes(directory);
+  return Number(children.find(reads));
+}
+
+describe("a directory that is added", () => {
+  it("has its index opened by nobody before a child has read it, however long that takes", async () => {
+    const old = await (await new Node().open()).ready();
+    await old.demote(await old.store(1, 100));
+    await old.close();
+    const node = await (await new Node().open()).ready();
+    const entry = { ...node.entry(), path: old.directory() };
+    const opened = vi.spyOn(IndexStore, "open").mockClear();
+    const added = node.tier.addDirectory(entry);
+    const child = childOf(entry.path);
+    process.kill(child, "SIGSTOP");
+    const device = node.tier.deviceOf(entry.path)!;
+    await node.tier.openIndexes();
+    const asked = performance.now();
+    await until(() => opened.mock.calls.length > 0 || performance.now() - asked > 500);
+    expect(opened).not.toHaveBeenCalled();
+    process.kill(child, "SIGCONT");
+    await added;
+    expect(opened).toHaveBeenCalledOnce();
+    await until(() => device.mayWrite && device.counters.headersRebuilt === 100);
+    expect(await node.read(1, 100)).toEqual(zeroes(100));
+    await node.close();
+    node.remove();
+    old.remove();
   });
 });
 
