@@ -2,7 +2,8 @@
  * Power cuts, full and read-only file systems, on small ext4 file systems of the test's own. Where mounting is not
  * permitted the reason is printed; with CI_FULL=1 that is a failure.
  */
-import { readdirSync, unlinkSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { readdirSync, rmSync, statSync, truncateSync, unlinkSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { Settings } from "../harness/daemon.ts";
@@ -10,6 +11,7 @@ import { chainsOf, type DiskNode, flipByte, putBytes, withDiskNode } from "../ha
 import { eventually } from "../harness/eventually.ts";
 import { mountRefusal, SmallFileSystem } from "../harness/mounts.ts";
 import { scaled } from "../harness/scale.ts";
+import { IndexStore } from "../../tiers/nvme/index-store.ts";
 
 const MIB = 2 ** 20;
 const BLOCKS = 8;
@@ -115,6 +117,31 @@ function suite(): void {
       });
     },
   );
+
+  // lmdb itself would end the process, by SIGBUS or by SIGSEGV, where there is room for a part of its files.
+  it("a file system with room for a part of a new index: it is refused by an error, or it is whole", async () => {
+    const files = new SmallFileSystem(16 * MIB);
+    const ends: string[] = [];
+    try {
+      for (let blocks = 0; blocks < 32; blocks++) {
+        const filler = files.fill("filler");
+        truncateSync(filler, statSync(filler).size - blocks * 4_096);
+        execFileSync("sync", ["-f", files.mountPoint]);
+        const directory = join(files.mountPoint, "disk");
+        const open = IndexStore.open(directory).then((store) => store.close());
+        ends.push(
+          await open.then(
+            () => "opened",
+            (error: { code: string }) => error.code,
+          ),
+        );
+        rmSync(directory, { recursive: true, force: true });
+      }
+    } finally {
+      files.remove();
+    }
+    expect(new Set(ends)).toEqual(new Set(["ENOSPC", "opened"]));
+  });
 
   it("a file system that is read-only at a start, its index damaged: left out, nothing else is held up", async () => {
     await onFileSystem(96 * MIB, async (node, files) => {

@@ -11,8 +11,24 @@
  * LMDB maps its file, so a bad file can end the process. A child reads it first (probe.ts). What a child cannot see
  * (the list of free pages) is met by the first commit; so starts that die between open() and that commit are counted
  * in a file, and after nvmeIndexOpensMax of them the index counts as damaged: a bad index cannot make a crash loop.
+ *
+ * lmdb 3.5.6 also ends the process when its open fails after data.mdb is open (it frees the environment twice). So
+ * what can fail there is tried first, where it is an error (tryFiles()).
  */
-import { readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  accessSync,
+  closeSync,
+  constants,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  readSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { RootDatabase } from "lmdb";
@@ -24,6 +40,12 @@ const OPENS_FILE = "index.opens";
 /** No page has this key. */
 export const META_KEY = 0xffff_ffff;
 export const META_VERSION = 1;
+/** LMDB's two meta pages; the magic stands behind the page header of the first. */
+const META_PAGES_BYTES = 8_192;
+const MAGIC_AT = 24;
+const LMDB_MAGIC = 0xbeef_c0de;
+/** More than LMDB writes before its first commit. */
+const NEW_INDEX_BYTES = 65_536;
 
 /** Why a commit failed. `full`: no room, by LMDB's code and statfs (the caller's judgement). */
 export class IndexWriteError extends Error {
@@ -59,6 +81,50 @@ function countOpen(directory: string): void {
   }
 }
 
+/**
+ * Does what LMDB does when it opens its two files: makes the folder and the lock file, takes room for a new data file,
+ * or reads the head of the one that is there. @throws errno names
+ */
+function tryFiles(folder: string): void {
+  mkdirSync(folder, { recursive: true });
+  const lock = join(folder, "lock.mdb");
+  // LMDB writes it through a map, where want of room is a SIGBUS. Without blocks it holds nothing but zeros. One with
+  // blocks is not opened: to close it again would end the locks of an environment that was left behind.
+  if (statusOf(lock).blocks === 0) {
+    const { O_RDWR, O_CREAT } = constants;
+    withFile(lock, O_RDWR | O_CREAT, (file) => writeSync(file, Buffer.alloc(1), 0, 1, 0));
+  }
+  accessSync(lock, constants.R_OK | constants.W_OK);
+  const data = join(folder, "data.mdb");
+  if (statusOf(data).size === 0) return takeRoom(join(folder, "room"));
+  const head = Buffer.alloc(META_PAGES_BYTES);
+  const read = withFile(data, constants.O_RDWR, (file) => readSync(file, head, 0, head.length, 0));
+  if (read < head.length || head.readUInt32LE(MAGIC_AT) !== LMDB_MAGIC) {
+    throw new Error(`${data} is no LMDB file`);
+  }
+}
+
+function statusOf(path: string): { readonly size: number; readonly blocks: number } {
+  return statSync(path, { throwIfNoEntry: false }) ?? { size: 0, blocks: 0 };
+}
+
+function withFile<T>(path: string, flags: number, use: (file: number) => T): T {
+  const file = openSync(path, flags, 0o600);
+  try {
+    return use(file);
+  } finally {
+    closeSync(file);
+  }
+}
+
+function takeRoom(path: string): void {
+  try {
+    writeFileSync(path, Buffer.alloc(NEW_INDEX_BYTES), { mode: 0o600 });
+  } finally {
+    rmSync(path, { force: true });
+  }
+}
+
 /** Moves a damaged index aside; an empty one is made by the next open(). False: there was none. */
 export function setIndexAside(directory: string, stamp: string): boolean {
   const path = join(directory, INDEX_FOLDER);
@@ -82,12 +148,17 @@ export class IndexStore {
     this.#database = database;
   }
 
-  /** Opens or makes the environment. The directory's lock is held, and a child has read it. @throws LMDB's errors */
+  /**
+   * Opens or makes the environment. The directory's lock is held, and a child has read it.
+   * @throws LMDB's errors and errno names
+   */
   static async open(directory: string): Promise<IndexStore> {
     const { open } = await import("lmdb");
+    const folder = join(directory, INDEX_FOLDER);
+    tryFiles(folder);
     countOpen(directory);
     const database = open<Buffer, number>({
-      path: join(directory, INDEX_FOLDER),
+      path: folder,
       keyEncoding: "uint32",
       encoding: "binary",
       cache: false,

@@ -1,6 +1,7 @@
 /** The index: pages, their store, and the child that reads them, with files damaged in every way we know of. */
 import { type ChildProcess, spawn } from "node:child_process";
 import {
+  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
@@ -596,6 +597,32 @@ describe("the store of an index", () => {
     expect(statSync(join(directory, "index.damaged-now")).isDirectory()).toBe(true);
     expect(setIndexAside(directory, "later")).toBe(false);
   });
+
+  // lmdb itself would end the process at each of these.
+  it.each([
+    ["zeros", (folder: string) => writeFileSync(join(folder, "data.mdb"), Buffer.alloc(8_192))],
+    ["cut off", (folder: string) => truncateSync(join(folder, "data.mdb"), 4_096)],
+    [
+      "a folder",
+      (folder: string) => {
+        rmSync(join(folder, "data.mdb"));
+        mkdirSync(join(folder, "data.mdb"));
+      },
+    ],
+  ])(
+    "that is %s is refused by an error, and counts as no start that died",
+    async (_what, damage) => {
+      const directory = directoryMade();
+      const store = await IndexStore.open(directory);
+      await store.write([write(1, 1)], {});
+      await store.close();
+      damage(join(directory, "index"));
+      await expect(IndexStore.open(directory)).rejects.toThrow(/mdb/);
+      expect(opensOf(directory)).toBe(0);
+      setIndexAside(directory, "bad");
+      await (await IndexStore.open(directory)).close();
+    },
+  );
 
   it("killed in the middle of commits gives back every page that was acknowledged", async () => {
     for (let round = 0; round < 4; round++) {
