@@ -382,6 +382,11 @@ export interface Addon {
   arenaFlipBit(arena: number, slot: number, bit: number): void;
 
   attachLedger(layout: LedgerLayout): void;
+  /**
+   * Has memory made ready for the first `count` words, beside, which change nothing by that: JS that fills a large table
+   * does not stop at every page. No event follows.
+   */
+  touchWords(words: Uint32Array, count: number): void;
   /** items: ITEM_WORDS each, from word 0. Copied before return. LOAD before STORE and IMPORT before MOVE and EXPORT before VERIFY. */
   copySubmit(batch: CopyBatch, items: Uint32Array, count: number): void;
   /** Items not begun end CANCELLED; the batch still ends in one COPIED event. */

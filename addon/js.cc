@@ -194,20 +194,25 @@ void Instance::needRunning() const {
   if (!started || stopped) fail("CLOSED", started ? "the addon is stopped" : "start() was not called");
 }
 
-void Instance::addHelper(std::thread thread, std::shared_ptr<std::atomic<bool>> done) {
-  std::erase_if(helpers, [](Helper& helper) {
+void Instance::join(Helper& helper) const {
+  helper.thread.join();
+  if (helper.keeps != nullptr) napi_delete_reference(env, helper.keeps);
+}
+
+void Instance::addHelper(std::thread thread, std::shared_ptr<std::atomic<bool>> done, napi_ref keeps) {
+  std::erase_if(helpers, [this](Helper& helper) {
     if (!helper.done->load()) return false;
-    helper.thread.join();
+    join(helper);
     return true;
   });
-  helpers.push_back({std::move(thread), std::move(done)});
+  helpers.push_back({std::move(thread), std::move(done), keeps});
 }
 
 void stopInstance(Instance& instance) {
   if (instance.stopped) return;
   instance.stopped = true;
   instance.stopHelpers.store(true);
-  for (Helper& helper : instance.helpers) helper.thread.join();
+  for (Helper& helper : instance.helpers) instance.join(helper);
   instance.helpers.clear();
   // Before the arenas and the hub, which their threads use.
   instance.disks.clear();

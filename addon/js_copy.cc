@@ -1,8 +1,10 @@
 // N-API face of the copy engine: attaches the ledger's record table and turns a batch of item words into
 // resolved items, so that copy threads need neither.
+#include <algorithm>
 #include <cstring>
 
 #include "js_support.h"
+#include "populate.h"
 
 namespace cairn::js {
 namespace {
@@ -32,6 +34,33 @@ napi_value attachLedger(Call& call) {
   if (instance.ledgerRecords != nullptr) napi_delete_reference(call.env, instance.ledgerRecords);
   instance.ledgerRecords = reference;
   instance.ledger = ledger;
+  return call.nothing();
+}
+
+/// Memory for whole pages within the words, on a thread of its own, while JS begins to write them from the front. Small
+/// steps: each holds up whoever maps or unmaps memory meanwhile.
+napi_value touchWords(Call& call) {
+  constexpr uintptr_t kPageBytes = 4096;
+  static constexpr uintptr_t kStepBytes = 2u << 20;
+  Instance& instance = call.instance();
+  instance.needRunning();
+  const auto view = call.typedArray(call.value(0), napi_uint32_array, "words");
+  const uint32_t count = call.uint32(1);
+  if (count > view.length) fail("ARGUMENT", "there are not so many words");
+  const auto begin = reinterpret_cast<uintptr_t>(view.data);
+  const uintptr_t from = roundUp(begin, kPageBytes);
+  const uintptr_t to = (begin + count * sizeof(uint32_t)) / kPageBytes * kPageBytes;
+  if (from >= to) return call.nothing();
+  napi_ref keeps;
+  check(napi_create_reference(call.env, call.value(0), 1, &keeps), "reference");
+  auto done = std::make_shared<std::atomic<bool>>(false);
+  instance.addHelper(std::thread([&instance, from, to, done] {
+    for (uintptr_t at = from; at < to && !instance.stopHelpers; at += kStepBytes) {
+      // What cannot be had now is asked for again by whoever writes it.
+      if (populateRange(reinterpret_cast<uint8_t*>(at), std::min(kStepBytes, to - at)) != 0) break;
+    }
+    done->store(true);
+  }), done, keeps);
   return call.nothing();
 }
 
@@ -160,6 +189,7 @@ void resolveName(const Ledger& ledger, const Arena& arena, uint32_t block, Block
 
 void addCopyMethods(napi_env env, napi_value exports) {
   addMethod(env, exports, "attachLedger", entry<attachLedger>);
+  addMethod(env, exports, "touchWords", entry<touchWords>);
   addMethod(env, exports, "copySubmit", entry<copySubmit>);
   addMethod(env, exports, "copyCancel", entry<copyCancel>);
   addMethod(env, exports, "sealing", entry<sealing>);

@@ -50,6 +50,8 @@ struct ScanState {
 struct Helper {
   std::thread thread;
   std::shared_ptr<std::atomic<bool>> done;
+  /// What the thread uses is not collected before it was joined; nullptr: nothing of JS.
+  napi_ref keeps = nullptr;
 };
 
 /// One per environment (main thread or worker). Lives from module load to environment clean-up.
@@ -85,7 +87,9 @@ struct Instance {
   std::shared_ptr<Region> region(uint32_t id) const;
   /// Throws CLOSED before start() and after stop().
   void needRunning() const;
-  void addHelper(std::thread thread, std::shared_ptr<std::atomic<bool>> done);
+  void addHelper(std::thread thread, std::shared_ptr<std::atomic<bool>> done, napi_ref keeps = nullptr);
+  /// Waits for its end. On the JS thread.
+  void join(Helper& helper) const;
 };
 
 Instance& instanceOf(napi_env env);

@@ -117,6 +117,8 @@ export const LIMITS = {
   nvmeIndexBytesPerSecond: 50_000_000,
   /** Starts in a row that died between opening an index and its first commit. Reached: it counts as damaged. */
   nvmeIndexOpensMax: 4,
+  /** Entries of the indexes from which on a start has memory made ready for the ledger's tables. */
+  recoveryTouchedMin: 65_536,
   /** After engines are served, until the indexes are opened. */
   nvmeIndexOpenDelayMs: 100,
   /** Rows of one directory's namespaces.json; a page names a row by 16 bits. */

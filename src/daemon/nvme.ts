@@ -66,6 +66,8 @@ export class NvmeParts {
   #dropped: Dropped | undefined;
   readonly #leftOut: LeftOut;
   #opening: Promise<void> = Promise.resolve();
+  /** Of all indexes that were found sound. */
+  #entries = 0;
   #closing = false;
 
   /**
@@ -112,6 +114,7 @@ export class NvmeParts {
   /** Takes the probes' verdicts; the directories' sizes are known then. */
   async readIndexes(probes: readonly IndexProbe[]): Promise<void> {
     this.#probes = await this.tier.readIndexes(probes);
+    for (const { verdict } of this.#probes) this.#entries += (await verdict).entries;
   }
 
   /** Bytes that the directories may grow to, for the size of the ledger. */
@@ -139,6 +142,10 @@ export class NvmeParts {
   attach(ledger: Ledger, arena: number): void {
     this.#ledger = ledger;
     this.tier.attach(ledger, arena);
+    if (this.#entries < LIMITS.recoveryTouchedMin) return;
+    for (const [words, count] of ledger.tablesFor(this.#entries)) {
+      this.#addon.touchWords(words, count);
+    }
   }
 
   /** A namespace was added, or took the index of another one. */

@@ -388,6 +388,16 @@ export class Ledger implements LedgerApi {
     return evictToWatermark(this.core, this.core.tier(tier), keepUnbacked);
   }
 
+  /** Tables that `blocks` recovered blocks will write, and how many words of each: the host may get memory ready. */
+  tablesFor(blocks: number): readonly (readonly [Uint32Array, number])[] {
+    const { records, hash, blocksMax } = this.core.table;
+    const count = Math.min(blocks, blocksMax);
+    return [
+      [records, count * R.RECORD_WORDS],
+      [hash, hash.length],
+    ];
+  }
+
   /** Start-up: the backing store's slab already serves this payload. Before the first recover(). */
   recoverSlab(tier: TierIndex, slab: number, payloadBytes: number): void {
     this.#recovery ??= new Recovery(this.core);

@@ -132,28 +132,6 @@ export function giveUp(core: Core, block: Block): void {
 }
 
 /**
- * Start-up: a copy that is complete in its first header becomes visible in one step if its parent is, and if it is the
- * block's only one or the other is visible. False: it takes the long way. Nothing waits for the block, and the age
- * index is built afterwards.
- */
-export function showRecovered(core: Core, block: Block, tier: TierIndex): boolean {
-  const parent = core.parentOf(block);
-  if (parent !== NO_BLOCK && !core.isVisible(parent)) return false;
-  const other = core.stateOf(block, 1 - tier);
-  if (other !== (core.isVisible(block) ? STATE.VISIBLE : STATE.ABSENT)) return false;
-  if (core.records[block * R.RECORD_WORDS + R.WAITING]! !== NO_BLOCK) return false;
-  assert(core.recovering && !core.hasFlag(block, R.FLAG_HOLE), "only recovery takes this way");
-  const word = block * R.RECORD_WORDS + R.tierWord(tier) + R.STATUS;
-  core.records[word] = (core.records[word]! & ~R.STATE_MASK) | STATE.VISIBLE;
-  countState(core, block, tier, STATE.ABSENT, STATE.VISIBLE);
-  if (parent !== NO_BLOCK) {
-    countChild(core, block, tier, parent, STATE.ABSENT, STATE.VISIBLE, other);
-  }
-  becameVisible(core, block, tier);
-  return true;
-}
-
-/**
  * Rule 1 and 8: shows a complete block whose parent is visible, and below it whatever waited for it,
  * top-down.
  */

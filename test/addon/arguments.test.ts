@@ -53,6 +53,8 @@ test("arguments of the wrong kind or range are ARGUMENT, never a crash", () => {
     () => addon.arenaFlipBit(arena, 0, 4096 * 8),
     () => addon.arenaFlipBit(arena, 999_999, 0),
     () => addon.attachLedger(wrong({ records: new Uint8Array(4) })),
+    () => addon.touchWords(wrong(new Uint8Array(4)), 1),
+    () => addon.touchWords(new Uint32Array(4), 5),
     () => addon.clientMemfd(0, false),
     () => addon.clientOpen(join(pump.directory, "x"), wrong(1), () => {}),
     () => addon.benchMemcpy(10, 20, 1, false),
