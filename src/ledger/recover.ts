@@ -6,7 +6,7 @@
  * same order. The log is written at the end, and only what it can hold.
  */
 import { assert } from "../assert.ts";
-import { offerBlock } from "./ages.ts";
+import { offer } from "./ages.ts";
 import type { Core, Namespace, Tier } from "./core.ts";
 import { EVENT, isPending } from "./states.ts";
 import * as R from "./table.ts";
@@ -247,14 +247,19 @@ export class Recovery {
     const scale = most > least ? Math.min(1, (AGES_RECOVERED - 1) / (most - least)) : 1;
     core.timeline.recovered(least, most, 1 + Math.floor((most - least) * scale));
     for (let block = 0; block < core.table.touched; block += 1) {
-      if (!core.inUse(block)) continue;
+      const base = block * R.RECORD_WORDS;
+      if ((records[base + R.NAMESPACE]! & R.IN_USE) === 0) continue;
       const age = 1 + Math.floor((believed(times[block]!) - least) * scale);
       for (let t = 0; t < tiers.length; t += 1) {
-        if (tiers[t] === undefined) continue;
-        const word = block * R.RECORD_WORDS + R.tierWord(t) + R.AGE;
-        records[word] = core.stateOf(block, t) === STATE.ABSENT ? 0 : age;
+        const tier = tiers[t];
+        if (tier === undefined) continue;
+        const part = base + R.tierWord(t);
+        const state = records[part + R.STATUS]! & R.STATE_MASK;
+        records[part + R.AGE] = state === STATE.ABSENT ? 0 : age;
+        // Most have a child and may not leave (ages.ts): that is seen at once.
+        if (state === STATE.VISIBLE && records[part + R.CHILDREN]! > 0) continue;
+        offer(core, block, tier);
       }
-      offerBlock(core, block);
     }
   }
 }
