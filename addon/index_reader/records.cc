@@ -11,7 +11,11 @@
 namespace cairn {
 namespace {
 
-constexpr size_t kHugePageBytes = 2u << 20;
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+constexpr size_t kStepBytes = 2u << 20;
 /// A digit of the radix sort. Depths mostly have one, and generations mostly are alike or have one more.
 constexpr unsigned kDigitBits = 16;
 constexpr size_t kDigits = size_t{1} << kDigitBits;
@@ -38,11 +42,18 @@ size_t checkedCapacity(size_t records) {
 
 }  // namespace
 
-Memory::Memory(size_t bytes) : bytes_(roundUp(std::max<size_t>(bytes, 1), kHugePageBytes)) {
+Memory::Memory(size_t bytes) : bytes_(roundUp(std::max<size_t>(bytes, 1), kStepBytes)) {
   CAIRN_ASSERT(bytes_ >= bytes, "bytes are countable");
   base_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base_ == MAP_FAILED) failErrno("memory for " + std::to_string(bytes) + " bytes");
-  madvise(base_, bytes_, MADV_HUGEPAGE);
+}
+
+void Memory::take(size_t bytes) {
+  CAIRN_ASSERT(bytes <= bytes_, "no more is taken than was asked for");
+  if (bytes <= taken_) return;
+  // Only an advice: what it could not have comes with the first write.
+  madvise(static_cast<uint8_t*>(base_) + taken_, kStepBytes, MADV_POPULATE_WRITE);
+  taken_ += kStepBytes;
 }
 
 Memory::~Memory() {
@@ -54,8 +65,10 @@ RecordList::RecordList(size_t capacity)
       orders_(capacity * sizeof(uint64_t)),
       capacity_(capacity) {}
 
-IndexRecord* RecordList::room() const {
-  return capacity_ - size_ < kPageSlots ? nullptr : records_.as<IndexRecord>() + size_;
+IndexRecord* RecordList::room() {
+  if (capacity_ - size_ < kPageSlots) return nullptr;
+  records_.take((size_ + kPageSlots) * sizeof(IndexRecord));
+  return records_.as<IndexRecord>() + size_;
 }
 
 void RecordList::add(size_t count) {

@@ -9,13 +9,16 @@
 
 namespace cairn {
 
-/// Memory of the process, taken from the system as it is touched, in large pages where there are some. Throws Failure.
+/// Memory of the process, taken from the system as it is touched. Throws Failure.
 class Memory {
  public:
   explicit Memory(size_t bytes);
   Memory(Memory&& other) noexcept : base_(std::exchange(other.base_, nullptr)), bytes_(other.bytes_) {}
   Memory& operator=(Memory&&) = delete;
   ~Memory();
+  /// Its first `bytes` are about to be written, and the next after them: pages that come in steps cost less than one
+  /// fault each. Huge pages would cost less still where they are at hand, and several times as much where they are not.
+  void take(size_t bytes);
   template <typename T>
   T* as() const {
     return static_cast<T*>(base_);
@@ -24,6 +27,7 @@ class Memory {
  private:
   void* base_ = nullptr;
   size_t bytes_ = 0;
+  size_t taken_ = 0;
 };
 
 /// Records as they come, up to a number that is known before. Throws Failure where there is no memory for them.
@@ -35,7 +39,7 @@ class RecordList {
   /// By which record `index` is sorted: depth << 32 | ~generation.
   uint64_t orderOf(size_t index) const { return orders_.as<uint64_t>()[index]; }
   /// Room for the records of one page, of which add() says how many came; nullptr: there is no more.
-  IndexRecord* room() const;
+  IndexRecord* room();
   void add(size_t count);
 
  private:
