@@ -123,3 +123,19 @@ test("windows that are no memfd, not sealed or too short have their codes", () =
     ),
   ).toBe("ENOENT");
 });
+
+test("memory that is made ready for a table changes nothing in it, and the table may be forgotten meanwhile", () => {
+  for (const shift of [0, 3]) {
+    const words = new Uint32Array(new SharedArrayBuffer(8 << 20)).subarray(shift);
+    addon.touchWords(words, words.length);
+    for (let at = 0; at < words.length; at += 997) words[at] = at + 1;
+    addon.touchWords(words, words.length);
+    let wrongs = 0;
+    for (let at = 0; at < words.length; at++) {
+      if (words[at] !== (at % 997 === 0 ? at + 1 : 0)) wrongs += 1;
+    }
+    expect(wrongs).toBe(0);
+  }
+  // Threads may still be at work on arrays that nobody names any more; the pump's close() joins them.
+  for (let i = 0; i < 8; i++) addon.touchWords(new Uint32Array(1 << 20), 1 << 20);
+});
