@@ -32,7 +32,7 @@ import type { Scenario, ScenarioOptions } from "../scenario.ts";
 import { median, significant } from "../statistics.ts";
 
 const MIB = 2 ** 20;
-/** DRAM holds this part of the blocks: its slots are 512 bytes each. */
+/** DRAM has room for this part of the blocks at 512 bytes each; its slots are smaller, and it holds twice as many. */
 const DRAM_SHARE = 8;
 const DRAM_SLOT_BYTES = 512;
 const SEGMENT_BYTES = 256 * MIB;
