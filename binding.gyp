@@ -81,7 +81,6 @@
       "cflags!": ["-O2"],
       "cflags_cc!": ["-fno-exceptions", "-fno-rtti", "-std=gnu++17", "-O2"],
       "cflags_cc": ["-std=c++20", "-O3", "-fexceptions", "-Wall", "-Wextra", "-Werror"],
-      "ldflags": ["-static-libstdc++", "-static-libgcc"],
       "libraries": ["-lpthread"]
     }
   ]

@@ -2,6 +2,7 @@
 // resolved items, so that copy threads need neither.
 #include <algorithm>
 #include <cstring>
+#include <system_error>
 
 #include "js_support.h"
 #include "populate.h"
@@ -54,13 +55,19 @@ napi_value touchWords(Call& call) {
   napi_ref keeps;
   check(napi_create_reference(call.env, call.value(0), 1, &keeps), "reference");
   auto done = std::make_shared<std::atomic<bool>>(false);
-  instance.addHelper(std::thread([&instance, from, to, done] {
+  const auto work = [&instance, from, to, done] {
     for (uintptr_t at = from; at < to && !instance.stopHelpers; at += kStepBytes) {
       // What cannot be had now is asked for again by whoever writes it.
       if (populateRange(reinterpret_cast<uint8_t*>(at), std::min(kStepBytes, to - at)) != 0) break;
     }
     done->store(true);
-  }), done, keeps);
+  };
+  try {
+    instance.addHelper(std::thread(work), done, keeps);
+  } catch (const std::system_error&) {
+    // Where there is no thread to be had, pages come one by one, as they are written.
+    napi_delete_reference(call.env, keeps);
+  }
   return call.nothing();
 }
 

@@ -1,4 +1,5 @@
 import { createRequire } from "node:module";
+import { dirname, isAbsolute, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { CairnError } from "../src/errors.ts";
 import type { Addon } from "./binding.ts";
@@ -12,7 +13,9 @@ function addonPath(): string {
 
 /** Where a program lies that is built together with the addon. */
 export function programPath(name: string): string {
-  return fileURLToPath(new URL(name, new URL(addonPath(), import.meta.url)));
+  const folder = dirname(addonPath());
+  if (isAbsolute(folder)) return join(folder, name);
+  return join(dirname(fileURLToPath(import.meta.url)), folder, name);
 }
 
 /** The addon of this process. Throws addonMissing with the way to build it. */

@@ -15,6 +15,7 @@ import { recoverDram } from "../tiers/dram/recover.ts";
 import type { IndexProbe } from "../tiers/nvme/probe.ts";
 import type { RecoveryReport } from "../tiers/tier.ts";
 import { assert } from "./assert.ts";
+import { bundled } from "./bundle/place.ts";
 import { ledgerBlocks } from "./config/defaults.ts";
 import { NvmeParts } from "./daemon/nvme.ts";
 import { probeIndexes } from "./daemon/probes.ts";
@@ -167,7 +168,8 @@ class NodeDaemon implements Daemon {
     this.feed.set(METRIC.restartSeconds, process.uptime());
     const milliseconds = Math.round(performance.now() - began);
     const { socket } = this.config.engineApi;
-    this.#log.info({ socket, epoch: this.epoch, milliseconds }, "serving engines");
+    const from = bundled ? "bundle" : "sources";
+    this.#log.info({ socket, epoch: this.epoch, milliseconds, from }, "serving engines");
     if (this.config.remote.enabled) await this.#openRemote(this.parts);
     if (this.#options.edge !== false) this.edgeAddress = this.#startEdge(this.parts);
   }

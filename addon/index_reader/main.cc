@@ -5,7 +5,7 @@
 //
 // Exit code 0: the index was read (or there is none), and the file holds the answer (answer.h). One byte on standard
 // output, as soon as the head is in the file: the verdict stands, and the records follow while they are read already.
-// Nothing touches the map any more then, and all memory that is needed was had.
+// Nothing touches the map any more then.
 // Exit code 3: the index is damaged, standard error says why in one line.
 #include <unistd.h>
 

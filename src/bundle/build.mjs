@@ -98,14 +98,22 @@ async function bundle(directory, sources) {
 
 const folder = `${Date.now().toString(36)}-${process.pid}`;
 const sources = {};
-mkdirSync(BUNDLES + folder, { recursive: true });
-for (const path of SETTINGS) readSource(path, sources);
-const outputs = await bundle(BUNDLES + folder, sources);
+let outputs;
+try {
+  mkdirSync(BUNDLES + folder, { recursive: true });
+  for (const path of SETTINGS) readSource(path, sources);
+  outputs = await bundle(BUNDLES + folder, sources);
+} catch (error) {
+  rmSync(BUNDLES + folder, { recursive: true, force: true });
+  console.error(`cairn: no bundle: starts run the sources and take longer: ${String(error)}`);
+  // A checkout without all of its parts can be installed all the same.
+  process.exit(process.argv.includes("--optional") ? 0 : 1);
+}
 const manifest = { version: MANIFEST_VERSION, folder, sources, outputs };
 writeFileSync(`${BUNDLES}${folder}/manifest.json`, JSON.stringify(manifest));
 renameSync(`${BUNDLES}${folder}/manifest.json`, `${BUNDLES}manifest.json`);
-// Names begin with the time.
-const folders = readdirSync(BUNDLES).filter((name) => name !== "manifest.json");
-for (const name of folders.toSorted().slice(0, -FOLDERS_KEPT)) {
+// Names begin with the time; the clock may have been set back.
+const others = readdirSync(BUNDLES).filter((name) => name !== "manifest.json" && name !== folder);
+for (const name of others.toSorted().slice(0, 1 - FOLDERS_KEPT)) {
   rmSync(BUNDLES + name, { recursive: true, force: true, maxRetries: 3 });
 }

@@ -1,6 +1,6 @@
 // Whether the bundle in dist/bundle (made by build.mjs) is this checkout's own. Code that is not the sources' may never
-// run, so each file that went into it is looked at: size and time of last change as they were when it was read, else
-// its content. The kernel sets ctime itself, at every write, so no tool that keeps mtimes can hide a change. Plain
+// run, so each of them that went into it is looked at: size and time of last change as they were when it was read, else
+// its content. Packages are known by their version. The kernel sets ctime itself, at every write, so no tool that keeps mtimes can hide a change. Plain
 // JavaScript with two of node's own modules, because every start runs it first.
 import { readFileSync, statSync } from "node:fs";
 import { fileURLToPath } from "node:url";

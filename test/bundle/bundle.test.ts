@@ -3,6 +3,7 @@ import { type ExecFileException, execFile } from "node:child_process";
 import {
   appendFileSync,
   cpSync,
+  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
@@ -216,6 +217,30 @@ describe("making the bundle", () => {
       expect(folders().length).toBeLessThanOrEqual(3);
     }
     expect(await from()).toBe("bundle");
+  });
+
+  test("keeps the new one where the clock was set back and older ones seem newer", async () => {
+    for (const name of ["zzzzzzzz-1", "zzzzzzzz-2", "zzzzzzzz-3"])
+      mkdirSync(at(`dist/bundle/${name}`));
+    await makeBundle();
+    expect(folders()).toHaveLength(3);
+    expect(await from()).toBe("bundle");
+  });
+
+  test("leaves nothing behind where parts of the checkout are missing, and does not fail an install", async () => {
+    renameSync(at("bench"), at("elsewhere"));
+    try {
+      const before = folders();
+      for (const [words, code] of [[[], 1] as const, [["--optional"], 0] as const]) {
+        const answer = await run("src/bundle/build.mjs", ...words);
+        expect(answer.code).toBe(code);
+        expect(answer.stderr).toContain("cairn: no bundle: starts run the sources");
+      }
+      expect(folders()).toEqual(before);
+      expect(await from()).toBe("sources");
+    } finally {
+      renameSync(at("elsewhere"), at("bench"));
+    }
   });
 });
 

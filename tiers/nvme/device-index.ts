@@ -3,6 +3,7 @@
  * still owed beside the dirty pages of marks.ts: keys of segments that are gone. A segment's number is not given to
  * a new file while the index still holds keys of the old one, so no page is ever read as another segment's.
  */
+import { readFileSync } from "node:fs";
 import { assert } from "../../src/assert.ts";
 import type { Core } from "../../src/ledger/core.ts";
 import { LIMITS } from "../../src/limits.ts";
@@ -13,6 +14,9 @@ import { type NamespaceRow, Rows, setNamespacesAside, writeNamespaces } from "./
 import type { Segments } from "./segments.ts";
 import { namespacesOfPage, serialisePage } from "./serialise.ts";
 import { withinTime } from "./tasks.ts";
+
+/** Of the host's run; empty where the kernel tells none. */
+const BOOT_ID = bootId();
 
 export interface IndexParts {
   readonly directory: string;
@@ -34,6 +38,7 @@ export class DeviceIndex {
   /** namespaces.json could not be read. */
   readonly rowsDamaged: boolean;
   #distrusted = false;
+  #otherBoot = false;
   #closed = false;
   #opening = false;
   #tried = false;
@@ -78,6 +83,20 @@ export class DeviceIndex {
     return this.#stale.names(segment);
   }
 
+  /**
+   * The host has started anew since the index was written. A reader takes the newest commit, which may not have been
+   * flushed; lmdb, which opens it first after a start of the host, goes back to the last one that was. What the ledger
+   * took over is therefore written again.
+   */
+  get rewriteNeeded(): boolean {
+    return this.#otherBoot;
+  }
+
+  /** `meta`: as the reader found it. */
+  restoreMeta(meta: { readonly bootId?: string }): void {
+    this.#otherBoot = meta.bootId !== BOOT_ID;
+  }
+
   /** What is there cannot be believed: open() moves it aside, with the rows that it names if these are not good. */
   distrust(): void {
     assert(this.#store === undefined, "an open index is replaced, not moved aside");
@@ -102,6 +121,9 @@ export class DeviceIndex {
 
   async #open(): Promise<void> {
     const { directory } = this.#parts;
+    // Loading takes a while, in which the device may be closed: its directory may be another daemon's by then.
+    await import("lmdb");
+    if (this.#closed) return;
     if (this.#distrusted) {
       // The index first: entries without their rows would be another namespace's.
       const stamp = new Date().toISOString().replaceAll(/[:.]/g, "-");
@@ -195,9 +217,17 @@ export class DeviceIndex {
       const bytes = serialisePage(core, marks, place, rowOf, generations, nowMs);
       writes.push({ key, bytes });
     }
-    await store.write(writes, meta());
+    await store.write(writes, { ...meta(), bootId: BOOT_ID });
     this.#stale.removed(stale);
     return pagesBytes(writes);
+  }
+}
+
+function bootId(): string {
+  try {
+    return readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
+  } catch {
+    return "";
   }
 }
 

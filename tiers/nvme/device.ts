@@ -157,6 +157,7 @@ export class Device implements CommitDevice {
   async openIndex(): Promise<void> {
     try {
       await this.deviceIndex.open();
+      if (this.deviceIndex.rewriteNeeded) this.#dirtyAll();
     } catch (error) {
       this.counters.indexOpenFailures += 1;
       this.note(
@@ -237,7 +238,8 @@ export class Device implements CommitDevice {
   }
 
   /** What the last life left in the index's meta entry. */
-  restoreMeta(meta: { endurance?: Partial<EnduranceState> }): void {
+  restoreMeta(meta: { endurance?: Partial<EnduranceState>; bootId?: string }): void {
+    this.deviceIndex.restoreMeta(meta);
     if (meta.endurance !== undefined) this.endurance.restore(meta.endurance, Date.now());
   }
 

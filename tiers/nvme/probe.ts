@@ -17,8 +17,8 @@ import { LIMITS } from "../../src/limits.ts";
 import type { EnduranceState } from "./endurance.ts";
 
 const READER = "cairn-index-reader";
-/** What the dynamic linker ends a program with whose libraries this host lacks. */
-const NOT_RUN = 127;
+/** The reader's exit code for a damaged index (addon/index_reader/main.cc). Any other is not its own. */
+const DAMAGED = 3;
 /** Head and order of the answer: addon/index_reader/answer.h. */
 const PROBE_MAGIC = 0x4250_5243;
 const PROBE_VERSION = 2;
@@ -51,6 +51,8 @@ export const RECORD = {
 export const RECORD_WORDS = 23;
 
 export interface IndexMeta {
+  /** Run of the host in which it was written. */
+  readonly bootId?: string;
   readonly directoryId?: string;
   readonly endurance?: Partial<EnduranceState>;
 }
@@ -154,18 +156,16 @@ class Probe implements IndexProbe {
 
   /** The child says that its verdict stands; its records come while they are read. */
   async #ready(): Promise<undefined> {
-    const { stdout } = this.#child;
-    assert(stdout !== null, "stdout is a pipe");
+    // A process that could not be made has no pipes; its error says so (#ended).
     return new Promise((resolve) => {
-      stdout.once("data", () => resolve(undefined));
+      this.#child.stdout?.once("data", () => resolve(undefined));
     });
   }
 
   /** undefined: the child ended well; else why it did not. @throws CairnError: it did not even begin */
   async #ended(indexBytes: number): Promise<string | undefined> {
     const child = this.#child;
-    assert(child.stderr !== null, "stderr is a pipe");
-    child.stderr.on("data", (text: Buffer) => {
+    child.stderr?.on("data", (text: Buffer) => {
       if (this.#said.length < STDERR_BYTES_MAX) this.#said += text.toString();
     });
     const milliseconds =
@@ -181,8 +181,13 @@ class Probe implements IndexProbe {
       });
       child.once("close", (code, signal) => {
         if (code === 0) resolve(undefined);
-        else if (code === NOT_RUN) reject(new CairnError("addonMissing", this.#said.trim()));
-        else resolve(signal === null ? `code ${code}` : `signal ${signal}`);
+        else if (code === null) resolve(`signal ${signal}`);
+        else if (code === DAMAGED) resolve("an unknown reason");
+        else {
+          // The dynamic linker's: a library, or a version of one, that this host lacks.
+          const said = this.#said.trim() || `${READER} ended with code ${code}`;
+          reject(new CairnError("addonMissing", said));
+        }
       });
     }).finally(() => clearTimeout(timer));
     if (end === undefined) return undefined;

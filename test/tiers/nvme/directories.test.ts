@@ -1,7 +1,9 @@
 /** Directories that change while the tier runs: larger, smaller, given back and wanted again, and ones that fail. */
-import { readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
+import { programPath } from "../../../addon/load.ts";
 import { TIER } from "../../../src/ledger/types.ts";
 import { LIMITS } from "../../../src/limits.ts";
 import { IndexStore } from "../../../tiers/nvme/index-store.ts";
@@ -252,12 +254,21 @@ describe("namespaces of a directory", () => {
   });
 });
 
-/** The child of this process that reads the index of this directory. */
-function childOf(directory: string): number {
-  const children = readFileSync(`/proc/self/task/${process.pid}/children`, "utf8").split(" ");
-  const reads = (pid: string): boolean =>
-    pid !== "" && readFileSync(`/proc/${pid}/cmdline`, "utf8").includes(directory);
-  return Number(children.find(reads));
+/** Readers of indexes begin once `open` is called; the reader itself would be through before anybody could stop it. */
+function gate(): { open(): void; remove(): void } {
+  const folder = mkdtempSync(join(tmpdir(), "cairn-gate-"));
+  const sign = join(folder, "open");
+  const reader = programPath("cairn-index-reader");
+  const script = `#!/bin/sh\nwhile [ ! -e ${sign} ]; do sleep 0.02; done\nexec ${reader} "$1"\n`;
+  writeFileSync(join(folder, "cairn-index-reader"), script, { mode: 0o700 });
+  vi.stubEnv("CAIRN_ADDON", join(folder, "cairn.node"));
+  return {
+    open: () => writeFileSync(sign, ""),
+    remove: () => {
+      vi.unstubAllEnvs();
+      rmSync(folder, { recursive: true });
+    },
+  };
 }
 
 describe("a directory that is added", () => {
@@ -268,16 +279,16 @@ describe("a directory that is added", () => {
     const node = await (await new Node().open()).ready();
     const entry = { ...node.entry(), path: old.directory() };
     const opened = vi.spyOn(IndexStore, "open").mockClear();
+    const closed = gate();
     const added = node.tier.addDirectory(entry);
-    const child = childOf(entry.path);
-    process.kill(child, "SIGSTOP");
     const device = node.tier.deviceOf(entry.path)!;
     await node.tier.openIndexes();
     const asked = performance.now();
     await until(() => opened.mock.calls.length > 0 || performance.now() - asked > 500);
     expect(opened).not.toHaveBeenCalled();
-    process.kill(child, "SIGCONT");
+    closed.open();
     await added;
+    closed.remove();
     expect(opened).toHaveBeenCalledOnce();
     await until(() => device.mayWrite && device.counters.headersRebuilt === 100);
     expect(await node.read(1, 100)).toEqual(zeroes(100));

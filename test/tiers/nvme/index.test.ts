@@ -522,6 +522,11 @@ describe("the store of an index", () => {
         "#!/bin/sh\necho error while loading shared libraries >&2\nexit 127\n",
         0o700,
       ],
+      [
+        "lacks a version of one",
+        "#!/bin/sh\necho cairn-index-reader: version not found >&2\nexit 1\n",
+        0o700,
+      ],
     ] as const)(
       "since it %s, is not called damaged: the start is refused",
       async (_, text, mode) => {
