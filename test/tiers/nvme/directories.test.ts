@@ -12,6 +12,7 @@ import {
   readNamespaces,
   writeNamespaces,
 } from "../../../tiers/nvme/namespaces.ts";
+import { startProbe } from "../../../tiers/nvme/probe.ts";
 import { addon, MIB, Node, startAddon, until } from "./support.ts";
 
 beforeAll(startAddon);
@@ -249,6 +250,35 @@ describe("namespaces of a directory", () => {
     expect(node.tier.admits(slot)).toBe(false);
     expect(device.counters.rowsRefused).toBe(1);
     expect(device.mayWrite).toBe(true);
+    await node.close();
+    node.remove();
+  });
+});
+
+describe("an index that was written before the host started anew", () => {
+  it("is written again, since its newest commit may be one that lmdb takes back", async () => {
+    const old = await (await new Node().open()).ready();
+    await old.demote(await old.store(1, 100));
+    await old.close();
+    const metaNow = async () => {
+      const probe = startProbe(old.directory());
+      const { meta } = await probe.verdict;
+      probe.stop();
+      return meta;
+    };
+    const meta = await metaNow();
+    const again = await new Node(old.root).open();
+    expect(again.tier.devices[0]!.deviceIndex.rewriteNeeded).toBe(false);
+    await again.close();
+    const store = await IndexStore.open(old.directory());
+    await store.write([], { ...meta, bootId: "another" });
+    await store.close();
+    const node = await new Node(old.root).open();
+    expect(node.report.recovered).toBe(100);
+    const { counters } = node.tier.devices[0]!;
+    await until(() => counters.commits > 0);
+    expect(await metaNow()).toMatchObject({ bootId: meta.bootId });
+    expect(await node.read(1, 100)).toEqual(zeroes(100));
     await node.close();
     node.remove();
   });
