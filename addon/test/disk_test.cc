@@ -227,6 +227,7 @@ TEST("reads come before writes, by priority, and before checks") {
   stall.waitForHeld(1);
   // From the first of these on a read waits, so that nothing below may begin.
   const uint32_t low = bench.submit(DiskKind::kRead, {bench.read(3, 3)}, 0, 2);
+  const uint32_t last = bench.submit(DiskKind::kRead, {bench.read(6, 6)}, 0, 2);
   const uint32_t middle = bench.submit(DiskKind::kRead, {bench.read(2, 2)}, 0, 1);
   const uint32_t high = bench.submit(DiskKind::kRead, {bench.read(1, 1)}, 0, 0);
   const uint32_t verify = bench.submit(DiskKind::kVerify, {bench.read(4, 4)});
@@ -236,13 +237,14 @@ TEST("reads come before writes, by priority, and before checks") {
   bench.disk->cancel(seen);
   EXPECT(bench.statusesOf(seen)[0] == kItemCancelled);
   stall.letGo();
-  for (const uint32_t id : {first, verify, write, low, middle, high}) EXPECT(bench.statusesOf(id)[0] == kItemOk);
-  REQUIRE(order.size() == 6);
+  for (const uint32_t id : {first, verify, write, low, last, middle, high}) EXPECT(bench.statusesOf(id)[0] == kItemOk);
+  REQUIRE(order.size() == 7);
   const auto read = [&](uint32_t i) { return std::pair(false, static_cast<off_t>(bench.offsetOf(i))); };
-  for (const uint32_t i : {0u, 1u, 2u}) EXPECT(order[i] == read(i));
-  // A write may begin once no read waits, and a check once no write does: which of their threads tells first is open.
-  const auto told = [&](uint32_t i) { return std::find(order.begin() + 3, order.end(), read(i)) != order.end(); };
-  EXPECT(told(3) && told(4));
+  for (const uint32_t i : {0u, 1u, 2u, 3u}) EXPECT(order[i] == read(i));
+  // With the last read none waits any more. A write may begin once no read waits, and a check once no write does: which of their threads tells first is open.
+  const auto told = [&](uint32_t i) { return std::find(order.begin() + 4, order.end(), read(i)) != order.end(); };
+  EXPECT(told(6) && told(4));
+  EXPECT(std::count_if(order.begin(), order.end(), [](const auto& one) { return one.first; }) == 1);
 }
 
 TEST("writes are not starved by reads that never end") {
