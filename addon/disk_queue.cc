@@ -16,6 +16,8 @@ constexpr uint32_t kPoolSpareThreads = 8;
 /// Headers of slots up to this distance are read with everything in between.
 constexpr uint64_t kScanDenseBytes = 64 * 1024;
 constexpr uint64_t kScanPieceBytes = 1u << 20;
+/// So much is encoded for writes in one turn.
+constexpr uint64_t kEncodeBytes = 256 * 1024;
 
 }  // namespace
 
@@ -184,14 +186,14 @@ void DiskQueue::run() {
   if (refused.has_value()) return;
   while (takeMail()) {
     expire(steadyMicroseconds());
-    pump();
+    const bool more = pump();
     backend_->flush();
-    const bool wait = landed_.empty() && !prepareMore();
+    const bool wait = landed_.empty() && !more && !prepareMore();
     collect(wait ? waitMicroseconds(steadyMicroseconds()) : 0);
     // The wait may have been long, and close() may have ended all this meanwhile.
     if (landed_.empty() || closing()) continue;
     // The device gets its next operations before the bytes of the last one are looked at.
-    pump();
+    static_cast<void>(pump());
     backend_->flush();
     const DiskCompletion next = landed_.front();
     landed_.pop_front();
@@ -265,25 +267,27 @@ void DiskQueue::enqueue(std::unique_ptr<DiskBatch> batch) {
   }
 }
 
-void DiskQueue::pump() {
+/// True when it has more to begin as soon as the device was given what is ready.
+bool DiskQueue::pump() {
   const int64_t now = steadyMicroseconds();
   const bool writesWait = !writes_.empty() && writesAtDevice_ < options_.writeDepth;
   if (!writesWait) writesWaitSince_ = 0;
   if (writesWait && writesWaitSince_ == 0) writesWaitSince_ = now;
   if (writesWait && now - writesWaitSince_ >= options_.writeWaitMicroseconds) {
-    startWrites();
+    static_cast<void>(startWrites());
     // Reads stand back until a piece of staging is free for the write that waited.
-    if (writesWaitSince_ != 0 && !writes_.empty() && headersAtDevice_.empty()) return;
+    if (writesWaitSince_ != 0 && !writes_.empty() && headersAtDevice_.empty()) return false;
   }
   bool readsWait = false;
   for (auto& queue : reads_) {
     readsWait = readsWait || startReads(queue, options_.queueDepth);
   }
-  if (readsWait) return;
-  startWrites();
-  if (!writes_.empty()) return;
+  if (readsWait) return false;
+  const bool more = startWrites();
+  if (!writes_.empty()) return more;
   // Checks leave half of the depth to reads that come meanwhile.
   if (!startReads(verifies_, std::max(1u, options_.queueDepth / 2)) && !scans_.empty()) startScan();
+  return false;
 }
 
 /// What the backend left for later, once somebody uses the disk: a start has better things to do. False when there is
@@ -313,21 +317,29 @@ bool DiskQueue::startReads(std::deque<DiskBatch*>& queue, uint32_t depth) {
   return false;
 }
 
-void DiskQueue::startWrites() {
+/// The device begins a write as soon as it is encoded, and reads that came meanwhile go before the next: a disk that
+/// answers several at once would be left with little to do for as long as all their successors take to be copied and
+/// hashed (a fifth of its speed). True when more can be begun in the next turn.
+bool DiskQueue::startWrites() {
+  uint64_t encodedBytes = 0;
   while (!writes_.empty() && writesAtDevice_ < options_.writeDepth) {
+    if (encodedBytes >= kEncodeBytes) return true;
     DiskBatch& batch = *writes_.front();
     if (batch.next == batch.items.size()) {
       // All begun; the next batch may follow while the last ones are at the device.
       writes_.pop_front();
       continue;
     }
+    encodedBytes += diskSlotBytes(batch.options.payloadBytes);
+    // startItem may end the batch, and the batch is gone then.
     const size_t item = batch.next++;
     if (startItem(batch, item) == Start::kWait) {
       batch.next--;
-      return;
+      return false;
     }
     writesWaitSince_ = 0;
   }
+  return false;
 }
 
 DiskQueue::Start DiskQueue::startItem(DiskBatch& batch, size_t at) {

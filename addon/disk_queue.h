@@ -5,7 +5,8 @@
 // read waits; writes that waited for writeWaitMicroseconds go first once, so that reads never starve them.
 //
 // The coordinating thread resubmits before it hashes: completions are collected, the device gets its next
-// operations, then the bytes of one operation are verified and copied.
+// operations, then the bytes of one operation are verified and copied. Likewise it encodes one write, or 256 KiB of
+// small ones, and hands them over before it encodes more.
 //
 // Deadlines: when an item's time is over, its operation loses its item and keeps its staging piece until the device
 // answers; the bytes go nowhere, and memory outside the staging is only ever touched for items that are still there.
@@ -139,10 +140,10 @@ class DiskQueue : public std::enable_shared_from_this<DiskQueue> {
   void enqueue(std::unique_ptr<DiskBatch> batch);
 
   // Starting work (disk_queue.cc).
-  void pump();
+  bool pump();
   bool prepareMore();
   bool startReads(std::deque<DiskBatch*>& queue, uint32_t depth);
-  void startWrites();
+  bool startWrites();
   void startScan();
   enum class Start { kStarted, kEndedAtOnce, kWait };
   Start startItem(DiskBatch& batch, size_t item);

@@ -23,7 +23,7 @@ ItemStatus encodeSlot(uint8_t* into, const SlotHeader& source, const uint8_t* pa
   if (!slotHolds(source, name.block, 0, name.shard, name.payloadBytes)) return kItemIdentity;
   const uint32_t generation = source.generation;
   const DiskHeader header = diskHeaderOf(source, name);
-  const Hash128 hash = copyAndHash(into + kDiskHeaderBytes, payload, name.payloadBytes);
+  const Hash128 hash = copyAndHash(into + kDiskHeaderBytes, payload, name.payloadBytes, Landing::kCache);
   if (hash != header.slot.payloadHash) return kItemCorrupt;
   std::atomic_thread_fence(std::memory_order_acquire);
   // The ledger pins the slot while it is copied; a slot that changed anyway is not the block asked for.

@@ -234,24 +234,25 @@ bool hashPathSupported(HashPath path) {
 #endif
 }
 
-Hash128 copyAndHashBy(HashPath path, uint8_t* target, const uint8_t* source, size_t bytes) {
+Hash128 copyAndHashBy(HashPath path, uint8_t* target, const uint8_t* source, size_t bytes, Landing landing) {
   if (bytes <= kShortBytesMax) return copyAndHashShort(target, source, bytes);
 #if defined(__x86_64__)
   // Non-temporal stores need an aligned target; slots always are, windows nearly always.
-  const bool aligned = reinterpret_cast<uintptr_t>(target) % kStripeBytes == 0;
+  const bool stream = landing == Landing::kMemory && reinterpret_cast<uintptr_t>(target) % kStripeBytes == 0;
   if (path == HashPath::kAvx512) {
-    return aligned ? fused512<true>(target, source, bytes) : fused512<false>(target, source, bytes);
+    return stream ? fused512<true>(target, source, bytes) : fused512<false>(target, source, bytes);
   }
   if (path == HashPath::kAvx2) {
-    return aligned ? fused256<true>(target, source, bytes) : fused256<false>(target, source, bytes);
+    return stream ? fused256<true>(target, source, bytes) : fused256<false>(target, source, bytes);
   }
 #endif
   static_cast<void>(path);
+  static_cast<void>(landing);
   return copyAndHashPortable(target, source, bytes);
 }
 
-Hash128 copyAndHash(uint8_t* target, const uint8_t* source, size_t bytes) {
-  return copyAndHashBy(kBestPath, target, source, bytes);
+Hash128 copyAndHash(uint8_t* target, const uint8_t* source, size_t bytes, Landing landing) {
+  return copyAndHashBy(kBestPath, target, source, bytes, landing);
 }
 
 Hash128 hashOnly(const uint8_t* source, size_t bytes) { return toHash(XXH3_128bits(source, bytes)); }

@@ -14,6 +14,7 @@ using namespace cairn;
 
 namespace {
 
+constexpr Landing kLandings[] = {Landing::kMemory, Landing::kCache};
 constexpr HashPath kPaths[] = {HashPath::kPortable, HashPath::kAvx2, HashPath::kAvx512};
 
 std::vector<uint8_t> randomBytes(size_t count, uint32_t seed) {
@@ -24,17 +25,22 @@ std::vector<uint8_t> randomBytes(size_t count, uint32_t seed) {
 }
 
 /// Copies `bytes` with the path between the two offsets; true when bytes, hash and the guard bytes are right.
-bool copiesRight(HashPath path, const uint8_t* source, size_t bytes, size_t targetOffset) {
+bool copiesRight(HashPath path, Landing landing, const uint8_t* source, size_t bytes, size_t targetOffset) {
   alignas(64) static uint8_t space[(1 << 20) + 8192];
   uint8_t* target = space + 64 + targetOffset;
-  memset(target - 8, 0xee, 8);
-  memset(target + bytes, 0xee, 8);
-  const Hash128 hash = copyAndHashBy(path, target, source, bytes);
+  memset(target - 8, 0xee, bytes + 16);
+  const Hash128 hash = copyAndHashBy(path, target, source, bytes, landing);
   const XXH128_hash_t expected = XXH3_128bits(source, bytes);
   bool guards = true;
   for (int i = 0; i < 8; i++) guards = guards && target[i - 8] == 0xee && target[bytes + i] == 0xee;
   return guards && hash.low == expected.low64 && hash.high == expected.high64 &&
          (bytes == 0 || memcmp(target, source, bytes) == 0);
+}
+
+bool copiesRight(HashPath path, const uint8_t* source, size_t bytes, size_t targetOffset) {
+  bool right = true;
+  for (const Landing landing : kLandings) right = right && copiesRight(path, landing, source, bytes, targetOffset);
+  return right;
 }
 
 }  // namespace
