@@ -29,7 +29,15 @@ struct Failure {
 /// Set-up on a thread, which must not throw: what `work` threw.
 std::optional<Failure> failureOf(const std::function<void()>& work);
 
-/// Begins a thread. Throws EAGAIN where the process may have no more of them.
+/// How long the calling thread may hold a processor before its turn is over; 0 = as long as the kernel likes (0.7 to
+/// 3 ms). One with a short turn that wakes up goes before one with a long turn. Linux has this since 6.12; where it is
+/// not to be had, nothing changes.
+void setTimeSlice(uint32_t microseconds);
+/// Of the two threads that answer engines: the shortest there is, so that they never wait for one that copies and
+/// hashes. Waits of more than half a millisecond on two busy cores: 335 of 3,000 without it, 30 with it.
+constexpr uint32_t kAnswerSliceMicroseconds = 100;
+
+/// Begins a thread, whose time slice is the kernel's own. Throws EAGAIN where the process may have no more of them.
 std::thread startThread(std::function<void()> body);
 
 /// Monotonic clock.

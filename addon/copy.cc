@@ -115,7 +115,7 @@ void addUsers(Arena& arena, const CopyItem* items, size_t count, bool targets, b
 CopyEngine::CopyEngine(uint32_t threads, EventHub& hub) : hub_(hub) {
   CAIRN_ASSERT(threads > 0, "at least one copy thread");
   try {
-    for (uint32_t i = 0; i < threads; i++) threads_.emplace_back([this] { work(); });
+    for (uint32_t i = 0; i < threads; i++) threads_.push_back(startThread([this] { work(); }));
   } catch (...) {
     stop();
     throw;

@@ -311,6 +311,7 @@ napi_value start(Call& call) {
   check(napi_typeof(call.env, onReady, &type), "typeof");
   if (type != napi_function) fail("ARGUMENT", "onReady must be a function");
 
+  setTimeSlice(kAnswerSliceMicroseconds);
   instance.events = static_cast<uint32_t*>(eventView.data);
   instance.eventsMax = eventView.length / kEventWords;
   instance.statuses = statusView.data;

@@ -117,7 +117,7 @@ napi_value arenaPopulate(Call& call) {
   if (from > to || to > arena->slabs()) fail("ARGUMENT", "slabs are out of range");
   const auto held = std::make_shared<CountHeld>(arena, arena->helpers());
   auto done = std::make_shared<std::atomic<bool>>(false);
-  instance.addHelper(std::thread([&instance, arena, from, to, threads, task, held, done] {
+  instance.addHelper(startThread([&instance, arena, from, to, threads, task, held, done] {
     EventHub& hub = *instance.hub;
     const int error =
         populateArena(*arena, from, to, threads, instance.stopHelpers, progressReporter(hub, task));
@@ -141,7 +141,7 @@ napi_value arenaScan(Call& call) {
   const auto held = std::make_shared<CountHeld>(arena, arena->helpers());
   const auto scanning = std::make_shared<CountHeld>(arena, arena->scans());
   auto done = std::make_shared<std::atomic<bool>>(false);
-  instance.addHelper(std::thread([&instance, arena, threads, task, state, held, scanning, done] {
+  instance.addHelper(startThread([&instance, arena, threads, task, state, held, scanning, done] {
     EventHub& hub = *instance.hub;
     state->result = scanArena(*arena, threads, instance.stopHelpers, progressReporter(hub, task));
     const auto valid = static_cast<uint32_t>(state->result.entries.size());

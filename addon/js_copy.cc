@@ -2,7 +2,6 @@
 // resolved items, so that copy threads need neither.
 #include <algorithm>
 #include <cstring>
-#include <system_error>
 
 #include "js_support.h"
 #include "populate.h"
@@ -63,8 +62,8 @@ napi_value touchWords(Call& call) {
     done->store(true);
   };
   try {
-    instance.addHelper(std::thread(work), done, keeps);
-  } catch (const std::system_error&) {
+    instance.addHelper(startThread(work), done, keeps);
+  } catch (const Failure&) {
     // Where there is no thread to be had, pages come one by one, as they are written.
     napi_delete_reference(call.env, keeps);
   }

@@ -19,7 +19,7 @@ void RegionToucher::touch(std::shared_ptr<Region> region, uint32_t task) {
     if (stopping_) return;
     queue_.push_back({std::move(region), task, 0});
   }
-  if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
+  if (!thread_.joinable()) thread_ = startThread([this] { run(); });
   wake_.notify_one();
 }
 

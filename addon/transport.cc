@@ -41,7 +41,10 @@ Transport::Transport(const TransportOptions& options, InboxRing& ring, EventHub&
   event.events = EPOLLIN;
   event.data.u64 = kWakeTag;
   if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.get(), &event) != 0) failErrno("epoll_ctl");
-  thread_ = std::thread([this] { run(); });
+  thread_ = startThread([this] {
+    setTimeSlice(kAnswerSliceMicroseconds);
+    run();
+  });
 }
 
 // ---- JS thread ----------------------------------------------------------------------------------------

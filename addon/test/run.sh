@@ -33,8 +33,8 @@ build() {
   "$dir/tests"
 }
 
-all="addon/test/main.cc addon/test/hash_test.cc addon/test/arena_test.cc addon/test/copy_test.cc addon/test/disk_slot_test.cc addon/test/disk_file_test.cc addon/test/disk_test.cc addon/test/disk_fault_test.cc addon/test/ring_test.cc addon/test/transport_test.cc addon/test/transport_refusal_test.cc addon/test/index_page_test.cc addon/test/index_reader_test.cc"
-threaded="addon/test/main.cc addon/test/copy_test.cc addon/test/disk_file_test.cc addon/test/disk_test.cc addon/test/disk_fault_test.cc addon/test/ring_test.cc addon/test/transport_test.cc addon/test/transport_refusal_test.cc"
+all="addon/test/main.cc addon/test/common_test.cc addon/test/hash_test.cc addon/test/arena_test.cc addon/test/copy_test.cc addon/test/disk_slot_test.cc addon/test/disk_file_test.cc addon/test/disk_test.cc addon/test/disk_fault_test.cc addon/test/ring_test.cc addon/test/transport_test.cc addon/test/transport_refusal_test.cc addon/test/index_page_test.cc addon/test/index_reader_test.cc"
+threaded="addon/test/main.cc addon/test/common_test.cc addon/test/copy_test.cc addon/test/disk_file_test.cc addon/test/disk_test.cc addon/test/disk_fault_test.cc addon/test/ring_test.cc addon/test/transport_test.cc addon/test/transport_refusal_test.cc"
 for kind in "${@:-plain asan tsan}"; do
   for one in $kind; do
     rm -rf "${out:?}/$one"
