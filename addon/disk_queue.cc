@@ -274,7 +274,7 @@ bool DiskQueue::pump() {
   if (!writesWait) writesWaitSince_ = 0;
   if (writesWait && writesWaitSince_ == 0) writesWaitSince_ = now;
   if (writesWait && now - writesWaitSince_ >= options_.writeWaitMicroseconds) {
-    static_cast<void>(startWrites());
+    static_cast<void>(startWrites(UINT64_MAX));
     // Reads stand back until a piece of staging is free for the write that waited.
     if (writesWaitSince_ != 0 && !writes_.empty() && headersAtDevice_.empty()) return false;
   }
@@ -283,7 +283,7 @@ bool DiskQueue::pump() {
     readsWait = readsWait || startReads(queue, options_.queueDepth);
   }
   if (readsWait) return false;
-  const bool more = startWrites();
+  const bool more = startWrites(kEncodeBytes);
   if (!writes_.empty()) return more;
   // Checks leave half of the depth to reads that come meanwhile.
   if (!startReads(verifies_, std::max(1u, options_.queueDepth / 2)) && !scans_.empty()) startScan();
@@ -319,11 +319,17 @@ bool DiskQueue::startReads(std::deque<DiskBatch*>& queue, uint32_t depth) {
 
 /// The device begins a write as soon as it is encoded, and reads that came meanwhile go before the next: a disk that
 /// answers several at once would be left with little to do for as long as all their successors take to be copied and
-/// hashed (a fifth of its speed). True when more can be begun in the next turn.
-bool DiskQueue::startWrites() {
+/// hashed (a fifth of its speed). Writes that waited too long have no such bound, or reads would come between them for
+/// as long again. True when more can be begun in the next turn.
+bool DiskQueue::startWrites(uint64_t encodeBytes) {
+  const int64_t waitSince = writesWaitSince_;
   uint64_t encodedBytes = 0;
   while (!writes_.empty() && writesAtDevice_ < options_.writeDepth) {
-    if (encodedBytes >= kEncodeBytes) return true;
+    if (encodedBytes >= encodeBytes) {
+      // Reads may come before the rest, which waits since it could have begun.
+      writesWaitSince_ = waitSince;
+      return true;
+    }
     DiskBatch& batch = *writes_.front();
     if (batch.next == batch.items.size()) {
       // All begun; the next batch may follow while the last ones are at the device.

@@ -143,7 +143,7 @@ class DiskQueue : public std::enable_shared_from_this<DiskQueue> {
   bool pump();
   bool prepareMore();
   bool startReads(std::deque<DiskBatch*>& queue, uint32_t depth);
-  bool startWrites();
+  bool startWrites(uint64_t encodeBytes);
   void startScan();
   enum class Start { kStarted, kEndedAtOnce, kWait };
   Start startItem(DiskBatch& batch, size_t item);

@@ -4,7 +4,8 @@
 //
 // Registering a buffer pins all of it, and pages that were never touched are made on the way: too long for an open,
 // and for a read that waits. So the ring serves with unregistered buffers at first; when the thread has work but
-// waits for the device, it touches the staging area piece by piece, and registers it at the end.
+// waits for the device, it touches the staging area piece by piece, and registers it at the end. Writes that come
+// faster than they can be encoded put that off until they pause: their thread then has no time to wait.
 #include <linux/io_uring.h>
 #include <linux/time_types.h>
 #include <sys/eventfd.h>

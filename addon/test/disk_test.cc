@@ -270,6 +270,39 @@ TEST("writes are not starved by reads that never end") {
   for (const uint32_t id : reads) EXPECT(bench.statusesOf(id)[0] == kItemOk);
 }
 
+TEST("when writes have waited long enough, as many begin as the device may have, not one") {
+  DiskBench bench(DiskMode::kThreads, 300'000, 1);
+  bench.close();
+  bench.options.writeWaitMicroseconds = 500'000;
+  // Enough for two writes beside reads that are not delivered yet.
+  bench.options.stagingBytes = 4u << 20;
+  bench.open();
+  bench.prepare();
+  EXPECT(bench.options.writeDepth == 2);
+  EXPECT(all(bench.run(DiskKind::kWrite, bench.writes(3)), 3, kItemOk));
+  std::atomic<uint32_t> reads{0};
+  std::mutex mutex;
+  std::vector<uint32_t> readsBefore;  // of each write; guarded by mutex
+  bench.faults->setRead([&](void*, size_t, off_t) {
+    usleep(5'000);
+    reads++;
+    return Faults::kPass;
+  });
+  bench.faults->setWrite([&](void*, size_t, off_t) {
+    std::lock_guard lock(mutex);
+    readsBefore.push_back(reads.load());
+    return Faults::kPass;
+  });
+  // 1.2 seconds in which a read waits at any time.
+  const uint32_t read = bench.submit(DiskKind::kRead, bench.items(240, [&](uint32_t) { return bench.read(0, 0); }));
+  const uint32_t write = bench.submit(DiskKind::kWrite, {bench.write(1, 1), bench.write(2, 2)});
+  EXPECT(all(bench.statusesOf(write), 2, kItemOk));
+  REQUIRE(readsBefore.size() == 2);
+  // A second wait would be a hundred reads long.
+  EXPECT(readsBefore[0] > 0 && readsBefore[0] < 240 && readsBefore[1] - readsBefore[0] < 50);
+  EXPECT(all(bench.statusesOf(read), 240, kItemOk));
+}
+
 TEST("a scan lists every valid header by depth with its generation, and frees nothing") {
   for (const DiskMode mode : kModes) {
     for (const uint32_t payload : {8000u, 100'000u}) {
