@@ -39,6 +39,13 @@ std::optional<Failure> failureOf(const std::function<void()>& work) {
   }
 }
 
+namespace {
+
+/// SCHED_FLAG_RESET_ON_FORK of linux/sched.h, whose other names are glibc's as well.
+constexpr uint64_t kResetOnFork = 1;
+
+}  // namespace
+
 void setTimeSlice(uint32_t microseconds) {
   // struct sched_attr as of Linux 3.14; glibc 2.36 has none.
   struct {
@@ -56,6 +63,8 @@ void setTimeSlice(uint32_t microseconds) {
   // A thread that an operator gave real-time priority keeps it.
   if (attributes.policy != SCHED_OTHER && attributes.policy != SCHED_BATCH) return;
   attributes.size = sizeof attributes;
+  // The flag would take away a priority above the ordinary from all that begins here, too.
+  if (microseconds > 0 && attributes.nice >= 0) attributes.flags |= kResetOnFork;
   attributes.runtime = uint64_t{microseconds} * 1000;
   static_cast<void>(syscall(SYS_sched_setattr, 0, &attributes, 0));
 }

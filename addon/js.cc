@@ -311,7 +311,6 @@ napi_value start(Call& call) {
   check(napi_typeof(call.env, onReady, &type), "typeof");
   if (type != napi_function) fail("ARGUMENT", "onReady must be a function");
 
-  setTimeSlice(kAnswerSliceMicroseconds);
   instance.events = static_cast<uint32_t*>(eventView.data);
   instance.eventsMax = eventView.length / kEventWords;
   instance.statuses = statusView.data;
@@ -332,6 +331,7 @@ napi_value start(Call& call) {
     throw;
   }
   for (napi_value value : {inbox, events, statuses}) keep(instance, value);
+  setTimeSlice(kAnswerSliceMicroseconds);
   instance.started = true;
   return call.nothing();
 }
