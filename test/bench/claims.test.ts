@@ -35,6 +35,8 @@ const STATEMENTS: readonly (readonly [string, string, (name: string) => string])
   ["lookup-walk-10m", claims, (name) => `${fixed(lastResult(name).value, 0)} ns at 10 M`],
   ["lookup-socket", claims, (name) => free(name)],
   ["memory-1m", claims, (name) => `${fixed(lastResult(name).value, 1)} bytes a block at 1 M`],
+  ["nvme-read", claims, (name) => `read ${fixed(lastResult(name).value, 2)} GB/s`],
+  ["nvme-write", claims, (name) => `write ${fixed(lastResult(name).value, 2)} GB/s`],
   ["nvme-read", claims, (name) => `**${fixed(pairs(lastResult(name)), 2)} times fio** at depth 16`],
   ["nvme-write", claims, (name) => `**${fixed(pairs(lastResult(name)), 2)} times fio** at depth 8`],
   ["remote-get-versitygw", claims, () => remote("get")],
@@ -42,6 +44,7 @@ const STATEMENTS: readonly (readonly [string, string, (name: string) => string])
   ["restart", claims, (name) => `${fixed(lastResult(name).value, 2)} s from exec`],
   ["restart", readme, (name) => `1 M blocks | ${fixed(lastResult(name).value, 2)} s |`],
   ["restart-nvme", claims, (name) => `${fixed(lastResult(name).value, 2)} s (`],
+  ["restart-index", claims, (name) => `--json\`): ${fixed(lastResult(name).value, 2)} s from`],
   ["restart-nvme", readme, (name) => `index read | ${fixed(lastResult(name).value, 2)} s |`],
 ];
 
