@@ -49,7 +49,10 @@ export interface LookupAnswer {
   readonly lease: number;
   readonly dramBlocks: number;
   readonly nvmeBlocks: number;
+  /** What other nodes have of the chain, as far as is known: a hint that a prefetch turns into a hit. */
   readonly remotePrefixBlocks: number;
+  /** The remote store is being asked for more: a later look-up may know of it. */
+  readonly remoteAsking: boolean;
   readonly estimatedLoadMicroseconds: number;
   readonly worthLoadingBlocks: number;
   readonly sampled: boolean;

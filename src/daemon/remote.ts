@@ -10,7 +10,7 @@ import { RemoteTier } from "../../tiers/remote/index.ts";
 import { KeyRing } from "../../tiers/remote/keys.ts";
 import type { ObjectStore } from "../../tiers/remote/object-store.ts";
 import { SharedDirectory } from "../../tiers/remote/shared-directory.ts";
-import type { ChunkSpace, ExistenceOptions } from "../../tiers/remote/types.ts";
+import { type ChunkSpace, type ExistenceOptions, NO_HINT } from "../../tiers/remote/types.ts";
 import { remoteSealed } from "../config/defaults.ts";
 import type { Config, RemoteConfig } from "../config/schema.ts";
 import type { EngineContext } from "../engine-api/context.ts";
@@ -120,7 +120,8 @@ export class RemoteParts {
     context.remotePrefix = (index, keys, localBlocks) => {
       const space = spaceOf(index);
       const keyBytes = namespaces.at(index)?.keyBytes ?? 0;
-      return space === undefined ? 0 : this.tier.remotePrefix(space, keys, keyBytes, localBlocks);
+      if (space === undefined) return NO_HINT;
+      return this.tier.remotePrefix(space, keys, keyBytes, localBlocks);
     };
     hooks.note("info", `remote: ${this.tier.description}`);
   }

@@ -12,6 +12,7 @@ import type { Feed } from "../observe/feed.ts";
 import type { Copies } from "../transfer/copies.ts";
 import type { Links } from "../transfer/links.ts";
 import type { Refusals } from "../transfer/refusals.ts";
+import type { RemoteHint } from "../../tiers/remote/types.ts";
 import type { DiskTier } from "../../tiers/tier.ts";
 import { emptyHeader, type FrameHeader, readHeader } from "./codec.ts";
 import type { Job, Jobs } from "./jobs.ts";
@@ -156,8 +157,10 @@ export interface EngineContext {
   readonly notStored: Refusals;
   /** The NVMe tier, undefined when it is off. */
   readonly nvme: DiskTier | undefined;
-  /** Blocks of a chain (keys as frames hold them) that the remote tier has, as far as is known; without it undefined. */
-  remotePrefix: ((namespace: number, keys: Uint8Array, localBlocks: number) => number) | undefined;
+  /** What the remote tier is known to have of a chain (keys as frames hold them); without it undefined. */
+  remotePrefix:
+    | ((namespace: number, keys: Uint8Array, localBlocks: number) => RemoteHint)
+    | undefined;
   draining: boolean;
   /** What STATS says of the node to this tenant. */
   readonly nodeStats: (tenant: string) => object;

@@ -70,7 +70,7 @@ export function lookup(context: EngineContext, frame: InboundFrame): void {
     depth = 0;
   } else {
     bits |= writeHit(context, namespace, found, depth, prefillTokensPerSecond);
-    if (hit < keys.count) writeRemotePrefix(context, namespace, hit);
+    if (hit < keys.count) bits |= writeRemotePrefix(context, namespace, hit);
   }
   out.setUint32(BODY + 12, settings.heartbeatMs * settings.heartbeatMisses, true);
   out.setUint32(BODY + 24, bits, true);
@@ -175,13 +175,14 @@ function writeProof(
   asking.ask(context.out.bytes.subarray(BODY + 32, BODY + 32 + namespace.keyBytes));
 }
 
-/** What the remote tier has of the whole chain: a hint. */
-function writeRemotePrefix(context: EngineContext, namespace: Namespace, hit: number): void {
-  if (context.remotePrefix === undefined) return;
+/** What the remote tier has of the whole chain: a hint. Returns the bits of the reply that belong to it. */
+function writeRemotePrefix(context: EngineContext, namespace: Namespace, hit: number): number {
+  if (context.remotePrefix === undefined) return 0;
   const { buffer, byteOffset } = keys.words;
   const bytes = new Uint8Array(buffer, byteOffset + keys.at * 4, keys.count * namespace.keyBytes);
-  const blocks = context.remotePrefix(namespace.index, bytes, hit);
+  const { blocks, asking } = context.remotePrefix(namespace.index, bytes, hit);
   context.out.view.setUint32(BODY + 8, blocks, true);
+  return asking ? LOOKUP_BITS.REMOTE_ASKING : 0;
 }
 
 /** Bits of the reply that say why not all of it is worth loading. */

@@ -63,6 +63,8 @@ export const LOOKUP_BITS = {
   NVME_SLOW: 8,
   /** So does everything. */
   SLOW: 16,
+  /** The remote store is being asked for more of the chain: a later LOOKUP may know of it. */
+  REMOTE_ASKING: 32,
 } as const;
 export const LOAD_FIXED_BYTES = 16;
 export const STORE_FIXED_BYTES = 24;

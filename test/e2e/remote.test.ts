@@ -145,8 +145,11 @@ describe("two nodes over one shared directory", () => {
     const second = await engineOf();
     const hint = async (): Promise<number> =>
       (await second.client.lookup(1, keys)).remotePrefixBlocks;
+    const asked = await second.client.lookup(1, keys);
+    expect([asked.remotePrefixBlocks, asked.remoteAsking]).toEqual([0, true]);
     await eventually(async () => (await hint()) === 2 * CHUNK_BLOCKS);
-    expect((await second.client.lookup(1, keys)).hit).toBe(0);
+    const last = await second.client.lookup(1, keys);
+    expect([last.hit, last.remoteAsking]).toEqual([0, false]);
   });
 
   it("do not store what is there already", async () => {

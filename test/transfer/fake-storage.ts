@@ -1,13 +1,15 @@
 /** The remote tier without a store: what is asked is kept for the test to answer. */
-import type {
-  Chunk,
-  ChunkSpace,
-  DramItems,
-  FetchResult,
-  Priority,
-  RemoteSnapshot,
-  RemoteStorage,
-  UploadResult,
+import {
+  type Chunk,
+  type ChunkSpace,
+  type DramItems,
+  type FetchResult,
+  NO_HINT,
+  type Priority,
+  type RemoteHint,
+  type RemoteSnapshot,
+  type RemoteStorage,
+  type UploadResult,
 } from "../../tiers/remote/types.ts";
 import type { DeviceHealth } from "../../tiers/tier.ts";
 import type { CallLimits } from "../../tiers/remote/object-store.ts";
@@ -64,8 +66,8 @@ export class FakeStorage implements RemoteStorage {
       this.fetches.push({ chunk, from, items, priority, limits, end, fail });
     });
   }
-  remotePrefix(): number {
-    return 0;
+  remotePrefix(): RemoteHint {
+    return NO_HINT;
   }
   snapshot(): RemoteSnapshot {
     throw new Error("nobody asks for it here");

@@ -42,8 +42,10 @@ import {
   type ChunkSpace,
   type DramItems,
   type FetchResult,
+  NO_HINT,
   PRIORITY,
   type Priority,
+  type RemoteHint,
   type RemoteSnapshot,
   type RemoteStorage,
   type RemoteTierOptions,
@@ -171,9 +173,14 @@ export class RemoteTier implements RemoteStorage {
     return takes && this.#staging.free(objectBytes, PRIORITY.UPLOAD);
   }
 
-  remotePrefix(space: ChunkSpace, keys: Uint8Array, keyBytes: number, localBlocks: number): number {
-    if (this.health === "fenced" || !this.#hasKey(space)) return 0;
-    return this.#prefix.blocks(space, keys, keyBytes, localBlocks);
+  remotePrefix(
+    space: ChunkSpace,
+    keys: Uint8Array,
+    keyBytes: number,
+    localBlocks: number,
+  ): RemoteHint {
+    if (this.health === "fenced" || !this.#hasKey(space)) return NO_HINT;
+    return this.#prefix.hint(space, keys, keyBytes, localBlocks);
   }
 
   async upload(chunk: Chunk, items: DramItems, limits: CallLimits): Promise<UploadResult> {

@@ -4,7 +4,7 @@ import { LIMITS } from "../../src/limits.ts";
 import { chunkName } from "./chunk.ts";
 import type { Existence } from "./existence.ts";
 import { type ChunkState, type PrefixSearch, searchPrefix } from "./prefix.ts";
-import { type ChunkSpace, KEY_BYTES } from "./types.ts";
+import { type ChunkSpace, KEY_BYTES, NO_HINT, type RemoteHint } from "./types.ts";
 
 /** Last keys of the chunks of one chain. */
 interface Boundaries {
@@ -30,19 +30,20 @@ export class RemotePrefix {
     return this.#dropped;
   }
 
-  /** 0, or the blocks of a remote prefix that is longer than what is local. */
-  blocks(space: ChunkSpace, keys: Uint8Array, keyBytes: number, localBlocks: number): number {
+  /** As far as is known at once; what is not is asked in the background. */
+  hint(space: ChunkSpace, keys: Uint8Array, keyBytes: number, localBlocks: number): RemoteHint {
     assert(keyBytes <= KEY_BYTES && keys.length % keyBytes === 0, "keys are whole");
     const step = space.chunkBlocks * keyBytes;
     const chunks = Math.floor(keys.length / step);
     const first = Math.min(chunks, Math.floor(localBlocks / space.chunkBlocks));
-    if (first === chunks) return 0;
+    if (first === chunks) return NO_HINT;
     const lastKey = (chunk: number): Uint8Array =>
       padded(keys.subarray((chunk + 1) * step - keyBytes, (chunk + 1) * step));
     const found = this.#search({ space, chunks, lastKey }, first);
-    if (found.ask !== undefined) this.#learn(space, chunks, first, found.ask, lastKey);
-    const blocks = found.chunks * space.chunkBlocks;
-    return found.chunks > first && blocks > localBlocks ? blocks : 0;
+    const asking = found.ask !== undefined && this.#learn(space, chunks, first, found.ask, lastKey);
+    const known = found.chunks * space.chunkBlocks;
+    const blocks = found.chunks > first && known > localBlocks ? known : 0;
+    return { blocks, asking };
   }
 
   #search(chain: Boundaries, first: number): PrefixSearch {
@@ -60,19 +61,22 @@ export class RemotePrefix {
     return state;
   }
 
-  /** Goes on with the search in the background; the keys are copied, for a frame's do not last. */
+  /**
+   * Goes on with the search in the background; the keys are copied, for a frame's do not last. False at the bound:
+   * nobody asks.
+   */
   #learn(
     space: ChunkSpace,
     chunks: number,
     first: number,
     ask: number,
     lastKey: (chunk: number) => Uint8Array,
-  ): void {
+  ): boolean {
     const name = chunkName(space, 0, lastKey(ask), this.#sealerName);
-    if (this.#searching.has(name)) return;
+    if (this.#searching.has(name)) return true;
     if (this.#searching.size >= LIMITS.remoteSearchesMax) {
       this.#dropped += 1;
-      return;
+      return false;
     }
     this.#searching.add(name);
     const copy = Array.from({ length: chunks }, (_, chunk) =>
@@ -80,6 +84,7 @@ export class RemotePrefix {
     );
     const chain = { space, chunks, lastKey: (chunk: number) => copy[chunk] ?? EMPTY };
     void this.#run(chain, first).then(() => this.#searching.delete(name));
+    return true;
   }
 
   async #run(chain: Boundaries, first: number): Promise<void> {

@@ -153,6 +153,16 @@ export interface ExistenceOptions {
   readonly probesMax: number;
 }
 
+/** What is known of a chain in the store. */
+export interface RemoteHint {
+  /** 0, or a multiple of chunkBlocks beyond what is local. */
+  readonly blocks: number;
+  /** The store is being asked: a later call may know more. */
+  readonly asking: boolean;
+}
+
+export const NO_HINT: RemoteHint = { blocks: 0, asking: false };
+
 /** The remote tier as the mover and the engine API see it (index.ts builds it). */
 export interface RemoteStorage {
   readonly description: string;
@@ -174,10 +184,15 @@ export interface RemoteStorage {
   ): Promise<FetchResult>;
   /**
    * Blocks of this chain (keys of keyBytes bytes each from the root on, as frames hold them) that stand in the store
-   * in all shards, as far as the cache knows: 0, or a multiple of chunkBlocks beyond localBlocks. A hint without a
-   * lease, answered at once; what is not known is probed in the background, so that a later call knows.
+   * in all shards, as far as the cache knows. A hint without a lease, answered at once; what is not known is asked in
+   * the background, so that a later call knows.
    */
-  remotePrefix(space: ChunkSpace, keys: Uint8Array, keyBytes: number, localBlocks: number): number;
+  remotePrefix(
+    space: ChunkSpace,
+    keys: Uint8Array,
+    keyBytes: number,
+    localBlocks: number,
+  ): RemoteHint;
   snapshot(): RemoteSnapshot;
   close(): Promise<void>;
 }

@@ -72,13 +72,13 @@ export class CairnStore implements BlockStore {
 
   /**
    * Announces what only the remote tier has and looks up again when that has ended: whole, or as far as it could be
-   * had. A hint that does not come within a share of the wait is none.
+   * had. A hint that does not come while the store is asked, or within a share of the wait, is none.
    */
   async #withRemote(requestId: number, keys: Uint8Array, first: Found): Promise<Found> {
     const hintUntil = performance.now() + this.#remoteWaitMs * REMOTE_HINT_SHARE;
     let answer = first;
     while (answer.proof === undefined && answer.remotePrefixBlocks <= answer.hit) {
-      if (performance.now() >= hintUntil) return answer;
+      if (!answer.remoteAsking || performance.now() >= hintUntil) return answer;
       await sleep(REMOTE_POLL_MS);
       answer = await this.#client.lookup(requestId, keys, { keepChain: true });
     }

@@ -495,7 +495,7 @@ describe("the tier above it", () => {
       expect((await fetchAll(a, 1, 60)).result.fault).toBe("timeout");
     }
     expect(a.tier.health).toBe("fenced");
-    expect(a.tier.remotePrefix(chunkOf(1, 0).space, chunkOf(1, 0).keys, 32, 0)).toBe(0);
+    expect(a.tier.remotePrefix(chunkOf(1, 0).space, chunkOf(1, 0).keys, 32, 0).blocks).toBe(0);
     expect(a.tier.snapshot()).toMatchObject({
       breakerOpened: 1,
       transfers: 0,

@@ -120,7 +120,7 @@ export function sealingSuite(
     expect(await fetched(0)).toEqual(MISSING_KEY);
     await setKeys(line("another team", "old", OLD));
     await expect(rig.upload(0)).rejects.toThrow("sealing");
-    expect(rig.tier.remotePrefix(rig.space, rig.chunk(0).keys, KEY_BYTES, 0)).toBe(0);
+    expect(rig.tier.remotePrefix(rig.space, rig.chunk(0).keys, KEY_BYTES, 0).blocks).toBe(0);
     expect(await listed(store, "")).toEqual([]);
     expect(rig.tier.snapshot()).toMatchObject({ sealKeyMissing: 3, failedChunks: 2 });
   });

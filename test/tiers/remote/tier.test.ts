@@ -8,7 +8,7 @@ import { chunkLayout } from "../../../tiers/remote/chunk.ts";
 import { PRIORITY } from "../../../tiers/remote/index.ts";
 import { failure } from "../../../tiers/remote/object-store.ts";
 import { SharedDirectory } from "../../../tiers/remote/shared-directory.ts";
-import type { RemoteTierOptions } from "../../../tiers/remote/types.ts";
+import type { RemoteHint, RemoteTierOptions } from "../../../tiers/remote/types.ts";
 import { LIMITS, listed } from "./contract.ts";
 import { chunkOf, keysOf, SPACE, type TestTier, tierOver } from "./fixture.ts";
 import { PATIENT } from "../../harness/eventually.ts";
@@ -117,7 +117,7 @@ describe("the remote prefix", () => {
     let last = -1;
     await vi.waitUntil(
       () => {
-        const now = on.tier.remotePrefix(SPACE, keys, 32, local);
+        const now = on.tier.remotePrefix(SPACE, keys, 32, local).blocks;
         const same = now === last;
         last = now;
         return same && now > 0;
@@ -131,18 +131,31 @@ describe("the remote prefix", () => {
     const [a, b] = [node(), node()];
     for (let index = 0; index < 6; index += 1) await storeChunk(a, 1, index);
     const keys = keysOf(1, 35);
-    expect(b.tier.remotePrefix(SPACE, keys, 32, 0)).toBe(0);
+    expect(b.tier.remotePrefix(SPACE, keys, 32, 0).blocks).toBe(0);
     expect(await settled(b, keys)).toBe(24);
-    expect(b.tier.remotePrefix(SPACE, keys, 32, 23)).toBe(24);
-    expect(b.tier.remotePrefix(SPACE, keys, 32, 24)).toBe(0);
-    expect(b.tier.remotePrefix(SPACE, keys.subarray(0, 3 * 32), 32, 0)).toBe(0);
+    expect(b.tier.remotePrefix(SPACE, keys, 32, 23).blocks).toBe(24);
+    expect(b.tier.remotePrefix(SPACE, keys, 32, 24).blocks).toBe(0);
+    expect(b.tier.remotePrefix(SPACE, keys.subarray(0, 3 * 32), 32, 0).blocks).toBe(0);
+  });
+
+  test("says that the store is being asked, until it has answered", async () => {
+    const [a, b] = [node(), node()];
+    await storeChunk(a, 1, 0);
+    const ask = (first: number): RemoteHint => b.tier.remotePrefix(SPACE, keysOf(first, 4), 32, 0);
+    expect(ask(1)).toEqual({ blocks: 0, asking: true });
+    await vi.waitUntil(() => !ask(1).asking, PATIENT);
+    expect(ask(1)).toEqual({ blocks: 4, asking: false });
+    // Of what nobody stored the answer is no, and stands as long as the cache keeps it.
+    expect(ask(99)).toEqual({ blocks: 0, asking: true });
+    await vi.waitUntil(() => !ask(99).asking, PATIENT);
+    expect(ask(99)).toEqual({ blocks: 0, asking: false });
   });
 
   test("the node that stored it knows at once, and asks nothing", async () => {
     const a = node();
     for (let index = 0; index < 3; index += 1) await storeChunk(a, 1, index);
     const before = a.tier.snapshot().requests.ok;
-    expect(a.tier.remotePrefix(SPACE, keysOf(1, 12), 32, 0)).toBe(12);
+    expect(a.tier.remotePrefix(SPACE, keysOf(1, 12), 32, 0).blocks).toBe(12);
     expect(a.tier.snapshot().requests.ok).toBe(before);
   });
 
@@ -155,10 +168,10 @@ describe("the remote prefix", () => {
     await storeChunk(a, 1, 0, 0, two);
     await storeChunk(a, 1, 0, 1, two);
     await storeChunk(a, 1, 1, 0, two);
-    expect(a.tier.remotePrefix(two, keysOf(1, 4), 32, 0)).toBe(4);
+    expect(a.tier.remotePrefix(two, keysOf(1, 4), 32, 0).blocks).toBe(4);
     // The second shard of the second chunk was never stored.
     for (let round = 0; round < 5; round += 1) {
-      expect(b.tier.remotePrefix(two, keysOf(1, 8), 32, 4)).toBe(0);
+      expect(b.tier.remotePrefix(two, keysOf(1, 8), 32, 4).blocks).toBe(0);
       await new Promise((resolve) => {
         setTimeout(resolve, 5);
       });
@@ -173,7 +186,7 @@ describe("the remote prefix", () => {
     const short = { ...chunk, keys };
     await a.tier.upload(short, a.dram.items(1, chunk, 0, 4, true), LIMITS);
     const packed = Buffer.concat([0, 1, 2, 3].map((at) => keys.subarray(at * 32, at * 32 + 8)));
-    expect(a.tier.remotePrefix(SPACE, packed, 8, 0)).toBe(4);
+    expect(a.tier.remotePrefix(SPACE, packed, 8, 0).blocks).toBe(4);
   });
 });
 
@@ -203,7 +216,7 @@ describe("what is wrong in the store", () => {
       // It is not read again, and not counted as stored.
       expect((await fetchBlocks(b, 9, 0)).result.fault).toBe("quarantined");
       expect(await storeChunk(b, 9, 0)).toEqual({ outcome: "failed", fault: "quarantined" });
-      expect(b.tier.remotePrefix(SPACE, keysOf(9, 4), 32, 0)).toBe(0);
+      expect(b.tier.remotePrefix(SPACE, keysOf(9, 4), 32, 0).blocks).toBe(0);
       await rm(await objectPath());
     }
   });
@@ -314,7 +327,7 @@ describe("what is wrong in the store", () => {
     expect(await storeChunk(a, 2, 0)).toEqual({ outcome: "failed", fault: "open" });
     expect(exported).not.toHaveBeenCalled();
     expect((await fetchBlocks(a, 1, 0)).whole).toBe(true);
-    expect(a.tier.remotePrefix(SPACE, keysOf(1, 4), 32, 0)).toBe(4);
+    expect(a.tier.remotePrefix(SPACE, keysOf(1, 4), 32, 0).blocks).toBe(4);
     await vi.waitUntil(() => a.tier.snapshot().writeProbesFailed >= 2, { timeout: 20_000 });
     expect(a.tier.health).toBe("readOnly");
     put.mockRestore();

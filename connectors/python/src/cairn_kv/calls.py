@@ -153,6 +153,7 @@ class LookupCall(Call):
                 lease_ms=lease_ms,
                 sampled=bits & LookupBit.SPLIT_SAMPLED != 0,
                 clipped=bits & LookupBit.CLIPPED != 0,
+                remote_asking=bits & LookupBit.REMOTE_ASKING != 0,
                 proof=proof,
             )
         )

@@ -63,7 +63,9 @@ class LookupDone(Completion, frozen=True, kw_only=True):
     dram_blocks: int = 0
     nvme_blocks: int = 0
     remote_prefix_blocks: int = 0
-    """What other nodes have of the chain: a hint that a prefetch turns into a hit."""
+    """What other nodes have of the chain, as far as is known: a hint that a prefetch turns into a hit."""
+    remote_asking: bool = False
+    """The remote store is being asked for more of the chain: a later look-up may know of it."""
     estimated_load_microseconds: int = 0
     worth_loading_blocks: int = 0
     """Blocks from the start whose load is quicker than computing them."""

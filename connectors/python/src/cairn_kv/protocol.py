@@ -80,6 +80,7 @@ class LookupBit(IntFlag):
     CLIPPED = 4
     NVME_SLOW = 8
     SLOW = 16
+    REMOTE_ASKING = 32
 
 
 class StoreStatus(IntEnum):
