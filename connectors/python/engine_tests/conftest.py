@@ -57,8 +57,14 @@ def starter(model: Path) -> Iterator[Start]:
     """
     engines: list[Engine] = []
 
-    def make(daemon: Node | None = None, other_model: Path | None = None, **settings: Any) -> Engine:
-        connector = None if daemon is None else {"socket": daemon.socket, "lookupTimeoutMs": 5_000}
+    def make(
+        daemon: Node | None = None,
+        other_model: Path | None = None,
+        options: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> Engine:
+        own = {"lookupTimeoutMs": 5_000, **(options or {})}
+        connector = None if daemon is None else {"socket": daemon.socket, **own}
         engines.append(Engine(engine_python(), other_model or model, connector, **{"threads": 1, **settings}))
         return engines[-1]
 

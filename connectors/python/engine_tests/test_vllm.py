@@ -116,6 +116,43 @@ def test_two_engines_share_one_daemon(node: Node, start: Start, chance: random.R
     assert one.generate([own])[0].cached == 480
 
 
+def test_what_an_engine_of_another_node_computed_is_fetched_while_the_request_waits(
+    start: Start, chance: random.Random, tmp_path: Path
+) -> None:
+    remote = {"enabled": True, "kind": "directory", "directory": str(tmp_path), "chunkBytesMax": 65_536}
+    settings: dict[str, dict[str, object]] = {"engineApi": {"proof": "required"}, "remote": remote}
+    nodes = [Node(settings).start() for _ in range(2)]
+    try:
+        prompts = [prompt_of(chance, 500) for _ in range(2)]
+        first = start(nodes[0])
+        cold = [first.generate([prompt])[0] for prompt in prompts]
+        eventually("everything is stored", lambda: stored(first, 30))
+        eventually("what was stored is uploaded", lambda: uploads_done(nodes[0]))
+        second = start(nodes[1], options={"remoteWaitMs": 30_000})
+        assert second.generate(prompts[:1])[0].cached == 0, "blocks of another node are proven first"
+        eventually(
+            "the proof",
+            lambda: second.generate([prompts[0][:40]]) is not None and second.counters().get("proofs", 0) == 1,
+        )
+        warm = second.generate(prompts[1:])[0]
+        counters = second.counters()
+        say(f"{warm.cached} of 500 tokens from another node, {counters['remote_seconds_sum']:.2f} s of waiting")
+        assert warm.cached >= 384
+        assert same_bits(cold[1:], [warm])
+        assert counters["remote_blocks"] >= 2 * warm.cached // BLOCK_TOKENS
+        unknown = second.generate([prompt_of(chance, 500)])[0]
+        assert unknown.cached == 0
+        assert second.counters()["remote_fetches"] == counters["remote_fetches"], "nobody has it: nothing is fetched"
+    finally:
+        for node in nodes:
+            node.remove()
+
+
+def uploads_done(node: Node) -> bool:
+    """Whether there were uploads and none waits."""
+    return node.gauge("cairn_uploaded_chunks_total") > 0 and node.gauge("cairn_remote_uploads_waiting") == 0
+
+
 def test_a_daemon_killed_in_the_middle_fails_no_request_and_hits_come_back_with_it(
     node: Node, start: Start, chance: random.Random
 ) -> None:

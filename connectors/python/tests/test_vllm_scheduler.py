@@ -12,7 +12,7 @@ from daemon import BLOCK_TOKENS, descriptor
 from cairn_kv.adapters.counters import CairnStats
 from cairn_kv.adapters.identity import Identity
 from cairn_kv.vllm.metadata import CairnMetadata, CairnWorkerMetadata, ProofOutcome, StoreOutcome
-from cairn_kv.vllm.scheduler import GONE_MAX, Answer, SchedulerSide
+from cairn_kv.vllm.scheduler import GONE_MAX, Answer, Fetched, SchedulerSide
 
 IDENTITY = Identity(descriptor(row_bytes=128), ("a", "b"), page_bytes=64, world=1)
 
@@ -23,9 +23,13 @@ class Link:
 
     epoch: str | None = "life 1"
     asked: list[tuple[int, bytes]] = field(default_factory=list)
-    waiting: list[Answer] = field(default_factory=list)
+    waiting: list[Answer | Fetched] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
     verdicts: list[tuple[bytes, bool]] = field(default_factory=list)
+    answered: int = 0
+    #: Of each fetch its request and its time.
+    fetches: list[tuple[int, float]] = field(default_factory=list)
+    refuses: bool = False
 
     def lookup(self, request: int, keys: bytes) -> int | None:
         if self.epoch is None:
@@ -33,10 +37,21 @@ class Link:
         self.asked.append((request, keys))
         return len(self.asked)
 
-    def answer(self, hit: int, **proof: Any) -> None:
-        self.waiting.append(Answer(len(self.asked), hit, 77 if hit or proof else 0, self.epoch or "", **proof))
+    def answer(self, hit: int, **more: Any) -> None:
+        lease = 77 if hit or "proof_depth" in more else 0
+        self.answered = len(self.asked)
+        self.waiting.append(Answer(self.answered, hit, lease, self.epoch or "", **more))
 
-    def answers(self) -> list[Answer]:
+    def fetch(self, request: int, seconds: float) -> int | None:
+        if self.refuses:
+            return None
+        self.fetches.append((request, seconds))
+        return 1_000 + len(self.fetches)
+
+    def fetched(self, blocks: int) -> None:
+        self.waiting.append(Fetched(1_000 + len(self.fetches), blocks))
+
+    def answers(self) -> list[Answer | Fetched]:
         taken, self.waiting = self.waiting, []
         return taken
 
@@ -50,11 +65,18 @@ class Link:
 class Bench:
     """A scheduler's half, its link and a clock."""
 
-    def __init__(self, identity: Identity = IDENTITY) -> None:
+    def __init__(self, identity: Identity = IDENTITY, remote_wait_seconds: float = 0.0) -> None:
         self.link = Link()
         self.now = 100.0
         self.stats = CairnStats()
-        self.side = SchedulerSide(identity, self.link, self.stats, 0.05, clock=lambda: self.now)
+        self.side = SchedulerSide(
+            identity,
+            self.link,
+            self.stats,
+            0.05,
+            remote_wait_seconds=remote_wait_seconds,
+            clock=lambda: self.now,
+        )
 
     def request(self, name: str, tokens: int) -> Any:
         hashes = [f"{name} {at}".encode().ljust(32, b".") for at in range(tokens // BLOCK_TOKENS)]

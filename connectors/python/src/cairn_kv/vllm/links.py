@@ -10,13 +10,13 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from cairn_kv.completions import Completion, FillRefused, LookupDone, StoreOffered
+from cairn_kv.completions import Completion, FillRefused, LookupDone, PrefetchDone, PrefetchOffered, StoreOffered
 from cairn_kv.completions import LoadDone as SessionLoadDone
 from cairn_kv.completions import StoreDone as SessionStoreDone
 from cairn_kv.errors import CairnError, ErrorCode
 from cairn_kv.protocol import StoreStatus
 
-from .scheduler import Answer
+from .scheduler import Answer, Fetched
 from .worker import Event, LoadDone, StoreDone, StoreReply
 
 if TYPE_CHECKING:
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 class SchedulerSession:
     """A session of the scheduler's half (`scheduler.SchedulerLink`)."""
 
-    def __init__(self, session: Session, timeout_seconds: float) -> None:
+    def __init__(self, session: Session, timeout_seconds: float, *, keep_chain: bool = False) -> None:
+        """``keep_chain``: the daemon keeps the chains of requests, so that ``fetch`` can name them."""
         self._session = session
         self._timeout_seconds = timeout_seconds
+        self._keep_chain = keep_chain
 
     @property
     def epoch(self) -> str | None:
@@ -41,14 +43,26 @@ class SchedulerSession:
         if not self._session.connected:
             return None
         try:
-            return self._session.submit_lookup(request, keys, timeout_seconds=self._timeout_seconds)
+            return self._session.submit_lookup(
+                request, keys, keep_chain=self._keep_chain, timeout_seconds=self._timeout_seconds
+            )
         except CairnError:
             return None
 
-    def answers(self) -> list[Answer]:
-        """Answered look-ups; an error is a miss."""
+    def fetch(self, request: int, seconds: float) -> int | None:
+        """Asks for the request's chain, from other nodes' store too; None without a daemon."""
+        if not self._session.connected:
+            return None
+        try:
+            return self._session.submit_prefetch(request_id=request, deadline_ms=max(1, int(seconds * 1_000)))
+        except CairnError:
+            return None
+
+    def answers(self) -> list[Answer | Fetched]:
+        """Answered look-ups, an error is a miss; and ended fetches."""
         epoch = self.epoch or ""
-        return [_answer(done, epoch) for done in self._session.poll() if isinstance(done, LookupDone)]
+        told = (_told(done, epoch) for done in self._session.poll())
+        return [one for one in told if one is not None]
 
     def end(self, request: int) -> None:
         """Gives back what the request leased."""
@@ -60,13 +74,25 @@ class SchedulerSession:
             self._session.submit_prove(key, ok=same)
 
 
+def _told(done: Completion, epoch: str) -> Answer | Fetched | None:
+    if isinstance(done, LookupDone):
+        return _answer(done, epoch)
+    if isinstance(done, PrefetchDone):
+        return Fetched(done.tag, done.resident_blocks)
+    if isinstance(done, PrefetchOffered) and done.final:
+        return Fetched(done.tag, 0)
+    return None
+
+
 def _answer(done: LookupDone, epoch: str) -> Answer:
     if done.error is not None:
         return Answer(done.tag, 0, 0, epoch)
     proof = done.proof
     if proof is not None:
         return Answer(done.tag, 0, done.lease, epoch, proof.depth, proof.key)
-    return Answer(done.tag, done.hit, done.lease, epoch)
+    return Answer(
+        done.tag, done.hit, done.lease, epoch, remote=done.remote_prefix_blocks, remote_asking=done.remote_asking
+    )
 
 
 class WorkerSession:

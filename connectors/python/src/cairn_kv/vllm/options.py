@@ -11,6 +11,7 @@ _NAMES = {
     "windowBytes": "window_bytes",
     "lookupTimeoutMs": "lookup_timeout_ms",
     "loadBlocksMin": "load_blocks_min",
+    "remoteWaitMs": "remote_wait_ms",
     "keepFailurePolicy": "keep_failure_policy",
 }
 
@@ -20,6 +21,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "windowBytes": (int,),
     "lookupTimeoutMs": (int, float),
     "loadBlocksMin": (int,),
+    "remoteWaitMs": (int, float),
     "keepFailurePolicy": (bool,),
 }
 _MISSING = object()
@@ -34,7 +36,8 @@ class Options:
 
     ``socket``: the daemon's, None for its default place. ``window_bytes``: memory shared with the daemon per worker,
     through which blocks travel. ``lookup_timeout_ms``: a look-up that takes longer is a miss. ``load_blocks_min``: hits
-    of fewer blocks are computed. ``keep_failure_policy``: leave the engine's policy for failed loads as it is.
+    of fewer blocks are computed. ``remote_wait_ms``: how long a request may wait for blocks that other nodes stored; 0:
+    it does not. ``keep_failure_policy``: leave the engine's policy for failed loads as it is.
     ``unknown``: names that mean nothing here, sorted; ``lmcache``: those of LMCache, which mean nothing here either.
     """
 
@@ -42,6 +45,7 @@ class Options:
     window_bytes: int = 256 << 20
     lookup_timeout_ms: float = 50.0
     load_blocks_min: int = 1
+    remote_wait_ms: float = 0.0
     keep_failure_policy: bool = False
     unknown: tuple[str, ...] = field(default=())
     lmcache: tuple[str, ...] = field(default=())
@@ -66,6 +70,8 @@ class Options:
             raise ValueError(f"lookupTimeoutMs is {options.lookup_timeout_ms}; up to 60000")
         if not 1 <= options.load_blocks_min <= 1 << 20:
             raise ValueError(f"loadBlocksMin is {options.load_blocks_min}; 1 to 2^20")
+        if not 0 <= options.remote_wait_ms <= 60_000:
+            raise ValueError(f"remoteWaitMs is {options.remote_wait_ms}; up to 60000")
         return options
 
     def warnings(self) -> list[str]:

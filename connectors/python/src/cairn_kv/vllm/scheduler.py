@@ -17,6 +17,11 @@ A namespace with blocks of an earlier life wants a proof before it answers hits.
 such a block is computed by the engine as if nothing were there; the workers then read the stored block, compare, and
 the verdict goes to the daemon.
 
+With ``remote_wait_seconds`` a request waits for blocks that other nodes stored. The daemon knows of them only after it
+asked its store, so a look-up may say that more may be known soon: it is repeated for a share of the wait. What is known
+to be there is fetched, once per request, and looked up again when the fetch has ended; whatever becomes of it, when the
+wait is over the request goes on with what there is.
+
 The engine's request ids are used as names inside this process and nowhere else.
 """
 
@@ -46,6 +51,10 @@ LOOKUPS_MAX = 4_096
 GONE_MAX = 64
 #: An answer older than this is asked for again before blocks are loaded by it: half of the shortest lease.
 ANSWER_SECONDS_MAX = 2.0
+#: Of the wait for other nodes' blocks, the share in which the daemon's store must have said that there are any.
+REMOTE_HINT_SHARE = 0.25
+#: Between two look-ups while the store is asked.
+REMOTE_POLL_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,17 @@ class Answer:
     epoch: str
     proof_depth: int = 0
     proof_key: bytes = b""
+    #: Blocks from the root that other nodes stored, as far as the daemon knows, and whether it may know more soon.
+    remote: int = 0
+    remote_asking: bool = False
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A fetch's end: ``blocks`` of the chain are in the daemon's memory."""
+
+    tag: int
+    blocks: int
 
 
 class SchedulerLink(Protocol):
@@ -70,8 +90,11 @@ class SchedulerLink(Protocol):
     def lookup(self, request: int, keys: bytes) -> int | None:
         """Sends a look-up; its tag, or None if it cannot be sent."""
 
-    def answers(self) -> list[Answer]:
-        """Look-ups answered since the last call; a failed one is a miss."""
+    def fetch(self, request: int, seconds: float) -> int | None:
+        """Brings the chain of a looked-up request into the daemon's memory; its tag, or None if it cannot be sent."""
+
+    def answers(self) -> list[Answer | Fetched]:
+        """Look-ups answered and fetches ended since the last call; a failed look-up is a miss."""
 
     def end(self, request: int) -> None:
         """Gives back what the request leased."""
@@ -94,6 +117,11 @@ class Tracker:
     unavailable: bool = False
     asked_at: float = 0.0
     answer: Answer | None = None
+    #: When the wait for other nodes' blocks began, None before.
+    remote_since: float | None = None
+    fetch_tag: int | None = None
+    #: That wait is over.
+    remote_done: bool = False
     #: Blocks that the engine had by itself when it was told of the hit.
     local_blocks: int = 0
     acked: int = 0
@@ -133,6 +161,7 @@ class SchedulerSide:
         stats: CairnStats,
         lookup_timeout_seconds: float = 0.05,
         load_blocks_min: int = 1,
+        remote_wait_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._identity = identity
@@ -140,9 +169,11 @@ class SchedulerSide:
         self._stats = stats
         self._lookup_timeout_seconds = lookup_timeout_seconds
         self._load_blocks_min = load_blocks_min
+        self._remote_wait_seconds = remote_wait_seconds
         self._clock = clock
         self._trackers: dict[str, Tracker] = {}
         self._by_tag: dict[int, Tracker] = {}
+        self._fetches: dict[int, Tracker] = {}
         self._owner: dict[int, str] = {}
         self._partial: dict[int, StoreOutcome] = {}
         self._partial_proofs: dict[str, ProofOutcome] = {}
@@ -179,11 +210,16 @@ class SchedulerSide:
             return 0, False
         if answer is None:
             return 0, False
-        tracker.local_blocks = computed_tokens // block_tokens
+        return self._matched(tracker, answer, computed_tokens // block_tokens, blocks_max)
+
+    def _matched(self, tracker: Tracker, answer: Answer, local_blocks: int, blocks_max: int) -> tuple[int | None, bool]:
+        tracker.local_blocks = local_blocks
+        if self._waits_for_remote(tracker, answer, blocks_max):
+            return None, False
         blocks = min(answer.hit, blocks_max) - tracker.local_blocks
         if blocks < self._load_blocks_min:
             return 0, False
-        return blocks * block_tokens, True
+        return blocks * self._identity.block_tokens, True
 
     def allocated(self, request: Any, block_ids: list[int], external_tokens: int) -> None:
         """The engine has given the request blocks; ``external_tokens`` of them are to be loaded."""
@@ -303,6 +339,9 @@ class SchedulerSide:
 
     def _take_answers(self) -> None:
         for answer in self._link.answers():
+            if isinstance(answer, Fetched):
+                self._fetch_ended(answer)
+                continue
             tracker = self._by_tag.pop(answer.tag, None)
             if tracker is None or tracker.tag != answer.tag:
                 continue
@@ -310,6 +349,61 @@ class SchedulerSide:
             tracker.holds(answer.hit)
             self._stats.add("hit_blocks", answer.hit)
             self._stats.observe("lookup_seconds", self._clock() - tracker.asked_at)
+
+    def _waits_for_remote(self, tracker: Tracker, answer: Answer, blocks_max: int) -> bool:
+        """Whether the request waits for other nodes' blocks; begins the fetch, or the next look-up, when it is time."""
+        if tracker.remote_done or self._remote_wait_seconds <= 0:
+            return False
+        now = self._clock()
+        if tracker.remote_since is None:
+            tracker.remote_since = now
+        left = tracker.remote_since + self._remote_wait_seconds - now
+        held = max(answer.hit, tracker.local_blocks)
+        if held >= blocks_max or answer.proof_depth > 0 or left <= 0:
+            self._end_remote(tracker)
+            return False
+        if tracker.fetch_tag is not None:
+            return True
+        if min(answer.remote, blocks_max) - held >= self._load_blocks_min:
+            return self._fetch(tracker, left)
+        waited = now - tracker.remote_since
+        if not answer.remote_asking or waited > self._remote_wait_seconds * REMOTE_HINT_SHARE:
+            self._end_remote(tracker)
+            return False
+        if now - tracker.asked_at >= REMOTE_POLL_SECONDS:
+            self._ask(tracker)
+        return True
+
+    def _fetch(self, tracker: Tracker, seconds: float) -> bool:
+        tag = self._link.fetch(tracker.number, seconds)
+        if tag is None:
+            self._end_remote(tracker)
+            return False
+        tracker.fetch_tag = tag
+        self._fetches[tag] = tracker
+        self._stats.add("remote_fetches", 1)
+        return True
+
+    def _fetch_ended(self, fetched: Fetched) -> None:
+        tracker = self._fetches.get(fetched.tag)
+        if tracker is None:
+            return
+        self._end_remote(tracker)
+        held = 0 if tracker.answer is None else tracker.answer.hit
+        if fetched.blocks > held:
+            # What came is leased by a look-up that is sent when the engine asks.
+            tracker.answer = None
+            self._stats.add("remote_blocks", fetched.blocks - held)
+
+    def _end_remote(self, tracker: Tracker) -> None:
+        """The request waits for other nodes no more. A fetch that has not ended goes on in the daemon, for others."""
+        tracker.remote_done = True
+        if tracker.fetch_tag is None:
+            return
+        self._fetches.pop(tracker.fetch_tag, None)
+        tracker.fetch_tag = None
+        assert tracker.remote_since is not None
+        self._stats.observe("remote_seconds", self._clock() - tracker.remote_since)
 
     def _current_answer(self, tracker: Tracker) -> Answer | None:
         """The tracker's answer unless it is of an earlier life of the daemon, or too old for its lease."""
@@ -465,6 +559,7 @@ class SchedulerSide:
             return
         if tracker.tag is not None:
             self._by_tag.pop(tracker.tag, None)
+        self._end_remote(tracker)
         for serial in tracker.outstanding:
             self._owner.pop(serial, None)
             self._partial.pop(serial, None)
