@@ -2,7 +2,8 @@
  * Chunks of the remote tier become blocks in DRAM. To the ledger it is a STORE by the node itself: blocks are
  * reserved under their parents, filled by IMPORT (which verifies identity and hash), and visible when all shards are.
  * A few chunks of a chain are under way at once; where one is missing the chain ends, and what was begun below it is
- * given up by the ledger's own rule.
+ * given up by the ledger's own rule. Chains that begin alike are fetched at the same time by requests that come
+ * together: whoever comes second waits for the first one's chunks, and goes on behind them.
  */
 import { ITEM } from "../../addon/binding.ts";
 import {
@@ -70,8 +71,15 @@ export function chunkOf(chain: ChainKeys, space: ChunkSpace, index: number, shar
   return { space, shard, firstDepth: from + 1, keys, parentKey };
 }
 
+/** Blocks of a chunk cannot be taken: all are here; another fetch or a STORE brings them; no room, or no parent. */
+type NotTaken = "present" | "pending" | "none";
+
 export class RemoteFetcher implements RemoteSource {
   readonly #options: RemoteFetcherOptions;
+  /** Of all fetches. */
+  #chunksInFlight = 0;
+  /** Fetches that wait for a chunk of another one; no more than there are PREFETCHes (prefetchesMax). */
+  readonly #waiting = new Set<() => void>();
 
   constructor(options: RemoteFetcherOptions) {
     this.#options = options;
@@ -107,9 +115,14 @@ export class RemoteFetcher implements RemoteSource {
       more &&= named && !fetching.signal.aborted && this.#left(fetching) > 0;
       if (more && running.length < LIMITS.remoteChunksInFlight) {
         const parts = this.#reserve(fetching, index, Math.max(from, index * chunkBlocks));
-        if (parts === undefined) more = false;
-        else running.push(this.#fetchChunk(fetching, index++, parts));
-        continue;
+        const others = parts === "pending" && this.#chunksInFlight > 0;
+        if (!others || running.length === 0) {
+          if (others) await this.#anotherChunk(fetching);
+          else if (parts === "present") index++;
+          else if (typeof parts === "string") more = false;
+          else running.push(this.#fetchChunk(fetching, index++, parts));
+          continue;
+        }
       }
       // Also when the chain has ended: nothing may be in flight when the caller is told.
       const good = await running.shift();
@@ -117,30 +130,50 @@ export class RemoteFetcher implements RemoteSource {
     }
   }
 
+  /** Until a chunk of any fetch has ended, or this one's time. */
+  async #anotherChunk(fetching: Fetch): Promise<void> {
+    const { signal } = fetching;
+    const left = Math.max(1, this.#left(fetching));
+    await new Promise<void>((resolve) => {
+      const end = (): void => {
+        clearTimeout(timer);
+        signal.removeEventListener("abort", end);
+        this.#waiting.delete(end);
+        resolve();
+      };
+      const timer = setTimeout(end, left);
+      signal.addEventListener("abort", end);
+      this.#waiting.add(end);
+    });
+  }
+
   #left({ deadlineAt }: Fetch): number {
     return deadlineAt - this.#options.now();
   }
 
-  /** Takes the chunk's blocks from depth `from` + 1 on in all shards, or none: no room, or no parent. */
-  #reserve(fetching: Fetch, index: number, from: number): readonly Part[] | undefined {
+  /** Takes the chunk's blocks from depth `from` + 1 on in all shards, or none. */
+  #reserve(fetching: Fetch, index: number, from: number): readonly Part[] | NotTaken {
     const { space } = fetching;
     const parts: Part[] = [];
+    let present = 0;
     for (let shard = 0; shard < space.shards; shard++) {
       const part = this.#reserveShard(fetching, index, from, shard);
-      if (part === undefined || (parts[0] !== undefined && part.from !== parts[0].from)) {
-        if (part !== undefined) parts.push(part);
-        this.#giveUp(parts);
-        return undefined;
-      }
-      parts.push(part);
+      if (part === "present") present++;
+      else if (typeof part !== "string") parts.push(part);
+      const alike = parts.every((one) => one.from === parts[0]?.from);
+      if (part !== "pending" && part !== "none" && alike && (present === 0 || parts.length === 0))
+        continue;
+      this.#giveUp(parts);
+      return part === "pending" ? part : "none";
     }
+    if (parts.length === 0) return "present";
     for (const { blocks, shard } of parts) {
       for (const block of blocks) this.#options.ledger.fillStart(block, TIER.DRAM, shard);
     }
     return parts;
   }
 
-  #reserveShard(fetching: Fetch, index: number, from: number, shard: number): Part | undefined {
+  #reserveShard(fetching: Fetch, index: number, from: number, shard: number): Part | NotTaken {
     const { ledger } = this.#options;
     const { chain, space } = fetching;
     const { keyWords, words, namespace } = chain;
@@ -151,7 +184,7 @@ export class RemoteFetcher implements RemoteSource {
     try {
       ledger.reserve(namespace, from, words, at - keyWords, at, count, shard, statuses, blocks);
     } catch (error) {
-      if (error instanceof CairnError) return undefined; // ledgerFull, chainMismatch
+      if (error instanceof CairnError) return "none"; // ledgerFull, chainMismatch
       throw error;
     }
     // What is here already leads; behind it all must be wanted, for a chain has no gaps.
@@ -164,10 +197,11 @@ export class RemoteFetcher implements RemoteSource {
     );
     const part = { shard, blocks: wanted, slots, from: from + first - index * space.chunkBlocks };
     if (whole) return part;
+    if (first === count) return "present";
     for (let i = count - 1; i >= first; i--) {
       if (statuses[i] === RESERVE.WANTED) ledger.fillAbort(blocks[i]!, TIER.DRAM, shard);
     }
-    return undefined;
+    return statuses[first] === RESERVE.PENDING ? "pending" : "none";
   }
 
   #giveUp(parts: readonly Part[]): void {
@@ -179,8 +213,14 @@ export class RemoteFetcher implements RemoteSource {
 
   /** True when all of it came. */
   async #fetchChunk(fetching: Fetch, index: number, parts: readonly Part[]): Promise<boolean> {
-    const results = await Promise.all(parts.map((part) => this.#fetchPart(fetching, index, part)));
-    return results.every((good) => good);
+    this.#chunksInFlight++;
+    try {
+      const asked = parts.map((part) => this.#fetchPart(fetching, index, part));
+      return (await Promise.all(asked)).every((good) => good);
+    } finally {
+      this.#chunksInFlight--;
+      for (const end of this.#waiting) end();
+    }
   }
 
   async #fetchPart(fetching: Fetch, index: number, part: Part): Promise<boolean> {

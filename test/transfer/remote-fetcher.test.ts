@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { ITEM } from "../../addon/binding.ts";
 import { type FetchResult, PRIORITY } from "../../tiers/remote/types.ts";
 import { NO_BLOCK, STATE, TIER } from "../../src/ledger/types.ts";
@@ -139,6 +139,63 @@ describe("a chain that is fetched", () => {
     const { from, items } = await bench.end();
     expect([from, items.slots.length]).toEqual([1, 1]);
     expect(bench.done).toEqual([[2, 64]]);
+  });
+
+  it("is waited for by another fetch of its beginning, which goes on behind it", async () => {
+    const second: [number, number][] = [];
+    bench.fetch("abcd");
+    bench.fetcher.fetch(
+      chainOf(bench.small, "abcdef"),
+      0,
+      1_000,
+      new AbortController().signal,
+      (blocks, bytes) => second.push([blocks, bytes]),
+    );
+    await settle();
+    await bench.end();
+    await bench.end();
+    expect(bench.done).toEqual([[4, 4 * 64]]);
+    expect(second).toEqual([]);
+    await bench.end();
+    expect(second).toEqual([[6, 2 * 64]]);
+  });
+
+  it("is taken over by another fetch of it when it fails", async () => {
+    const second: [number, number][] = [];
+    bench.fetch("ab");
+    bench.fetcher.fetch(
+      chainOf(bench.small, "ab"),
+      0,
+      1_000,
+      new AbortController().signal,
+      (blocks, bytes) => second.push([blocks, bytes]),
+    );
+    await settle();
+    await bench.end(ITEM.CORRUPT);
+    expect(bench.done).toEqual([[0, 64]]);
+    await bench.end();
+    expect(second[0]?.[0]).toBe(2);
+  });
+
+  it("is waited for no longer than the other fetch's time, or its end", async () => {
+    const second: [number, number][] = [];
+    const control = new AbortController();
+    const done = (blocks: number, bytes: number): unknown => second.push([blocks, bytes]);
+    bench.fetch("ab");
+    const chain = chainOf(bench.small, "ab");
+    bench.fetcher.fetch(chain, 0, 1_000, control.signal, done);
+    bench.fetcher.fetch(chain, 0, 1, new AbortController().signal, done);
+    await settle();
+    expect(second).toEqual([]);
+    bench.ms = 2;
+    await vi.waitUntil(() => second.length === 1);
+    control.abort();
+    await settle();
+    expect(second).toEqual([
+      [0, 0],
+      [0, 0],
+    ]);
+    await bench.end();
   });
 
   it("is done at once when there is nothing left to fetch, or the namespace is not kept", async () => {

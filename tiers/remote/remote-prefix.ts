@@ -83,7 +83,7 @@ export class RemotePrefix {
       chunk < first ? EMPTY : lastKey(chunk),
     );
     const chain = { space, chunks, lastKey: (chunk: number) => copy[chunk] ?? EMPTY };
-    void this.#run(chain, first).then(() => this.#searching.delete(name));
+    void this.#run(chain, first).finally(() => this.#searching.delete(name));
     return true;
   }
 
