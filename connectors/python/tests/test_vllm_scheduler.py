@@ -11,8 +11,9 @@ from daemon import BLOCK_TOKENS, descriptor
 
 from cairn_kv.adapters.counters import CairnStats
 from cairn_kv.adapters.identity import Identity
+from cairn_kv.vllm.answers import Answer, Fetched
 from cairn_kv.vllm.metadata import CairnMetadata, CairnWorkerMetadata, ProofOutcome, StoreOutcome
-from cairn_kv.vllm.scheduler import GONE_MAX, Answer, Fetched, SchedulerSide
+from cairn_kv.vllm.scheduler import GONE_MAX, SchedulerSide
 
 IDENTITY = Identity(descriptor(row_bytes=128), ("a", "b"), page_bytes=64, world=1)
 
@@ -30,10 +31,13 @@ class Link:
     #: Of each fetch its request and its time.
     fetches: list[tuple[int, float]] = field(default_factory=list)
     refuses: bool = False
+    #: Of each look-up whether the daemon was to keep the chain.
+    kept: list[bool] = field(default_factory=list)
 
-    def lookup(self, request: int, keys: bytes) -> int | None:
+    def lookup(self, request: int, keys: bytes, *, keep_chain: bool = False) -> int | None:
         if self.epoch is None:
             return None
+        self.kept.append(keep_chain)
         self.asked.append((request, keys))
         return len(self.asked)
 

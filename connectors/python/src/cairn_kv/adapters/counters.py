@@ -10,7 +10,7 @@ COUNTERS = {
     "lookup_timeouts": "Look-ups that were not answered in time and became misses.",
     "lookups_unavailable": "Look-ups not sent because there was no daemon, or too many were under way.",
     "hit_blocks": "Blocks that look-ups found.",
-    "remote_fetches": "Requests that waited for blocks of other nodes.",
+    "remote_fetches": "Requests for which blocks of other nodes were fetched.",
     "remote_blocks": "Blocks that came while a request waited for them.",
     "load_requests": "Requests that loaded blocks.",
     "loaded_blocks": "Blocks loaded into the engine.",
@@ -32,7 +32,7 @@ COUNTERS = {
 #: Times of which the sum and the number are reported, in seconds.
 TIMES = {
     "lookup_seconds": "Look-up to answer.",
-    "remote_seconds": "Wait for blocks of other nodes, per request that waited.",
+    "remote_seconds": "Wait for blocks of other nodes, the question whether there are any included, per request.",
     "load_seconds": "Load to last block, per request.",
 }
 

@@ -16,7 +16,7 @@ from cairn_kv.completions import StoreDone as SessionStoreDone
 from cairn_kv.errors import CairnError, ErrorCode
 from cairn_kv.protocol import StoreStatus
 
-from .scheduler import Answer, Fetched
+from .answers import Answer, Fetched
 from .worker import Event, LoadDone, StoreDone, StoreReply
 
 if TYPE_CHECKING:
@@ -27,24 +27,22 @@ if TYPE_CHECKING:
 class SchedulerSession:
     """A session of the scheduler's half (`scheduler.SchedulerLink`)."""
 
-    def __init__(self, session: Session, timeout_seconds: float, *, keep_chain: bool = False) -> None:
-        """``keep_chain``: the daemon keeps the chains of requests, so that ``fetch`` can name them."""
+    def __init__(self, session: Session, timeout_seconds: float) -> None:
         self._session = session
         self._timeout_seconds = timeout_seconds
-        self._keep_chain = keep_chain
 
     @property
     def epoch(self) -> str | None:
         """The daemon's life, None while there is none."""
         return self._session.epoch if self._session.connected else None
 
-    def lookup(self, request: int, keys: bytes) -> int | None:
+    def lookup(self, request: int, keys: bytes, *, keep_chain: bool = False) -> int | None:
         """Sends a look-up; None without a daemon, or with too many calls under way."""
         if not self._session.connected:
             return None
         try:
             return self._session.submit_lookup(
-                request, keys, keep_chain=self._keep_chain, timeout_seconds=self._timeout_seconds
+                request, keys, keep_chain=keep_chain, timeout_seconds=self._timeout_seconds
             )
         except CairnError:
             return None

@@ -17,10 +17,7 @@ A namespace with blocks of an earlier life wants a proof before it answers hits.
 such a block is computed by the engine as if nothing were there; the workers then read the stored block, compare, and
 the verdict goes to the daemon.
 
-With ``remote_wait_seconds`` a request waits for blocks that other nodes stored. The daemon knows of them only after it
-asked its store, so a look-up may say that more may be known soon: it is repeated for a share of the wait. What is known
-to be there is fetched, once per request, and looked up again when the fetch has ended; whatever becomes of it, when the
-wait is over the request goes on with what there is.
+With ``remote_wait_seconds`` a request may wait for blocks that other nodes stored (remote_wait.py).
 
 The engine's request ids are used as names inside this process and nowhere else.
 """
@@ -35,6 +32,7 @@ from typing import Any, Protocol
 from cairn_kv.adapters.counters import CairnStats
 from cairn_kv.adapters.identity import Identity
 
+from .answers import Answer, Fetched
 from .metadata import (
     CairnMetadata,
     CairnWorkerMetadata,
@@ -44,6 +42,7 @@ from .metadata import (
     StoreOutcome,
     StorePlan,
 )
+from .remote_wait import FetchLink, RemoteWait, Step, Wait
 
 #: Requests that are looked up at once; one more is computed without asking.
 LOOKUPS_MAX = 4_096
@@ -51,47 +50,17 @@ LOOKUPS_MAX = 4_096
 GONE_MAX = 64
 #: An answer older than this is asked for again before blocks are loaded by it: half of the shortest lease.
 ANSWER_SECONDS_MAX = 2.0
-#: Of the wait for other nodes' blocks, the share in which the daemon's store must have said that there are any.
-REMOTE_HINT_SHARE = 0.25
-#: Between two look-ups while the store is asked.
-REMOTE_POLL_SECONDS = 0.01
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A look-up's answer: ``hit`` blocks from the root, readable under ``lease`` in the daemon's life ``epoch``."""
-
-    tag: int
-    hit: int
-    lease: int
-    epoch: str
-    proof_depth: int = 0
-    proof_key: bytes = b""
-    #: Blocks from the root that other nodes stored, as far as the daemon knows, and whether it may know more soon.
-    remote: int = 0
-    remote_asking: bool = False
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """A fetch's end: ``blocks`` of the chain are in the daemon's memory."""
-
-    tag: int
-    blocks: int
-
-
-class SchedulerLink(Protocol):
+class SchedulerLink(FetchLink, Protocol):
     """What the scheduler's half needs of a session; every call returns at once."""
 
     @property
     def epoch(self) -> str | None:
         """The daemon's life that the session is connected to, None while it is not."""
 
-    def lookup(self, request: int, keys: bytes) -> int | None:
-        """Sends a look-up; its tag, or None if it cannot be sent."""
-
-    def fetch(self, request: int, seconds: float) -> int | None:
-        """Brings the chain of a looked-up request into the daemon's memory; its tag, or None if it cannot be sent."""
+    def lookup(self, request: int, keys: bytes, *, keep_chain: bool = False) -> int | None:
+        """Sends a look-up; its tag, or None if it cannot be sent. ``keep_chain``: a fetch may follow."""
 
     def answers(self) -> list[Answer | Fetched]:
         """Look-ups answered and fetches ended since the last call; a failed look-up is a miss."""
@@ -117,11 +86,9 @@ class Tracker:
     unavailable: bool = False
     asked_at: float = 0.0
     answer: Answer | None = None
-    #: When the wait for other nodes' blocks began, None before.
-    remote_since: float | None = None
-    fetch_tag: int | None = None
-    #: That wait is over.
-    remote_done: bool = False
+    remote: Wait = field(default_factory=Wait)
+    #: Blocks of hits that were counted.
+    counted: int = 0
     #: Blocks that the engine had by itself when it was told of the hit.
     local_blocks: int = 0
     acked: int = 0
@@ -169,11 +136,10 @@ class SchedulerSide:
         self._stats = stats
         self._lookup_timeout_seconds = lookup_timeout_seconds
         self._load_blocks_min = load_blocks_min
-        self._remote_wait_seconds = remote_wait_seconds
+        self._remote = RemoteWait(link, stats, remote_wait_seconds, load_blocks_min, clock)
         self._clock = clock
         self._trackers: dict[str, Tracker] = {}
         self._by_tag: dict[int, Tracker] = {}
-        self._fetches: dict[int, Tracker] = {}
         self._owner: dict[int, str] = {}
         self._partial: dict[int, StoreOutcome] = {}
         self._partial_proofs: dict[str, ProofOutcome] = {}
@@ -207,14 +173,21 @@ class SchedulerSide:
             if self._clock() - tracker.asked_at <= self._lookup_timeout_seconds:
                 return None, False
             self._give_up(tracker)
-            return 0, False
+            if not self._remote.waits(tracker.remote):
+                return 0, False
+            # A late answer in the middle of the wait loses neither the wait nor what is known to be there.
+            self._ask(tracker)
+            return (0, False) if tracker.tag is None else (None, False)
         if answer is None:
             return 0, False
         return self._matched(tracker, answer, computed_tokens // block_tokens, blocks_max)
 
     def _matched(self, tracker: Tracker, answer: Answer, local_blocks: int, blocks_max: int) -> tuple[int | None, bool]:
         tracker.local_blocks = local_blocks
-        if self._waits_for_remote(tracker, answer, blocks_max):
+        step = self._remote.step(tracker.remote, tracker.number, answer, local_blocks, blocks_max)
+        if step == Step.LOOK_UP:
+            self._ask(tracker)
+        if step == Step.WAIT or tracker.tag is not None:
             return None, False
         blocks = min(answer.hit, blocks_max) - tracker.local_blocks
         if blocks < self._load_blocks_min:
@@ -227,8 +200,10 @@ class SchedulerSide:
         tracker.block_ids = list(block_ids)
         answer = tracker.answer
         if external_tokens == 0:
-            if answer is not None and answer.hit > 0 and not tracker.loading:
-                self._link.end(tracker.number)  # The engine has it all by itself: nothing need stay pinned.
+            self._remote.end(tracker.remote)
+            # The engine has it all by itself: nothing need stay pinned, and no chain be kept.
+            if answer is not None and not tracker.loading and (answer.hit > 0 or _only_waited(tracker, answer)):
+                self._link.end(tracker.number)
             return
         assert answer is not None
         assert not tracker.loading
@@ -320,6 +295,7 @@ class SchedulerSide:
             # Its blocks were taken: what was known of them is void, and the chain may be in the daemon by now.
             tracker.preemptions = preemptions
             tracker.answer = None
+            tracker.counted = 0
             tracker.fall_back(0)
         return tracker
 
@@ -327,7 +303,7 @@ class SchedulerSide:
         keys = b"" if self._idle else self._keys(tracker, 0, len(tracker.request.block_hashes))
         if not keys or len(self._by_tag) >= LOOKUPS_MAX:
             return
-        tag = self._link.lookup(tracker.number, keys)
+        tag = self._link.lookup(tracker.number, keys, keep_chain=self._remote.waits(tracker.remote))
         if tag is None:
             # The engine asks at every step; a request counts once.
             self._stats.add("lookups_unavailable", 0 if tracker.unavailable else 1)
@@ -340,75 +316,27 @@ class SchedulerSide:
     def _take_answers(self) -> None:
         for answer in self._link.answers():
             if isinstance(answer, Fetched):
-                self._fetch_ended(answer)
+                self._remote.fetched(answer)
                 continue
             tracker = self._by_tag.pop(answer.tag, None)
             if tracker is None or tracker.tag != answer.tag:
                 continue
             tracker.tag, tracker.answer = None, answer
             tracker.holds(answer.hit)
-            self._stats.add("hit_blocks", answer.hit)
+            # A request that waits is looked up again and again; what it finds counts once.
+            self._stats.add("hit_blocks", max(0, answer.hit - tracker.counted))
+            tracker.counted = max(tracker.counted, answer.hit)
             self._stats.observe("lookup_seconds", self._clock() - tracker.asked_at)
-
-    def _waits_for_remote(self, tracker: Tracker, answer: Answer, blocks_max: int) -> bool:
-        """Whether the request waits for other nodes' blocks; begins the fetch, or the next look-up, when it is time."""
-        if tracker.remote_done or self._remote_wait_seconds <= 0:
-            return False
-        now = self._clock()
-        if tracker.remote_since is None:
-            tracker.remote_since = now
-        left = tracker.remote_since + self._remote_wait_seconds - now
-        held = max(answer.hit, tracker.local_blocks)
-        if held >= blocks_max or answer.proof_depth > 0 or left <= 0:
-            self._end_remote(tracker)
-            return False
-        if tracker.fetch_tag is not None:
-            return True
-        if min(answer.remote, blocks_max) - held >= self._load_blocks_min:
-            return self._fetch(tracker, left)
-        waited = now - tracker.remote_since
-        if not answer.remote_asking or waited > self._remote_wait_seconds * REMOTE_HINT_SHARE:
-            self._end_remote(tracker)
-            return False
-        if now - tracker.asked_at >= REMOTE_POLL_SECONDS:
-            self._ask(tracker)
-        return True
-
-    def _fetch(self, tracker: Tracker, seconds: float) -> bool:
-        tag = self._link.fetch(tracker.number, seconds)
-        if tag is None:
-            self._end_remote(tracker)
-            return False
-        tracker.fetch_tag = tag
-        self._fetches[tag] = tracker
-        self._stats.add("remote_fetches", 1)
-        return True
-
-    def _fetch_ended(self, fetched: Fetched) -> None:
-        tracker = self._fetches.get(fetched.tag)
-        if tracker is None:
-            return
-        self._end_remote(tracker)
-        held = 0 if tracker.answer is None else tracker.answer.hit
-        if fetched.blocks > held:
-            # What came is leased by a look-up that is sent when the engine asks.
-            tracker.answer = None
-            self._stats.add("remote_blocks", fetched.blocks - held)
-
-    def _end_remote(self, tracker: Tracker) -> None:
-        """The request waits for other nodes no more. A fetch that has not ended goes on in the daemon, for others."""
-        tracker.remote_done = True
-        if tracker.fetch_tag is None:
-            return
-        self._fetches.pop(tracker.fetch_tag, None)
-        tracker.fetch_tag = None
-        assert tracker.remote_since is not None
-        self._stats.observe("remote_seconds", self._clock() - tracker.remote_since)
 
     def _current_answer(self, tracker: Tracker) -> Answer | None:
         """The tracker's answer unless it is of an earlier life of the daemon, or too old for its lease."""
         answer = tracker.answer
         if answer is None:
+            return None
+        if tracker.remote.came:
+            # What came is leased by the look-up that follows.
+            tracker.remote.came = False
+            tracker.answer = None
             return None
         fresh = self._clock() - tracker.asked_at <= ANSWER_SECONDS_MAX
         if answer.epoch == self._link.epoch and (fresh or answer.hit == 0):
@@ -559,12 +487,17 @@ class SchedulerSide:
             return
         if tracker.tag is not None:
             self._by_tag.pop(tracker.tag, None)
-        self._end_remote(tracker)
+        self._remote.end(tracker.remote)
         for serial in tracker.outstanding:
             self._owner.pop(serial, None)
             self._partial.pop(serial, None)
         self._partial_proofs.pop(request_id, None)
         self._link.end(tracker.number)
+
+
+def _only_waited(tracker: Tracker, answer: Answer) -> bool:
+    """Whether all that the daemon has of the request is a chain that it kept for a wait."""
+    return tracker.remote.since is not None and answer.proof_depth == 0
 
 
 def _resumed(cached: Any) -> set[str]:

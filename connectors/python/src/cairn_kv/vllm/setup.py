@@ -50,15 +50,14 @@ def open_scheduler(
     """The scheduler's half and how to close it."""
     session = _session(identity, engine_id, options, "scheduler", 0)
     seconds = options.lookup_timeout_ms / 1_000
-    remote_seconds = options.remote_wait_ms / 1_000
-    link = SchedulerSession(session, max(seconds, 1.0), keep_chain=remote_seconds > 0)
+    link = SchedulerSession(session, max(seconds, 1.0))
     side = SchedulerSide(
         identity,
         link,
         stats,
         lookup_timeout_seconds=seconds,
         load_blocks_min=options.load_blocks_min,
-        remote_wait_seconds=remote_seconds,
+        remote_wait_seconds=options.remote_wait_ms / 1_000,
     )
     return side, session.close
 
