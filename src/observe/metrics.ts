@@ -152,7 +152,7 @@ export const METRICS = {
   ),
   prefetchedBlocks: counter(
     "cairn_prefetched_blocks_total",
-    "Blocks that PREFETCH brought into DRAM.",
+    "Blocks that PREFETCHes found in DRAM when they ended, brought by them or, meanwhile, by another.",
   ),
   scrubbedBlocks: counter("cairn_scrubbed_blocks_total", "Copies on NVMe verified at idle."),
   scrubFailures: counter("cairn_scrub_failures_total", "Of these, bad ones; they were dropped."),

@@ -16,7 +16,7 @@ import {
 import { assert } from "../assert.ts";
 import { CairnError } from "../errors.ts";
 import type { Ledger } from "../ledger/ledger.ts";
-import { NO_BLOCK, NO_SLOT, RESERVE, TIER } from "../ledger/types.ts";
+import { NO_BLOCK, NO_SLOT, RESERVE, STATE, TIER } from "../ledger/types.ts";
 import { LIMITS } from "../limits.ts";
 import type { Links } from "./links.ts";
 import type { ChainKeys, RemoteSource } from "./prefetcher.ts";
@@ -71,8 +71,12 @@ export function chunkOf(chain: ChainKeys, space: ChunkSpace, index: number, shar
   return { space, shard, firstDepth: from + 1, keys, parentKey };
 }
 
+type Standing = "present" | "pending" | undefined;
 /** Blocks of a chunk cannot be taken: all are here; another fetch or a STORE brings them; no room, or no parent. */
 type NotTaken = "present" | "pending" | "none";
+
+/** A fetch that waits looks again at least this often: a STORE that brings its blocks tells nobody. */
+const LOOK_AGAIN_MS = 50;
 
 export class RemoteFetcher implements RemoteSource {
   readonly #options: RemoteFetcherOptions;
@@ -130,10 +134,10 @@ export class RemoteFetcher implements RemoteSource {
     }
   }
 
-  /** Until a chunk of any fetch has ended, or this one's time. */
+  /** Until a chunk of any fetch has ended, or this one's time; not long. */
   async #anotherChunk(fetching: Fetch): Promise<void> {
     const { signal } = fetching;
-    const left = Math.max(1, this.#left(fetching));
+    const left = Math.max(1, Math.min(LOOK_AGAIN_MS, this.#left(fetching)));
     await new Promise<void>((resolve) => {
       const end = (): void => {
         clearTimeout(timer);
@@ -151,29 +155,44 @@ export class RemoteFetcher implements RemoteSource {
     return deadlineAt - this.#options.now();
   }
 
+  /**
+   * What there is of blocks [from, end) of the chain: all, or up to one that somebody else brings in any shard, or lets
+   * go of. Undefined: the first that is not here is nobody's.
+   */
+  #standing({ namespace, words, keyWords }: ChainKeys, from: number, end: number): Standing {
+    const { ledger } = this.#options;
+    for (let depth = from; depth < end; depth++) {
+      const block = ledger.find(namespace, words, depth * keyWords);
+      if (block === NO_BLOCK) return undefined;
+      if (ledger.isVisible(block)) continue;
+      const state = ledger.stateOf(block, TIER.DRAM);
+      return state === STATE.ABSENT || state === STATE.QUARANTINED ? undefined : "pending";
+    }
+    return "present";
+  }
+
   /** Takes the chunk's blocks from depth `from` + 1 on in all shards, or none. */
   #reserve(fetching: Fetch, index: number, from: number): readonly Part[] | NotTaken {
-    const { space } = fetching;
+    const { space, chain } = fetching;
+    const standing = this.#standing(chain, from, (index + 1) * space.chunkBlocks);
+    if (standing !== undefined) return standing;
     const parts: Part[] = [];
-    let present = 0;
     for (let shard = 0; shard < space.shards; shard++) {
       const part = this.#reserveShard(fetching, index, from, shard);
-      if (part === "present") present++;
-      else if (typeof part !== "string") parts.push(part);
-      const alike = parts.every((one) => one.from === parts[0]?.from);
-      if (part !== "pending" && part !== "none" && alike && (present === 0 || parts.length === 0))
-        continue;
-      this.#giveUp(parts);
-      return part === "pending" ? part : "none";
+      if (part === undefined || (parts[0] !== undefined && part.from !== parts[0].from)) {
+        if (part !== undefined) parts.push(part);
+        this.#giveUp(parts);
+        return "none";
+      }
+      parts.push(part);
     }
-    if (parts.length === 0) return "present";
     for (const { blocks, shard } of parts) {
       for (const block of blocks) this.#options.ledger.fillStart(block, TIER.DRAM, shard);
     }
     return parts;
   }
 
-  #reserveShard(fetching: Fetch, index: number, from: number, shard: number): Part | NotTaken {
+  #reserveShard(fetching: Fetch, index: number, from: number, shard: number): Part | undefined {
     const { ledger } = this.#options;
     const { chain, space } = fetching;
     const { keyWords, words, namespace } = chain;
@@ -184,7 +203,7 @@ export class RemoteFetcher implements RemoteSource {
     try {
       ledger.reserve(namespace, from, words, at - keyWords, at, count, shard, statuses, blocks);
     } catch (error) {
-      if (error instanceof CairnError) return "none"; // ledgerFull, chainMismatch
+      if (error instanceof CairnError) return undefined; // ledgerFull, chainMismatch
       throw error;
     }
     // What is here already leads; behind it all must be wanted, for a chain has no gaps.
@@ -197,11 +216,10 @@ export class RemoteFetcher implements RemoteSource {
     );
     const part = { shard, blocks: wanted, slots, from: from + first - index * space.chunkBlocks };
     if (whole) return part;
-    if (first === count) return "present";
     for (let i = count - 1; i >= first; i--) {
       if (statuses[i] === RESERVE.WANTED) ledger.fillAbort(blocks[i]!, TIER.DRAM, shard);
     }
-    return statuses[first] === RESERVE.PENDING ? "pending" : "none";
+    return undefined;
   }
 
   #giveUp(parts: readonly Part[]): void {

@@ -177,6 +177,23 @@ describe("a chain that is fetched", () => {
     expect(second[0]?.[0]).toBe(2);
   });
 
+  it("is taken over with all that lies behind it, whatever is still landing there", async () => {
+    const second: number[] = [];
+    const chain = chainOf(bench.small, "abcdef");
+    const { signal } = new AbortController();
+    bench.fetch("abcdef");
+    bench.fetcher.fetch(chain, 0, 1_000, signal, (blocks) => second.push(blocks));
+    await settle();
+    // Its second and third chunk are under way when the first fails.
+    await bench.end(ITEM.CORRUPT);
+    expect(bench.storage.fetches).toHaveLength(3);
+    await bench.end();
+    await bench.end();
+    expect(bench.done).toEqual([[0, 5 * 64]]);
+    while (second.length === 0) await bench.end();
+    expect(second).toEqual([6]);
+  });
+
   it("is waited for no longer than the other fetch's time, or its end", async () => {
     const second: [number, number][] = [];
     const control = new AbortController();

@@ -71,28 +71,34 @@ class RemoteWait:
 
     def waits(self, wait: Wait) -> bool:
         """Whether the request waits, and its time is not over."""
-        return wait.since is not None and not wait.done and self._clock() - wait.since < self._seconds
+        return self._left(wait, self._clock()) > 0
+
+    def _left(self, wait: Wait, now: float) -> float:
+        if wait.since is None or wait.done:
+            return 0
+        return self._seconds - (now - wait.since)
 
     def step(self, wait: Wait, request: int, answer: Answer, local_blocks: int, blocks_max: int) -> Step:
         """What a request with this answer does, which has ``local_blocks`` itself and can use ``blocks_max``."""
         if wait.done or self._seconds <= 0:
             return Step.GO_ON
+        now = self._clock()
         held = max(answer.hit, local_blocks)
         there = min(answer.remote, blocks_max) - held >= self._blocks_min
         useful = blocks_max - held >= self._blocks_min and answer.proof_depth == 0
         if not useful or not (there or answer.remote_asking or wait.fetch_tag is not None):
             step = Step.GO_ON
         elif wait.since is None:
-            wait.since = wait.asked_at = self._clock()
+            wait.since = wait.asked_at = now
             step = Step.LOOK_UP
         elif wait.fetch_tag is not None:
             # At the end some of it may have come.
-            step = Step.WAIT if self.waits(wait) else Step.LOOK_UP
+            step = Step.WAIT if self._left(wait, now) > 0 else Step.LOOK_UP
         elif there:
-            step = self._fetch(wait, request, held)
+            step = self._fetch(wait, request, held, self._left(wait, now))
         else:
-            step = self._while_asked(wait)
-        if step == Step.GO_ON or not self.waits(wait):
+            step = self._while_asked(wait, now)
+        if step == Step.GO_ON or self._left(wait, now) <= 0:
             self.end(wait)
         return step
 
@@ -114,9 +120,8 @@ class RemoteWait:
             self._fetches.pop(wait.fetch_tag, None)
             wait.fetch_tag = None
 
-    def _while_asked(self, wait: Wait) -> Step:
+    def _while_asked(self, wait: Wait, now: float) -> Step:
         assert wait.since is not None
-        now = self._clock()
         if now - wait.since > self._seconds * HINT_SHARE:
             return Step.GO_ON
         if now - wait.asked_at < POLL_SECONDS:
@@ -124,9 +129,7 @@ class RemoteWait:
         wait.asked_at = now
         return Step.LOOK_UP
 
-    def _fetch(self, wait: Wait, request: int, held: int) -> Step:
-        assert wait.since is not None
-        seconds = self._seconds - (self._clock() - wait.since)
+    def _fetch(self, wait: Wait, request: int, held: int, seconds: float) -> Step:
         tag = self._link.fetch(request, seconds) if seconds > 0 else None
         if tag is None:
             return Step.GO_ON

@@ -199,8 +199,8 @@ class SchedulerSide:
         tracker = self._tracker(request)
         tracker.block_ids = list(block_ids)
         answer = tracker.answer
+        self._remote.end(tracker.remote)
         if external_tokens == 0:
-            self._remote.end(tracker.remote)
             # The engine has it all by itself: nothing need stay pinned, and no chain be kept.
             if answer is not None and not tracker.loading and (answer.hit > 0 or _only_waited(tracker, answer)):
                 self._link.end(tracker.number)
