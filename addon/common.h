@@ -31,8 +31,8 @@ std::optional<Failure> failureOf(const std::function<void()>& work);
 
 /// How long the calling thread may hold a processor before its turn is over; 0 = as long as the kernel likes (0.7 to
 /// 3 ms). One with a short turn that wakes up goes before one with a long turn. Threads and children that Node begins
-/// on it have the kernel's, unless its priority is above the ordinary (a negative nice value): then they have its own. Linux has this since 6.12; where
-/// it is not to be had, nothing changes.
+/// on it have the kernel's, unless its priority is above the ordinary (a negative nice value): then they have its own.
+/// Linux has this since 6.12; where it is not to be had, nothing changes.
 void setTimeSlice(uint32_t microseconds);
 /// Of the two threads that answer engines: the shortest there is, so that they never wait for one that copies and
 /// hashes. Waits of more than half a millisecond on two busy cores: 335 of 3,000 without it, 30 with it.
