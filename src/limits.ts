@@ -207,6 +207,8 @@ export const LIMITS = {
   remoteSearchesMax: 64,
   /** Names of objects that failed their checks. More: the oldest is forgotten. */
   quarantinedObjectsMax: 4_096,
+  /** A store's socket is read so far at once; memory that each of its connections has. */
+  socketReadBytes: 256 * 1_024,
   /** Body of a store's error answer that is read. */
   storeErrorCharactersMax: 65_536,
   /** Data keys of all tenants, and the text (file, or a command's output) that holds them. */

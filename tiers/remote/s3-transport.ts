@@ -4,16 +4,16 @@
  * and sockets; nothing of S3.
  */
 import {
-  Agent as HttpAgent,
   type ClientRequest,
   type IncomingHttpHeaders,
   type IncomingMessage,
   request as requestHttp,
 } from "node:http";
-import { Agent as HttpsAgent, request as requestHttps } from "node:https";
+import { request as requestHttps } from "node:https";
 import { assert } from "../../src/assert.ts";
 import { LIMITS } from "../../src/limits.ts";
 import { type CallLimits, type Failure, failure, type Outcome, success } from "./object-store.ts";
+import { WideHttpAgent, WideHttpsAgent } from "./wide-agents.ts";
 
 export interface HttpCall {
   readonly protocol: string;
@@ -46,8 +46,8 @@ export interface TransportOptions {
 }
 
 export class HttpTransport {
-  readonly httpAgent: HttpAgent;
-  readonly httpsAgent: HttpsAgent;
+  readonly httpAgent: WideHttpAgent;
+  readonly httpsAgent: WideHttpsAgent;
   readonly #idleMs: number;
 
   constructor(options: TransportOptions) {
@@ -59,8 +59,8 @@ export class HttpTransport {
       scheduling: "lifo" as const,
     };
     const ca = options.certificateAuthorities;
-    this.httpAgent = new HttpAgent(shared);
-    this.httpsAgent = new HttpsAgent(ca === undefined ? shared : { ...shared, ca });
+    this.httpAgent = new WideHttpAgent(shared);
+    this.httpsAgent = new WideHttpsAgent(ca === undefined ? shared : { ...shared, ca });
     this.#idleMs = options.idleMs;
   }
 
