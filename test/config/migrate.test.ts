@@ -231,6 +231,15 @@ describe.each(PROGRAMS)("the options of %s", (_program, { table, read, examples 
     }
   });
 
+  it("are read and noted even where a value is a tree without a text", () => {
+    for (const row of table) {
+      for (const value of [{ toString: 1 }, [{ toString: 1 }], { valueOf: {}, toString: {} }]) {
+        const { notes } = read([{ name: nameOf(row), value, source: "here" }]);
+        expect(notes, row.name).toHaveLength(1);
+      }
+    }
+  });
+
   it("each end as one note, whatever they hold, and no value that sets nothing is quoted", () => {
     const names = fc.constantFrom(...table.map(nameOf), "unknown_option", "--unknown", "__proto__");
     const value = fc.oneof(

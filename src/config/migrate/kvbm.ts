@@ -12,6 +12,7 @@ import {
   mapped,
   missing,
   needless,
+  plainText,
   type Reading,
   sizeOf,
   sizeText,
@@ -145,7 +146,7 @@ function readDisk(draft: Draft): void {
       given,
       "DYN_KVBM_DISK_CACHE_DIR is not set, and KVBM's default, /tmp, is not taken over",
     );
-  const path = absolutePath(String(place.value));
+  const path = absolutePath(plainText(place.value));
   if (path === undefined)
     return draft.refuseAll(given, "DYN_KVBM_DISK_CACHE_DIR is no absolute path");
   diskGroup(draft, given, [{ path, capacityBytes: bytes }], PER_ENGINE);
@@ -161,13 +162,14 @@ function readBucket(draft: Draft): void {
   if (enabled === undefined || booleanOf(enabled.value) !== true)
     return refuseAll("DYN_KVBM_OBJECT_ENABLED does not turn it on");
   if (bucket === undefined) return refuseAll("DYN_KVBM_OBJECT_BUCKET is not set");
-  const address = endpoint === undefined ? undefined : endpointOf(String(endpoint.value), "https");
+  const address =
+    endpoint === undefined ? undefined : endpointOf(plainText(endpoint.value), "https");
   if (endpoint !== undefined && address === undefined)
     return refuseAll("DYN_KVBM_OBJECT_ENDPOINT is no http(s)://host[:port]");
   bucketGroup(draft, given, {
-    bucket: String(bucket.value),
+    bucket: plainText(bucket.value),
     endpoint: address,
-    region: region === undefined ? undefined : String(region.value),
+    region: region === undefined ? undefined : plainText(region.value),
     pathStyle: address === undefined ? undefined : true,
   });
 }

@@ -10,6 +10,7 @@ import {
   mapped,
   missing,
   needless,
+  plainText,
   type Reading,
   sizeOf,
   sizeText,
@@ -163,7 +164,7 @@ type Tree = Readonly<Record<string, unknown>>;
 
 function objectOf(given: Given): Tree | undefined {
   try {
-    const value = JSON.parse(String(given.value)) as unknown;
+    const value = JSON.parse(plainText(given.value)) as unknown;
     return typeof value === "object" && value !== null && !Array.isArray(value)
       ? (value as Tree)
       : undefined;

@@ -13,6 +13,7 @@ import {
   type Given,
   numberOf,
   optionOf,
+  plainText,
   type Reading,
   sizeOf,
   sizeText,
@@ -151,7 +152,7 @@ function readDisk(draft: Draft, workers: number): void {
     return draft.refuseAll(given, "max_local_disk_size is not set: LMCache stores nothing there");
   const bytes = sizeOf(size.value, GIB * workers);
   if (typeof bytes === "string") return draft.refuseAll(given, `max_local_disk_size: ${bytes}`);
-  const paths = String(place.value).split(",").map(absolutePath);
+  const paths = plainText(place.value).split(",").map(absolutePath);
   const known = paths.filter((path) => path !== undefined);
   if (known.length < paths.length)
     return draft.refuseAll(given, "local_disk holds what is no absolute path");
@@ -161,14 +162,14 @@ function readDisk(draft: Draft, workers: number): void {
 }
 
 function textOf(given: Given | undefined): string | undefined {
-  return given === undefined ? undefined : String(given.value);
+  return given === undefined ? undefined : plainText(given.value);
 }
 
 function readBucket(draft: Draft, url: Given): void {
   const region = draft.take(`${EXTRA}.s3_region`);
   const prefix = draft.take(`${EXTRA}.s3_file_prefix`);
   const given = [url, region, prefix].filter((one) => one !== undefined);
-  const aws = awsBucketOf(String(url.value));
+  const aws = awsBucketOf(plainText(url.value));
   if (aws === undefined)
     return draft.refuseAll(
       given,
@@ -184,7 +185,7 @@ function readBucket(draft: Draft, url: Given): void {
 function readUrl(draft: Draft): void {
   const url = draft.take("remote_url");
   if (url === undefined) return;
-  const text = String(url.value).trim();
+  const text = plainText(url.value).trim();
   if (text.startsWith("s3://")) return readBucket(draft, url);
   const scheme = /^([a-z][a-z0-9+.-]*):\/\//i.exec(text)?.[1]?.toLowerCase();
   if (scheme === "fs" || scheme === "file") {
@@ -200,7 +201,7 @@ function readPlugins(draft: Draft): void {
   const plugins = draft.take("remote_storage_plugins");
   if (plugins === undefined) return;
   const { value } = plugins;
-  const names = Array.isArray(value) ? value.map(String) : String(value).split(",");
+  const names = plainText(value).split(",");
   const name = names[0]?.trim() ?? "";
   if (names.length !== 1 || !/^fs(\.|$)/.test(name))
     return draft.refuse(plugins, "no counterpart: the remote tier is one shared directory or S3");
@@ -225,13 +226,13 @@ function readSingles(draft: Draft): void {
   }
   const policy = draft.take("cache_policy");
   if (policy !== undefined) {
-    if (String(policy.value).toUpperCase() === "LRU")
+    if (plainText(policy.value).toUpperCase() === "LRU")
       draft.group([policy], [{ path: "policy.eviction", value: "lru" }], "");
     else draft.refuse(policy, "no counterpart: the least recently used leaf leaves first");
   }
   const level = draft.take("LMCACHE_LOG_LEVEL");
   if (level !== undefined) {
-    const value = LOG_LEVELS[String(level.value).trim().toUpperCase()];
+    const value = LOG_LEVELS[plainText(level.value).trim().toUpperCase()];
     if (value === undefined) draft.refuse(level, "it is no level");
     else draft.group([level], [{ path: "log.level", value }], "");
   }

@@ -83,6 +83,17 @@ export function shown(text: string): string {
   return clean.length > SHOWN_MAX ? `${clean.slice(0, SHOWN_MAX)}…` : clean;
 }
 
+/**
+ * The one text that a value is: of a list its items, with commas between. A tree is none, and need not even have a
+ * text: as a file may name any key, `toString` may be a number.
+ */
+export function plainText(value: unknown): string {
+  const items = Array.isArray(value) ? (value as readonly unknown[]) : [value];
+  const one = (item: unknown): string =>
+    typeof item === "object" && item !== null ? "{}" : String(item);
+  return items.map(one).join(",");
+}
+
 /** A number as Python's float() reads what such a file or variable holds; undefined: it is none. */
 export function numberOf(value: unknown): number | undefined {
   if (typeof value === "number") return Number.isFinite(value) ? value : undefined;
@@ -92,7 +103,7 @@ export function numberOf(value: unknown): number | undefined {
 
 /** `true`, `1`, `yes`, `on` and their opposites; undefined: neither. */
 export function booleanOf(value: unknown): boolean | undefined {
-  const word = String(value).trim().toLowerCase();
+  const word = plainText(value).trim().toLowerCase();
   if (["true", "1", "yes", "on"].includes(word)) return true;
   return ["false", "0", "no", "off"].includes(word) ? false : undefined;
 }
