@@ -207,8 +207,10 @@ export const LIMITS = {
   remoteSearchesMax: 64,
   /** Names of objects that failed their checks. More: the oldest is forgotten. */
   quarantinedObjectsMax: 4_096,
-  /** A store's socket is read so far at once; memory that each of its connections has. */
+  /** Payload that one connection to a store takes in a turn of the event loop. */
   socketReadBytes: 256 * 1_024,
+  /** Memory of such a connection: the head of an answer, then what is read of a refusal. */
+  answerBufferBytes: 65_536,
   /** Body of a store's error answer that is read. */
   storeErrorCharactersMax: 65_536,
   /** Data keys of all tenants, and the text (file, or a command's output) that holds them. */

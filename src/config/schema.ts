@@ -374,7 +374,8 @@ const RemoteSection = section(
       description: "Times a request is sent again; all requests share one retry budget beside.",
     }),
     concurrencyMax: count(16, 1, 256, {
-      description: "Requests under way, and sockets kept open.",
+      description:
+        "Requests under way. So many connections are kept for reads, and as many for all else.",
     }),
     inFlightBytesMax: bytes(268_435_456, 1_048_576, {
       description:

@@ -1,19 +1,18 @@
 /**
- * One HTTP exchange between preallocated buffers: the body goes out from the caller's memory without a copy and
- * comes in with one (socket buffer to target), which is what the SDK's streams cost three of. Knows HTTP, deadlines
- * and sockets; nothing of S3.
+ * One HTTP exchange whose body goes out from the caller's memory without a copy, and whose answer is short. Payload
+ * that comes in has connections of its own (http-receiver.ts). Knows HTTP, deadlines and sockets; nothing of S3.
  */
 import {
+  Agent as HttpAgent,
   type ClientRequest,
-  type IncomingHttpHeaders,
   type IncomingMessage,
   request as requestHttp,
 } from "node:http";
-import { request as requestHttps } from "node:https";
+import { Agent as HttpsAgent, request as requestHttps } from "node:https";
 import { assert } from "../../src/assert.ts";
 import { LIMITS } from "../../src/limits.ts";
-import { type CallLimits, type Failure, failure, type Outcome, success } from "./object-store.ts";
-import { WideHttpAgent, WideHttpsAgent } from "./wide-agents.ts";
+import type { HttpAnswer } from "./http-answer.ts";
+import { type CallLimits, failure, type Outcome, success } from "./object-store.ts";
 
 export interface HttpCall {
   readonly protocol: string;
@@ -24,17 +23,6 @@ export interface HttpCall {
   readonly method: string;
   readonly headers: Readonly<Record<string, string>>;
   readonly body?: Uint8Array | undefined;
-  /** Where the body of a 2xx answer goes: exactly so many bytes. */
-  readonly into?: Uint8Array | undefined;
-  /** Looks at status and headers before the body is received; a failure ends the exchange. */
-  readonly accept?: (status: number, headers: IncomingHttpHeaders) => Failure | undefined;
-}
-
-export interface HttpAnswer {
-  readonly status: number;
-  readonly headers: IncomingHttpHeaders;
-  /** Body of an answer that did not go into `into`, cut at storeErrorCharactersMax. */
-  readonly text: string;
 }
 
 export interface TransportOptions {
@@ -46,8 +34,8 @@ export interface TransportOptions {
 }
 
 export class HttpTransport {
-  readonly httpAgent: WideHttpAgent;
-  readonly httpsAgent: WideHttpsAgent;
+  readonly httpAgent: HttpAgent;
+  readonly httpsAgent: HttpsAgent;
   readonly #idleMs: number;
 
   constructor(options: TransportOptions) {
@@ -59,15 +47,12 @@ export class HttpTransport {
       scheduling: "lifo" as const,
     };
     const ca = options.certificateAuthorities;
-    this.httpAgent = new WideHttpAgent(shared);
-    this.httpsAgent = new WideHttpsAgent(ca === undefined ? shared : { ...shared, ca });
+    this.httpAgent = new HttpAgent(shared);
+    this.httpsAgent = new HttpsAgent(ca === undefined ? shared : { ...shared, ca });
     this.#idleMs = options.idleMs;
   }
 
-  /**
-   * Resolves with whatever the server answered, or with timeout, cancelled, truncated, short, protocol or
-   * unavailable. After that nothing touches the call's buffers.
-   */
+  /** Resolves with whatever the server answered, or with timeout, cancelled, truncated or unavailable. */
   async exchange(call: HttpCall, limits: CallLimits): Promise<Outcome<HttpAnswer>> {
     const began = performance.now();
     const first = new Exchange(this.#open(call), call, limits, this.#idleMs);
@@ -97,7 +82,6 @@ export class HttpTransport {
 class Exchange {
   readonly ended: Promise<Outcome<HttpAnswer>>;
   readonly #request: ClientRequest;
-  readonly #call: HttpCall;
   readonly #limits: CallLimits;
   readonly #timer: NodeJS.Timeout;
   readonly #onAbort = (): void => this.#finish(failure("cancelled", "cancelled"));
@@ -105,12 +89,10 @@ class Exchange {
   #done = false;
   #answered = false;
   #stale = false;
-  #received = 0;
   #text = "";
 
   constructor(request: ClientRequest, call: HttpCall, limits: CallLimits, idleMs: number) {
     this.#request = request;
-    this.#call = call;
     this.#limits = limits;
     this.ended = new Promise((resolve) => {
       this.#resolve = resolve;
@@ -133,45 +115,23 @@ class Exchange {
 
   #onResponse(response: IncomingMessage): void {
     this.#answered = true;
-    const status = response.statusCode ?? 0;
-    const refusal = this.#call.accept?.(status, response.headers);
     response.on("error", (error) => this.#failed(error));
-    if (refusal !== undefined) {
-      this.#finish(refusal);
-      return;
-    }
-    const into = status >= 200 && status < 300 ? this.#call.into : undefined;
-    if (into === undefined) {
-      response.setEncoding("utf8");
-      response.on("data", (chunk: string) => {
-        if (this.#text.length < LIMITS.storeErrorCharactersMax) this.#text += chunk;
-      });
-    } else {
-      response.on("data", (chunk: Buffer) => this.#receive(chunk, into));
-    }
-    response.on("end", () => this.#onEnd(response, status, into));
+    response.setEncoding("utf8");
+    response.on("data", (chunk: string) => {
+      if (this.#text.length < LIMITS.storeErrorCharactersMax) this.#text += chunk;
+    });
+    response.on("end", () => this.#onEnd(response));
     response.on("close", () => {
       if (!response.complete) this.#finish(failure("truncated", "the connection ended early"));
     });
   }
 
-  #receive(chunk: Buffer, into: Uint8Array): void {
-    // A chunk may still be delivered after the exchange was given up: the buffer is no longer ours.
-    if (this.#done) return;
-    if (this.#received + chunk.length > into.length) {
-      this.#finish(failure("protocol", "more bytes than announced"));
+  #onEnd(response: IncomingMessage): void {
+    if (!response.complete) {
+      this.#finish(failure("truncated", "the answer ended early"));
       return;
     }
-    into.set(chunk, this.#received);
-    this.#received += chunk.length;
-  }
-
-  #onEnd(response: IncomingMessage, status: number, into: Uint8Array | undefined): void {
-    if (!response.complete || (into !== undefined && this.#received < into.length)) {
-      const wanted = into?.length ?? 0;
-      this.#finish(failure("truncated", `${this.#received} of ${wanted} bytes came`));
-      return;
-    }
+    const status = response.statusCode ?? 0;
     this.#finish(success({ status, headers: response.headers, text: this.#text }));
   }
 

@@ -1,12 +1,14 @@
 /**
  * An ObjectStore in an S3 bucket.
  *
- * The SDK controls (list, delete, bucket check), resolves credentials and endpoint, and signs; payload and HEAD go
- * over our own exchange (s3-transport.ts), payload between preallocated buffers. Both share sockets and one clock offset.
+ * The SDK controls (list, delete, bucket check), resolves credentials and endpoint, and signs. PUT and HEAD go over an
+ * exchange of our own that shares its sockets (s3-transport.ts); GET, whose bodies land in the caller's memory, has others
+ * (http-receiver.ts), so that no read waits behind a write. All share one clock offset.
  * Objects are written with `If-None-Match: *`; that somebody else was first is a success. Nothing is retried here
  * but a request whose only fault was our clock: retries are GuardedStore's.
  */
 import { webcrypto } from "node:crypto";
+import type { IncomingHttpHeaders } from "node:http";
 import {
   DeleteObjectCommand,
   HeadBucketCommand,
@@ -16,6 +18,8 @@ import {
 } from "@aws-sdk/client-s3";
 import { assert } from "../../src/assert.ts";
 import { CairnError } from "../../src/errors.ts";
+import type { HttpAnswer } from "./http-answer.ts";
+import { HttpReceiver } from "./http-receiver.ts";
 import {
   assertObjectName,
   type CallLimits,
@@ -31,7 +35,7 @@ import {
 } from "./object-store.ts";
 import { clockOffsetOf, errorCodeOf, faultOfAnswer, totalOfContentRange } from "./s3-answers.ts";
 import { readCredentials, type S3Credentials } from "./s3-credentials.ts";
-import { type HttpAnswer, type HttpCall, HttpTransport } from "./s3-transport.ts";
+import { HttpTransport } from "./s3-transport.ts";
 
 export interface S3Options {
   readonly bucket: string;
@@ -46,6 +50,7 @@ export interface S3Options {
   readonly credentialsFile?: string | undefined;
   /** Sign the body, too (SHA-256 of it); else UNSIGNED-PAYLOAD. */
   readonly signPayload: boolean;
+  /** For payload that is read, and as many for all else. */
   readonly socketsMax: number;
   readonly idleMs: number;
   readonly certificateAuthorities?: string | undefined;
@@ -72,6 +77,15 @@ interface SdkError {
   readonly $metadata?: { readonly httpStatusCode?: number };
 }
 
+type Headers = Readonly<Record<string, string>>;
+
+/** A request before it is signed. */
+interface Asked {
+  readonly method: "GET" | "HEAD" | "PUT";
+  readonly name: string;
+  readonly headers: Headers;
+}
+
 interface Target {
   readonly protocol: string;
   readonly hostname: string;
@@ -86,6 +100,7 @@ export class S3Store implements ObjectStore {
   readonly #options: S3Options;
   readonly #client: S3Client;
   readonly #transport: HttpTransport;
+  readonly #receiver: HttpReceiver;
   readonly #target: Target;
   readonly #clock: () => number;
   readonly #keyPrefix: string;
@@ -104,6 +119,15 @@ export class S3Store implements ObjectStore {
     this.#transport = new HttpTransport(options);
     this.#client = new S3Client(this.#clientConfig());
     this.#target = this.#resolveTarget();
+    const { hostname, port, protocol } = this.#target;
+    const secure = protocol === "https:";
+    this.#receiver = new HttpReceiver({
+      ...options,
+      secure,
+      hostname,
+      port: port ?? (secure ? 443 : 80),
+      connectionsMax: options.socketsMax,
+    });
     const where = options.endpoint ?? options.region;
     this.description = `s3 bucket ${options.bucket} at ${where}`;
   }
@@ -122,23 +146,21 @@ export class S3Store implements ObjectStore {
     assert(into.length > 0 && from >= 0, "a range has bytes");
     const end = from + into.length - 1;
     let total = 0;
-    const outcome = await this.#bytes("GET", name, { range: `bytes=${from}-${end}` }, limits, {
-      into,
-      accept: (status, headers) => {
-        if (status < 200 || status >= 300) return undefined;
-        const found = totalOfContentRange(headers["content-range"], from, into.length);
-        if (status !== 206 || found === undefined) {
-          const said = headers["content-range"] ?? "nothing";
-          const short = status === 206 && Number(headers["content-length"]) < into.length;
-          return failure(short ? "short" : "protocol", `asked for a range, got ${status} ${said}`);
-        }
-        if (Number(headers["content-length"]) !== into.length) {
-          return failure("protocol", `content-length ${headers["content-length"] ?? "absent"}`);
-        }
-        total = found;
-        return undefined;
-      },
-    });
+    const accept = (status: number, headers: IncomingHttpHeaders): Failure | undefined => {
+      if (status < 200 || status >= 300) return undefined;
+      const found = totalOfContentRange(headers["content-range"], from, into.length);
+      if (status !== 206 || found === undefined) {
+        const said = headers["content-range"] ?? "nothing";
+        const short = status === 206 && Number(headers["content-length"]) < into.length;
+        return failure(short ? "short" : "protocol", `asked for a range, got ${status} ${said}`);
+      }
+      total = found;
+      return undefined;
+    };
+    const asked = { method: "GET", name, headers: { range: `bytes=${from}-${end}` } } as const;
+    const outcome = await this.#signed(asked, undefined, (path, headers) =>
+      this.#receiver.receive({ path, headers, into, accept }, limits),
+    );
     return outcome.ok ? success(total) : outcome;
   }
 
@@ -152,14 +174,14 @@ export class S3Store implements ObjectStore {
       "content-type": "application/octet-stream",
       "if-none-match": "*",
     };
-    const outcome = await this.#bytes("PUT", name, headers, limits, { body });
+    const outcome = await this.#exchange({ method: "PUT", name, headers }, body, limits);
     if (!outcome.ok) return outcome;
     return success(outcome.value.status === PRECONDITION_FAILED ? "present" : "stored");
   }
 
   /** Not by the SDK: existence probes are frequent, and its middleware costs ten times the exchange. */
   async head(name: string, limits: CallLimits): Promise<Outcome<ObjectInfo>> {
-    const outcome = await this.#bytes("HEAD", name, {}, limits, {});
+    const outcome = await this.#exchange({ method: "HEAD", name, headers: {} }, undefined, limits);
     if (!outcome.ok) return outcome;
     const { headers } = outcome.value;
     const bytes = Number(headers["content-length"]);
@@ -224,6 +246,7 @@ export class S3Store implements ObjectStore {
   close(): Promise<void> {
     this.#client.destroy();
     this.#transport.close();
+    this.#receiver.close();
     return Promise.resolve();
   }
 
@@ -291,24 +314,32 @@ export class S3Store implements ObjectStore {
     return key.startsWith(this.#keyPrefix) && isObjectName(name) ? name : undefined;
   }
 
-  /** A signed exchange of payload; repeated once when only our clock was wrong. */
-  async #bytes(
-    method: "GET" | "HEAD" | "PUT",
-    name: string,
-    headers: Readonly<Record<string, string>>,
+  #exchange(
+    asked: Asked,
+    body: Uint8Array | undefined,
     limits: CallLimits,
-    payload: Pick<HttpCall, "body" | "into" | "accept">,
+  ): Promise<Outcome<HttpAnswer>> {
+    const { protocol, hostname, port } = this.#target;
+    return this.#signed(asked, body, (path, headers) => {
+      const call = { protocol, hostname, port, path, method: asked.method, headers, body };
+      return this.#transport.exchange(call, limits);
+    });
+  }
+
+  /** Signs and sends; repeated once when only our clock was wrong. */
+  async #signed(
+    { method, name, headers }: Asked,
+    body: Uint8Array | undefined,
+    send: (path: string, signed: Headers) => Promise<Outcome<HttpAnswer>>,
   ): Promise<Outcome<HttpAnswer>> {
     assertObjectName(name);
     const path = `${this.#target.base}/${this.#keyPrefix}${name}`;
-    const hash = await this.#payloadHash(payload.body);
+    const hash = await this.#payloadHash(body);
     for (let attempt = 0; ; attempt += 1) {
       const signedAtMs = this.#clock() + this.#client.config.systemClockOffset;
       const signed = await this.#sign(method, path, { ...headers, ...hash }, signedAtMs);
       if (!signed.ok) return signed;
-      const { protocol, hostname, port } = this.#target;
-      const call = { protocol, hostname, port, path, method, headers: signed.value, ...payload };
-      const outcome = await this.#transport.exchange(call, limits);
+      const outcome = await send(path, signed.value);
       if (!outcome.ok) return outcome;
       const { status, text } = outcome.value;
       const wanted = method === "PUT" && status === PRECONDITION_FAILED;
@@ -339,7 +370,7 @@ export class S3Store implements ObjectStore {
     path: string,
     headers: Record<string, string>,
     dateMs: number,
-  ): Promise<Outcome<Readonly<Record<string, string>>>> {
+  ): Promise<Outcome<Headers>> {
     const { host, hostname, port, protocol } = this.#target;
     try {
       this.#signer ??= this.#client.config.signer({
