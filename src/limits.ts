@@ -211,6 +211,9 @@ export const LIMITS = {
   socketReadBytes: 256 * 1_024,
   /** Memory of such a connection: the head of an answer, then what is read of a refusal. */
   answerBufferBytes: 65_536,
+  /** Reads of one answer that are not payload, and interim answers before it. More: the store breaks the protocol. */
+  answerReadsMax: 1_024,
+  interimAnswersMax: 8,
   /** Body of a store's error answer that is read. */
   storeErrorCharactersMax: 65_536,
   /** Data keys of all tenants, and the text (file, or a command's output) that holds them. */

@@ -36,6 +36,9 @@ export class HttpConnection {
   #head: AnswerHead | undefined;
   /** Payload that has come; undefined while it is none that comes. */
   #received: number | undefined;
+  /** Of this answer, not payload: each is parsed again. */
+  #reads = 0;
+  #interim = 0;
   #carried = 0;
   #cause = "";
 
@@ -92,8 +95,10 @@ export class HttpConnection {
     if (receiving === undefined || length === 0) return true;
     if (this.#received === undefined) {
       this.#filled += length;
+      this.#reads += 1;
       assert(this.#filled <= this.#buffer.length, "a read stays in its buffer");
-      this.#examine(receiving);
+      if (this.#reads <= LIMITS.answerReadsMax) this.#examine(receiving);
+      else this.#fail("protocol", "the answer comes in too many pieces");
       return true;
     }
     this.#received += length;
@@ -109,14 +114,17 @@ export class HttpConnection {
     while (this.#head === undefined) {
       const head = parseHead(this.#buffer.subarray(0, this.#filled));
       if (head === "incomplete") return;
-      if (head === "malformed") {
+      if (head === "malformed" || this.#interim > LIMITS.interimAnswersMax) {
         this.#fail("protocol", "the answer is not HTTP/1.1");
         return;
       }
       this.#buffer.copyWithin(0, head.headBytes, this.#filled);
       this.#filled -= head.headBytes;
-      // An interim answer: the real one follows.
-      if (head.status < 200) continue;
+      // The real answer follows.
+      if (head.status < 200) {
+        this.#interim += 1;
+        continue;
+      }
       this.#head = head;
       if (!this.#accept(receiving, head)) return;
     }
@@ -167,6 +175,8 @@ export class HttpConnection {
     this.#head = undefined;
     this.#received = undefined;
     this.#filled = 0;
+    this.#reads = 0;
+    this.#interim = 0;
     this.#carried += 1;
     const outcome = success({ status: head.status, headers: head.headers, text });
     const sent = this.#socket.writableLength === 0;

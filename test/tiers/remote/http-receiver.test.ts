@@ -341,12 +341,24 @@ test.each([
   ["framed twice", "HTTP/1.1 206 x\r\nContent-Length: 9\r\nContent-Length: 9\r\n\r\n123456789"],
   ["of another protocol", "SSH-2.0-OpenSSH_9\r\n\r\n"],
   ["all head", `HTTP/1.1 206 x\r\n${"a: b\r\n".repeat(10_000)}`],
+  ["after interim ones without end", "HTTP/1.1 103 x\r\n\r\n".repeat(3_000)],
   ["a refusal in bad chunks", "HTTP/1.1 404 x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"],
 ])("an answer %s breaks the protocol, and nothing of it is written", async (_name, text) => {
   const server = await serve((socket) => socket.write(text));
   const { into, edges } = place(9);
   expect(await get(receiver(server.port), into)).toMatchObject({ fault: "protocol" });
   expect([into.every((byte) => byte === 0xee), edges()]).toEqual([true, true]);
+  await vi.waitUntil(() => server.open === 0, PATIENT);
+});
+
+test("a refusal in single bytes without end breaks the protocol", async () => {
+  const text = `HTTP/1.1 404 x\r\nTransfer-Encoding: chunked\r\n\r\n${"1\r\na\r\n".repeat(1_000)}`;
+  const server = await serve((socket) => {
+    socket.setNoDelay(true);
+    void trickle(socket, Buffer.from(text), () => 1);
+  });
+  const outcome = await get(receiver(server.port), place(9).into);
+  expect(outcome).toMatchObject({ fault: "protocol", message: expect.stringContaining("pieces") });
   await vi.waitUntil(() => server.open === 0, PATIENT);
 });
 
