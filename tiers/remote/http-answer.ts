@@ -59,7 +59,7 @@ export function parseHead(bytes: Buffer): HeadVerdict {
   const options = String(headers["connection"] ?? "")
     .toLowerCase()
     .split(",");
-  const closes = options.some((option) => option.trim() === "close");
+  const closes = options.some((option) => trimmed(option) === "close");
   const keepAlive = line[1] === "1" && !closes && framing.kind !== "close";
   return { status, headers, framing, keepAlive, headBytes: end + END.length };
 }
@@ -70,13 +70,22 @@ function headersOf(lines: readonly string[]): IncomingHttpHeaders | undefined {
   for (const line of lines) {
     const colon = line.indexOf(":");
     const name = line.slice(0, Math.max(0, colon)).toLowerCase();
-    const value = line.slice(colon + 1).trim();
+    const value = trimmed(line.slice(colon + 1));
     if (!NAME.test(name) || !VALUE.test(line.slice(colon))) return undefined;
     const before = headers[name];
     if (before !== undefined && name === "content-length") return undefined;
     headers[name] = before === undefined ? value : `${before}, ${value}`;
   }
   return headers as IncomingHttpHeaders;
+}
+
+/** Without spaces and tabs around it: other white space is part of a value, whatever String.trim() says. */
+function trimmed(text: string): string {
+  const blank = (at: number): boolean => text[at] === " " || text[at] === "\t";
+  let [from, to] = [0, text.length];
+  while (from < to && blank(from)) from += 1;
+  while (to > from && blank(to - 1)) to -= 1;
+  return text.slice(from, to);
 }
 
 function framingOf(status: number, headers: IncomingHttpHeaders): Framing | undefined {
@@ -95,39 +104,53 @@ export interface Body {
   readonly bytes: number;
 }
 
-/** The body at the beginning of `bytes`, of an answer that is not payload. ended: the connection brings no more. */
+/** How far a body in chunks is read: what comes in many pieces is not read again from its beginning. */
+export interface Chunks {
+  at: number;
+  readonly parts: Buffer[];
+}
+
+export function noChunks(): Chunks {
+  return { at: 0, parts: [] };
+}
+
+/**
+ * The body at the beginning of `bytes`, of an answer that is not payload. ended: the connection brings no more.
+ * chunks: of the calls before with the same bytes, or fewer of them.
+ */
 export function parseBody(
   framing: Framing,
   bytes: Buffer,
   ended: boolean,
+  chunks: Chunks = noChunks(),
 ): Body | "incomplete" | "malformed" {
-  if (framing.kind === "chunked") return parseChunked(bytes);
+  if (framing.kind === "chunked") return parseChunked(bytes, chunks);
   const length = framing.kind === "length" ? framing.bytes : bytes.length;
   if (length > bytes.length || (framing.kind === "close" && !ended)) return "incomplete";
   return { text: bytes.toString("utf8", 0, length), bytes: length };
 }
 
 /** A length in hexadecimal, extensions that nobody has use for. */
-const CHUNK = /^([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?$/;
+const CHUNK = /^([0-9A-Fa-f]{1,8})(?:;[\t\x20-\x7e\x80-\xff]*)?$/;
 const CHUNK_LINE_BYTES_MAX = 256;
 
-function parseChunked(bytes: Buffer): Body | "incomplete" | "malformed" {
-  const parts: Buffer[] = [];
-  let at = 0;
+function parseChunked(bytes: Buffer, chunks: Chunks): Body | "incomplete" | "malformed" {
   for (;;) {
+    const { at } = chunks;
     const end = bytes.subarray(at, at + CHUNK_LINE_BYTES_MAX).indexOf("\r\n");
     if (end === -1) return bytes.length - at < CHUNK_LINE_BYTES_MAX ? "incomplete" : "malformed";
     const line = CHUNK.exec(bytes.toString("latin1", at, at + end));
     if (line === null) return "malformed";
     const length = Number.parseInt(line[1] as string, 16);
     // The line's end stays in front of the trailers, so that none and some end alike.
-    if (length === 0) return ending(parts, bytes, at + end);
+    if (length === 0) return ending(chunks.parts, bytes, at + end);
     const from = at + end + 2;
-    at = from + length + 2;
-    assert(at > from, "a chunk has bytes");
-    if (at > bytes.length) return "incomplete";
-    if (bytes[at - 2] !== 0x0d || bytes[at - 1] !== 0x0a) return "malformed";
-    parts.push(bytes.subarray(from, from + length));
+    const next = from + length + 2;
+    assert(next > from, "a chunk has bytes");
+    if (next > bytes.length) return "incomplete";
+    if (bytes[next - 2] !== 0x0d || bytes[next - 1] !== 0x0a) return "malformed";
+    chunks.parts.push(bytes.subarray(from, from + length));
+    chunks.at = next;
   }
 }
 
@@ -138,12 +161,18 @@ function ending(
 ): Body | "incomplete" | "malformed" {
   const end = bytes.subarray(at, at + HEAD_BYTES_MAX).indexOf(END);
   if (end === -1) return bytes.length - at < HEAD_BYTES_MAX ? "incomplete" : "malformed";
-  const trailers = bytes
-    .toString("latin1", at, at + end)
-    .split("\r\n")
-    .slice(1);
-  if (headersOf(trailers) === undefined) return "malformed";
+  const trailers = headersOf(
+    bytes
+      .toString("latin1", at, at + end)
+      .split("\r\n")
+      .slice(1),
+  );
+  if (trailers === undefined || framesAgain(trailers)) return "malformed";
   return { text: Buffer.concat(parts).toString("utf8"), bytes: at + end + END.length };
+}
+
+function framesAgain(trailers: IncomingHttpHeaders): boolean {
+  return trailers["content-length"] !== undefined || trailers["transfer-encoding"] !== undefined;
 }
 
 const TARGET = /^\/[\x21-\x7e]*$/;

@@ -96,13 +96,20 @@ export class HttpReceiver implements ConnectionOwner {
       receiving.finish(failure("cancelled", "closed"));
       return;
     }
-    const connection = this.#idle.pop() ?? this.#connect();
+    const connection = this.#nextIdle() ?? this.#connect();
     if (connection !== undefined) {
       connection.begin(receiving);
       return;
     }
     this.#waiting.add(receiving);
     receiving.holdBy(() => this.#waiting.delete(receiving));
+  }
+
+  /** One that is destroyed stays until it has closed. */
+  #nextIdle(): HttpConnection | undefined {
+    let connection = this.#idle.pop();
+    while (connection?.destroyed === true) connection = this.#idle.pop();
+    return connection;
   }
 
   #nextWaiting(): Receiving | undefined {
@@ -122,19 +129,30 @@ export class HttpReceiver implements ConnectionOwner {
 
   #openSocket(onread: OnReadOpts): Socket {
     const { secure, hostname: host, port, certificateAuthorities: ca } = this.#options;
-    const common = { host, port, onread, noDelay: true };
-    const kept = { keepAlive: true, keepAliveInitialDelay: PROBE_MS };
-    if (!secure) return connect({ ...common, ...kept });
+    const place = { host, port, onread };
+    if (!secure) {
+      return connect({
+        ...place,
+        noDelay: true,
+        keepAlive: true,
+        keepAliveInitialDelay: PROBE_MS,
+      });
+    }
     const socket = connectTls({
-      ...common,
+      ...place,
       ALPNProtocols: ["http/1.1"],
       ...(isIP(host) === 0 ? { servername: host } : {}),
       ...(ca === undefined ? {} : { ca }),
       ...(this.#session === undefined ? {} : { session: this.#session }),
     });
-    socket.setKeepAlive(true, PROBE_MS);
+    // connect() of TLS takes neither as an option.
+    socket.setNoDelay(true).setKeepAlive(true, PROBE_MS);
     socket.on("session", (session) => {
       this.#session = session;
+    });
+    // A server that breaks off what it is to resume is offered nothing the next time.
+    socket.on("error", () => {
+      this.#session = undefined;
     });
     return socket;
   }

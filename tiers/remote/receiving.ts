@@ -4,7 +4,10 @@ import { assert } from "../../src/assert.ts";
 import type { HttpAnswer } from "./http-answer.ts";
 import { type CallLimits, type Failure, failure, type Outcome } from "./object-store.ts";
 
-/** Looks at status and headers before the body is received; a failure ends the exchange. */
+/**
+ * Looks at status and headers before the body is received; a failure ends the exchange. Queues no microtask that could
+ * end it later: over TLS, bytes of the same read may land until those have run.
+ */
 export type Accept = (status: number, headers: IncomingHttpHeaders) => Failure | undefined;
 
 export class Receiving {

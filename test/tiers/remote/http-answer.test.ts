@@ -6,6 +6,7 @@ import { describe, expect, test } from "vitest";
 import {
   type AnswerHead,
   HEAD_BYTES_MAX,
+  noChunks,
   parseBody,
   parseHead,
   requestHead,
@@ -73,6 +74,8 @@ describe("a head", () => {
     "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
     "HTTP/1.1 200 OK\r\nContent-Length: 1, 1\r\n\r\n",
     "HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nContent-Length: \xa01\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\xa0\r\n\r\n",
     "HTTP/1.1 200 OK\r\nContent-Length: 0x1\r\n\r\n",
     "HTTP/1.1 200 OK\r\nContent-Length: \r\n\r\n",
     "HTTP/1.1 200 OK\r\nContent-Length: 9999999999999999\r\n\r\n",
@@ -134,6 +137,8 @@ const line = fc.constantFrom(
   "Content-Length: 3",
   "Content-Length: 05",
   "Content-Length: 5, 5",
+  "Content-Length: 5\xa0",
+  "Transfer-Encoding: \xa0chunked",
   "Transfer-Encoding: chunked",
   "Transfer-Encoding: gzip",
   "Connection: close",
@@ -200,6 +205,19 @@ describe("a body", () => {
     expect(parseBody(chunked, bytes("0\r\n\r\n"), false)).toEqual({ text: "", bytes: 5 });
   });
 
+  test("in chunks is read on from where it was, and comes out the same", () => {
+    const text = "4\r\nWiki\r\n5\r\npedia\r\n0\r\n\r\n";
+    const chunks = noChunks();
+    const seen: number[] = [];
+    for (let length = 0; length < text.length; length += 1) {
+      expect(parseBody(chunked, bytes(text).subarray(0, length), false, chunks)).toBe("incomplete");
+      if (seen.at(-1) !== chunks.at) seen.push(chunks.at);
+    }
+    expect(seen).toEqual([0, 9, 19]);
+    const whole = { text: "Wikipedia", bytes: text.length };
+    expect(parseBody(chunked, bytes(text), false, chunks)).toEqual(whole);
+  });
+
   test.each([
     "x\r\n",
     "\r\nab\r\n",
@@ -207,6 +225,8 @@ describe("a body", () => {
     "123456789\r\n",
     "2\r\nabc\r\n",
     "2\r\nab\n\n0\r\n\r\n",
+    "2 ;a\r\nab\r\n0\r\n\r\n",
+    "2\r\nab\r\n0\r\nContent-Length: 2\r\n\r\n",
     "2 \x00\r\nab\r\n0\r\n\r\n",
     "0\r\nno colon\r\n\r\n",
     "1".repeat(300),
