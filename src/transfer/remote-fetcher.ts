@@ -120,7 +120,9 @@ export class RemoteFetcher implements RemoteSource {
       if (more && running.length < LIMITS.remoteChunksInFlight) {
         const parts = this.#reserve(fetching, index, Math.max(from, index * chunkBlocks));
         const others = parts === "pending" && this.#chunksInFlight > 0;
-        if (!others || running.length === 0) {
+        // What another fetch brings may come with this one's chunks, and so may the parent of what stands on none yet.
+        const later = (others || parts === "none") && running.length > 0;
+        if (!later) {
           if (others) await this.#anotherChunk(fetching);
           else if (parts === "present") index++;
           else if (typeof parts === "string") more = false;
@@ -171,7 +173,7 @@ export class RemoteFetcher implements RemoteSource {
     return "present";
   }
 
-  /** Takes the chunk's blocks from depth `from` + 1 on in all shards, or none. */
+  /** Takes what is missing of the chunk's blocks from depth `from` + 1 on, up to what is not, in all shards or none. */
   #reserve(fetching: Fetch, index: number, from: number): readonly Part[] | NotTaken {
     const { space, chain } = fetching;
     const standing = this.#standing(chain, from, (index + 1) * space.chunkBlocks);
@@ -179,7 +181,11 @@ export class RemoteFetcher implements RemoteSource {
     const parts: Part[] = [];
     for (let shard = 0; shard < space.shards; shard++) {
       const part = this.#reserveShard(fetching, index, from, shard);
-      if (part === undefined || (parts[0] !== undefined && part.from !== parts[0].from)) {
+      const [other] = parts;
+      const alike =
+        other === undefined ||
+        (part?.from === other.from && part.blocks.length === other.blocks.length);
+      if (part === undefined || !alike) {
         if (part !== undefined) parts.push(part);
         this.#giveUp(parts);
         return "none";
@@ -206,20 +212,22 @@ export class RemoteFetcher implements RemoteSource {
       if (error instanceof CairnError) return undefined; // ledgerFull, chainMismatch
       throw error;
     }
-    // What is here already leads; behind it all must be wanted, for a chain has no gaps.
+    // What is here already leads. Behind what is wanted there may be what has lost its parent: it comes back with it.
     let first = 0;
     while (first < count && statuses[first] === RESERVE.PRESENT) first++;
-    const wanted = blocks.subarray(first);
-    const whole = first < count && statuses.subarray(first).every((one) => one === RESERVE.WANTED);
+    let end = first;
+    while (end < count && statuses[end] === RESERVE.WANTED) end++;
+    const fits = end === count || statuses[end] !== RESERVE.FULL;
+    const kept = fits ? end : first;
+    for (let i = count - 1; i >= kept; i--) {
+      if (statuses[i] === RESERVE.WANTED) ledger.fillAbort(blocks[i]!, TIER.DRAM, shard);
+    }
+    if (kept === first) return undefined;
+    const wanted = blocks.subarray(first, end);
     const slots = wanted.map((block) =>
       block === NO_BLOCK ? NO_SLOT : ledger.slotOf(block, TIER.DRAM, shard),
     );
-    const part = { shard, blocks: wanted, slots, from: from + first - index * space.chunkBlocks };
-    if (whole) return part;
-    for (let i = count - 1; i >= first; i--) {
-      if (statuses[i] === RESERVE.WANTED) ledger.fillAbort(blocks[i]!, TIER.DRAM, shard);
-    }
-    return undefined;
+    return { shard, blocks: wanted, slots, from: from + first - index * space.chunkBlocks };
   }
 
   #giveUp(parts: readonly Part[]): void {

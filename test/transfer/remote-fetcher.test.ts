@@ -229,6 +229,35 @@ describe("a chain that is fetched", () => {
   });
 });
 
+describe("a hole in a chain", () => {
+  it.each(["before", "after"])(
+    "is filled, and what stands below it comes back (%s the ledger has hidden that)",
+    async (when) => {
+      bench.small.store("abcdef");
+      bench.small.ledger.corrupt(bench.small.block("abc"), TIER.DRAM);
+      if (when === "after") bench.small.sweepAll();
+      bench.fetch("abcdef", 2);
+      const { chunk, from, items } = await bench.end();
+      expect([chunk.firstDepth, from, items.slots.length]).toEqual([3, 0, 1]);
+      await settle();
+      bench.small.sweepAll();
+      expect(bench.small.hit("abcdef")).toBe(6);
+      expect(bench.storage.fetches).toEqual([]);
+    },
+  );
+
+  it("behind another one is filled, too", async () => {
+    bench.small.store("abcdef");
+    for (const one of ["ab", "abcd"]) bench.small.ledger.corrupt(bench.small.block(one), TIER.DRAM);
+    bench.small.sweepAll();
+    bench.fetch("abcdef", 1);
+    for (let left = 4; bench.storage.fetches.length > 0 && left > 0; left--) await bench.end();
+    await settle();
+    bench.small.sweepAll();
+    expect(bench.small.hit("abcdef")).toBeGreaterThanOrEqual(3);
+  });
+});
+
 describe("a chain ends", () => {
   it("at a chunk that the store has not, and holds nothing of what was begun below it", async () => {
     bench.fetch("abcdef");
