@@ -9,8 +9,8 @@ import { type ConfigSources, loadConfig } from "./config/load.ts";
 import type { Daemon, Logger } from "./daemon.ts";
 import { probeIndexes } from "./daemon/probes.ts";
 
-/** What a check of a disk that is not hanging may take at the end. */
-const CHECKS_MS = 1_000;
+/** What the last work at a file system that is not hanging may take at the end. */
+const ANSWER_MS = 1_000;
 /** What the last lines of the log may take to be written: whoever reads them may have gone. */
 const LOG_MS = 1_000;
 
@@ -67,11 +67,11 @@ interface LogFile extends EventEmitter {
   end(): void;
 }
 
-/** Ends the process in order, unless a disk that hangs holds a thread of it: Node would wait for that for ever. */
+/** Ends the process in order, unless a file system that hangs holds a thread of it: Node would wait for that for ever. */
 async function leave(logger: Logger, log: LogFile, exit: (code: number) => void): Promise<void> {
-  const { checksEnded } = await import("../tiers/nvme/check-file.ts");
-  if (await checksEnded(CHECKS_MS)) return exit(0);
-  logger.warn({}, "a disk does not answer its check; the process is killed, not ended");
+  const { allEnded } = await import("../tiers/under-way.ts");
+  if (await allEnded(ANSWER_MS)) return exit(0);
+  logger.warn({}, "a disk or shared directory does not answer; the process is killed, not ended");
   // Lines are written beside the event loop, and nothing else is left to write them.
   const written = once(log, "close").catch(() => undefined);
   log.end();

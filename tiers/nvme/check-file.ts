@@ -8,24 +8,11 @@
  */
 import { join } from "node:path";
 import { Worker } from "node:worker_threads";
+import { underWay } from "../under-way.ts";
 
 export const CHECK_FILE = "check.cairn";
 /** Names the directory and holds its lock (addon/disk_file.h). */
 const DIRECTORY_FILE = "directory.cairn";
-
-const running = new Set<Promise<void>>();
-
-/** Resolves when no check runs any more, or after this time; false: a device keeps one, and so the process's exit. */
-export async function checksEnded(withinMs: number): Promise<boolean> {
-  if (running.size === 0) return true;
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<void>((resolve) => {
-    timer = setTimeout(resolve, withinMs);
-  });
-  await Promise.race([Promise.allSettled(running), late]);
-  clearTimeout(timer);
-  return running.size === 0;
-}
 
 /**
  * Resolves when the device did all three; a device that hangs lets it wait. `known`: only in a directory that the tier
@@ -33,13 +20,7 @@ export async function checksEnded(withinMs: number): Promise<boolean> {
  */
 export async function checkDevice(directory: string, known = false): Promise<void> {
   const marker = known ? join(directory, DIRECTORY_FILE) : undefined;
-  const check = runCheck(join(directory, CHECK_FILE), marker);
-  running.add(check);
-  try {
-    await check;
-  } finally {
-    running.delete(check);
-  }
+  await underWay(runCheck(join(directory, CHECK_FILE), marker));
 }
 
 function runCheck(path: string, marker: string | undefined): Promise<void> {

@@ -42,6 +42,7 @@ import {
   type Outcome,
   success,
 } from "./object-store.ts";
+import { underWay } from "../under-way.ts";
 
 export interface SharedDirectoryOptions {
   readonly directory: string;
@@ -204,7 +205,7 @@ export class SharedDirectory implements ObjectStore {
     const refused = await this.#turn(limits);
     if (refused !== undefined) return refused;
     const watch: Watch = { gone: false };
-    const outcome = operation(watch).catch((error: unknown) => this.#failureOf(error));
+    const outcome = underWay(operation(watch).catch((error: unknown) => this.#failureOf(error)));
     const released = outcome.then(() => this.#endTurn());
     const leftMs = Math.max(1, limits.deadlineMs - (performance.now() - asked));
     return endOf(outcome, { deadlineMs: leftMs, signal: limits.signal }, watch, released);
