@@ -216,6 +216,8 @@ export const LIMITS = {
   interimAnswersMax: 8,
   /** Body of a store's error answer that is read. */
   storeErrorCharactersMax: 65_536,
+  /** A file of credentials is read again after: keys are rotated while the node runs. */
+  credentialsReadMs: 60_000,
   /** Data keys of all tenants, and the text (file, or a command's output) that holds them. */
   sealKeysMax: 4_096,
   sealKeyTextBytesMax: MIB,

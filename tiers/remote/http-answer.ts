@@ -177,6 +177,11 @@ function framesAgain(trailers: IncomingHttpHeaders): boolean {
 
 const TARGET = /^\/[\x21-\x7e]*$/;
 
+/** Whether HTTP can carry them: visible names, and values without what would end them. */
+export function headersFit(headers: Readonly<Record<string, string>>): boolean {
+  return Object.entries(headers).every(([name, value]) => NAME.test(name) && VALUE.test(value));
+}
+
 /** A request without a body; undefined when a header holds what HTTP does not carry. */
 export function requestHead(
   method: string,
@@ -184,8 +189,8 @@ export function requestHead(
   headers: Readonly<Record<string, string>>,
 ): Buffer | undefined {
   assert(TARGET.test(path), "a path is encoded");
+  if (!headersFit(headers)) return undefined;
   const lines = Object.entries({ ...headers, connection: "keep-alive" });
-  if (!lines.every(([name, value]) => NAME.test(name) && VALUE.test(value))) return undefined;
   const text = lines.map(([name, value]) => `${name}: ${value}\r\n`).join("");
   return Buffer.from(`${method} ${path} HTTP/1.1\r\n${text}\r\n`, "latin1");
 }

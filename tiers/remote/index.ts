@@ -109,6 +109,8 @@ export class RemoteTier implements RemoteStorage {
   readonly #staging: StagingPool;
   readonly #existence: Existence;
   readonly #prefix: RemotePrefix;
+  /** Nobody waits for what runs in the background: an error of it must not end the process. */
+  readonly #fault: (error: unknown) => void;
   readonly #askFirst = new AskFirst();
   readonly #overheadBytes: number;
   readonly #sealerName: string;
@@ -149,7 +151,8 @@ export class RemoteTier implements RemoteStorage {
     this.#overheadBytes = options.sealer?.overheadBytes ?? 0;
     this.#sealerName = options.sealer?.name ?? "";
     this.#existence = new Existence(options.existence, (name) => this.#probe(name), this.#now);
-    this.#prefix = new RemotePrefix(this.#existence, this.#sealerName);
+    this.#fault = options.fault ?? ((error) => options.log?.(`remote: ${String(error)}`));
+    this.#prefix = new RemotePrefix(this.#existence, this.#sealerName, this.#fault);
     this.#every(options.probeIntervalMs, () => this.#tick());
     const { garbage } = options;
     if (garbage !== undefined) this.#every(garbage.intervalMs, () => this.collect());
@@ -497,9 +500,9 @@ export class RemoteTier implements RemoteStorage {
     const deadlineMs = this.#options.requestDeadlineMs;
     const removed = this.#store.delete(name, { deadlineMs, signal: this.#stop.signal });
     // Not awaited: whoever fetched has his answer already.
-    void this.#tracked(removed).then((outcome) => {
+    this.#tracked(removed).then((outcome) => {
       if (outcome.ok) this.#existence.pardon(name);
-    });
+    }, this.#fault);
   }
 
   async #probe(name: string): Promise<boolean | undefined> {
@@ -533,7 +536,7 @@ export class RemoteTier implements RemoteStorage {
         running = false;
       }
     };
-    this.#timers.push(setInterval(() => void run(), milliseconds).unref());
+    this.#timers.push(setInterval(() => run().catch(this.#fault), milliseconds).unref());
   }
 
   /** Runs work under the caller's signal and the tier's own end. */

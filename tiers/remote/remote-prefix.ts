@@ -16,13 +16,16 @@ interface Boundaries {
 export class RemotePrefix {
   readonly #existence: Existence;
   readonly #sealerName: string;
+  readonly #fault: (error: unknown) => void;
   /** Searches that run, by the name of the chunk they ask for. */
   readonly #searching = new Set<string>();
   #dropped = 0;
 
-  constructor(existence: Existence, sealerName: string) {
+  /** fault: is told what should not happen; a search that ends so is a miss. */
+  constructor(existence: Existence, sealerName: string, fault: (error: unknown) => void) {
     this.#existence = existence;
     this.#sealerName = sealerName;
+    this.#fault = fault;
   }
 
   /** Searches left out at their bound. */
@@ -83,7 +86,11 @@ export class RemotePrefix {
       chunk < first ? EMPTY : lastKey(chunk),
     );
     const chain = { space, chunks, lastKey: (chunk: number) => copy[chunk] ?? EMPTY };
-    void this.#run(chain, first).finally(() => this.#searching.delete(name));
+    const forget = (): void => void this.#searching.delete(name);
+    this.#run(chain, first).then(forget, (error: unknown) => {
+      forget();
+      this.#fault(error);
+    });
     return true;
   }
 

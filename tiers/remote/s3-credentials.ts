@@ -10,6 +10,7 @@ export interface S3Credentials {
 }
 
 const FILE_BYTES_MAX = 65_536;
+const VISIBLE = /^[\x21-\x7e]+$/;
 
 /** Reads the profile of the text. Throws CairnError configInvalid. */
 export function parseCredentials(text: string, profile = "default"): S3Credentials {
@@ -19,8 +20,17 @@ export function parseCredentials(text: string, profile = "default"): S3Credentia
     const line = raw.trim();
     const section = /^\[(?:profile\s+)?([^\]]+)\]$/.exec(line);
     if (section !== null) inside = section[1]?.trim() === profile;
-    const pair = /^([a-z_]+)\s*=\s*(\S+)$/.exec(line);
-    if (inside && pair !== null) values.set(pair[1] as string, pair[2] as string);
+    const pair = /^(aws_[a-z_]+)\s*=\s*(.+)$/.exec(line);
+    if (!inside || pair === null) continue;
+    const [, name = "", value = ""] = pair;
+    // They travel in headers: what looks like a key and is none is said here, not refused by each request.
+    if (!VISIBLE.test(value)) {
+      throw new CairnError(
+        "configInvalid",
+        `${name} of the credentials file is not of visible ASCII`,
+      );
+    }
+    values.set(name, value);
   }
   const accessKeyId = values.get("aws_access_key_id");
   const secretAccessKey = values.get("aws_secret_access_key");

@@ -18,7 +18,8 @@ import {
 } from "@aws-sdk/client-s3";
 import { assert } from "../../src/assert.ts";
 import { CairnError } from "../../src/errors.ts";
-import type { HttpAnswer } from "./http-answer.ts";
+import { LIMITS } from "../../src/limits.ts";
+import { headersFit, type HttpAnswer } from "./http-answer.ts";
 import { HttpReceiver } from "./http-receiver.ts";
 import {
   assertObjectName,
@@ -63,6 +64,8 @@ const PRECONDITION_FAILED = 412;
 /** A clock offset that moved by more was wrong before. */
 const SKEW_MS = 60_000;
 const LIST_KEYS_MAX = 1_000;
+/** So long before they expire the SDK asks for credentials again. */
+const SDK_REFRESH_MS = 300_000;
 const UNSIGNED = "UNSIGNED-PAYLOAD";
 /** SHA-256 of nothing. */
 const EMPTY_HASH = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -272,7 +275,11 @@ export class S3Store implements ObjectStore {
     }
     if (credentials !== undefined) config.credentials = { ...credentials };
     else if (credentialsFile !== undefined) {
-      config.credentials = () => readCredentials(credentialsFile);
+      // The SDK asks again when they are about to expire; else what it was told first holds for ever.
+      config.credentials = async () => ({
+        ...(await readCredentials(credentialsFile)),
+        expiration: new Date(Date.now() + SDK_REFRESH_MS + LIMITS.credentialsReadMs),
+      });
     }
     return config;
   }
@@ -339,6 +346,9 @@ export class S3Store implements ObjectStore {
       const signedAtMs = this.#clock() + this.#client.config.systemClockOffset;
       const signed = await this.#sign(method, path, { ...headers, ...hash }, signedAtMs);
       if (!signed.ok) return signed;
+      // Whatever the environment's keys hold.
+      if (!headersFit(signed.value))
+        return failure("refused", "the keys hold what HTTP cannot carry");
       const outcome = await send(path, signed.value);
       if (!outcome.ok) return outcome;
       const { status, text } = outcome.value;
@@ -446,7 +456,8 @@ function failureOfSdk(error: SdkError): Failure {
     return failure(faultOfAnswer(status, code), message);
   }
   if (name === "TimeoutError") return failure("timeout", message);
-  if (name === "CredentialsProviderError" || name === "CairnError") {
+  const unsendable = error.code === "ERR_INVALID_CHAR";
+  if (unsendable || name === "CredentialsProviderError" || name === "CairnError") {
     return failure("refused", message);
   }
   return failure("unavailable", message);

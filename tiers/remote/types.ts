@@ -130,6 +130,8 @@ export interface RemoteTierOptions {
   /** Above this many milliseconds per MiB (average) the tier is slow. */
   readonly slowMsPerMiB: number;
   readonly log?: (line: string) => void;
+  /** What should not happen, and what is behind it goes on as a miss; log() by default. */
+  readonly fault?: ((error: unknown) => void) | undefined;
   /** Milliseconds of any monotonic clock; performance.now by default. */
   readonly now?: () => number;
 }

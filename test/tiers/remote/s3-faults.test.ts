@@ -12,6 +12,7 @@ import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { ITEM } from "../../../addon/binding.ts";
 import { signed } from "../../../bench/raw-http.ts";
 import { CairnError } from "../../../src/errors.ts";
+import { LIMITS as OURS } from "../../../src/limits.ts";
 import { GuardedStore } from "../../../tiers/remote/guarded-store.ts";
 import { PRIORITY, type RemoteTierOptions } from "../../../tiers/remote/index.ts";
 import { type Fault, FAULT_NAMES } from "../../../tiers/remote/object-store.ts";
@@ -216,6 +217,24 @@ describe("signatures", () => {
     expect(fake.objects.size).toBe(0);
   });
 
+  test("keys that no header can carry are refused to every call, and throw nothing", async () => {
+    for (const odd of ["KEY\n", "KE\x01Y", "К"]) {
+      const store = open({ credentials: { ...FAKE_KEYS, accessKeyId: odd } });
+      const outcomes = [
+        await store.get("v1/a", 0, new Uint8Array(8), LIMITS),
+        await store.put("v1/a", bytesOf(10, 1), LIMITS),
+        await store.head("v1/a", LIMITS),
+        await store.list("", undefined, LIMITS),
+        await store.delete("v1/a", LIMITS),
+        await store.check(LIMITS),
+      ];
+      expect(outcomes.map((one) => (one.ok ? "ok" : one.fault))).toEqual(
+        new Array(outcomes.length).fill("refused"),
+      );
+    }
+    expect(fake.requests).toEqual([]);
+  });
+
   test("payload is signed where it is asked for, and a body that is not what was signed is refused", async () => {
     await open({ signPayload: true }).put("v1/signed", bytesOf(10, 1), LIMITS);
     expect(fake.requests.at(-1)).toMatchObject({ method: "PUT", unsigned: false });
@@ -290,7 +309,32 @@ describe("signatures", () => {
     await expect(readCredentials(join(folder, "none"))).rejects.toThrow();
     expect(() => parseCredentials("[other]\naws_access_key_id=a\n")).toThrow(CairnError);
     expect(parseCredentials(`${text}aws_session_token=t\n`).sessionToken).toBe("t");
+    for (const odd of ["a\x01b", "a\0", "ключ", "two words"]) {
+      expect(() => parseCredentials(`${text}aws_session_token=${odd}\n`)).toThrow(
+        "aws_session_token",
+      );
+    }
     await rm(folder, { recursive: true });
+  });
+
+  test("keys that were rotated in their file are used within a minute", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "cairn-keys-"));
+    const path = join(folder, "credentials");
+    const text = (secret: string): string =>
+      `[default]\naws_access_key_id=${FAKE_KEYS.accessKeyId}\naws_secret_access_key=${secret}\n`;
+    await writeFile(path, text("old"), { mode: 0o600 });
+    const store = open({ credentials: undefined, credentialsFile: path });
+    vi.useFakeTimers({ toFake: ["Date"] });
+    try {
+      expect(await store.head("v1/a", LIMITS)).toMatchObject({ fault: "refused" });
+      await writeFile(path, text(FAKE_KEYS.secretAccessKey), { mode: 0o600 });
+      vi.setSystemTime(Date.now() + OURS.credentialsReadMs + 1_000);
+      expect(await store.head("v1/a", LIMITS)).toMatchObject({ fault: "missing" });
+      expect(await store.list("", undefined, LIMITS)).toMatchObject({ ok: true });
+    } finally {
+      vi.useRealTimers();
+      await rm(folder, { recursive: true });
+    }
   });
 
   test("over TLS payload and control go to a server whose certificate is trusted, and to no other", async () => {
