@@ -215,6 +215,7 @@ class NodeDaemon implements Daemon {
       this.#remote = await remote.RemoteParts.open(server, this.config, hooks);
     } catch (error) {
       // The node serves what it has; the store is an operator's to mend.
+      this.feed.add(METRIC.remoteLeftOut, 1);
       this.#note("error", `remote: left out for this start: ${String(error)}`);
     }
   }

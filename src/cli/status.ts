@@ -226,6 +226,9 @@ export function faultWords({ totals }: Digest): string[] {
     ["nvmeSyncFailures", "disk syncs failed"],
     ["scrubFailures", "bad copies found at idle"],
     ["remoteCorruptBlocks", "bad blocks in objects"],
+    ["remoteCorruptObjects", "bad objects"],
+    ["remoteMisplacedObjects", "objects under a wrong name"],
+    ["remoteLeftOut", "remote tier left out at the start"],
   ];
   return rows.flatMap(([name, words]) => (totals[name] > 0 ? [`${totals[name]} ${words}`] : []));
 }

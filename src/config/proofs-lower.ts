@@ -99,10 +99,39 @@ function endpointProof({ remote }: Config): string | undefined {
   const { endpoint } = remote.s3;
   if (endpoint === "") return undefined;
   const url = URL.canParse(endpoint) ? new URL(endpoint) : undefined;
-  const plain = url?.pathname === "/" && url.search === "" && url.username === "";
+  const named = url !== undefined && /^https?:$/.test(url.protocol) && url.port !== "0";
+  // Behind the name stands nothing: no user, path, query or fragment.
+  const bare = url !== undefined && `${url.username}${url.password}${url.search}${url.hash}` === "";
   return when(
-    url === undefined || !/^https?:$/.test(url.protocol) || !plain,
+    !named || !bare || url.pathname !== "/",
     `"${endpoint}" is no endpoint; write http(s)://host[:port]`,
+  );
+}
+
+/** As the store demands it (tiers/remote/s3.ts), and no part of it climbs. */
+const PREFIX = /^(?:[A-Za-z0-9._-]+\/)*[A-Za-z0-9._-]*$/;
+
+function prefixProof({ remote }: Config): string | undefined {
+  const { prefix } = remote.s3;
+  const climbs = prefix.split("/").some((part) => part === "." || part === "..");
+  return when(
+    climbs || !PREFIX.test(prefix),
+    `"${prefix}" is not parts of A-Z a-z 0-9 . _ - and /`,
+  );
+}
+
+function bucketProof({ remote }: Config): string | undefined {
+  const { bucket } = remote.s3;
+  if (bucket === "") {
+    return when(
+      remote.enabled && remote.kind === "s3",
+      "remote.kind s3 needs the name of a bucket",
+    );
+  }
+  const arn = /^arn:[A-Za-z0-9:/._-]+$/.test(bucket);
+  return when(
+    !arn && !/^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$/.test(bucket),
+    `"${bucket}" is no bucket`,
   );
 }
 
@@ -125,13 +154,16 @@ export const REMOTE_PROOFS: readonly Proof[] = [
   { path: "remote.keyFile", check: ({ remote }) => absoluteProof(remote.keyFile) },
   { path: "remote.keyCommand", check: ({ remote }) => absoluteProof(remote.keyCommand?.[0]) },
   { path: "remote.directory", check: sharedDirectoryProof },
+  { path: "remote.s3.bucket", check: bucketProof },
+  { path: "remote.s3.prefix", check: prefixProof },
   {
-    path: "remote.s3.bucket",
-    check: ({ remote }) =>
-      when(
-        remote.enabled && remote.kind === "s3" && remote.s3.bucket === "",
-        "remote.kind s3 needs the name of a bucket",
-      ),
+    path: "remote.s3.region",
+    check: ({ remote: { s3 } }) =>
+      when(!/^[A-Za-z0-9-]{1,64}$/.test(s3.region), `"${s3.region}" is no region`),
+  },
+  {
+    path: "remote.s3.credentialsFile",
+    check: ({ remote }) => absoluteProof(remote.s3.credentialsFile),
   },
   { path: "remote.s3.endpoint", check: endpointProof },
   {

@@ -320,7 +320,7 @@ const S3Section = section("The S3 bucket of `remote.kind: s3`.", {
   credentialsFile: Type.Optional(
     text(undefined, {
       description:
-        "AWS credentials file (0600, profile `default`). Absent: environment, profile, or role of the host.",
+        "AWS credentials file (0600, profile `default`), absolute path; read again every minute. Absent: environment, profile, or role of the host.",
     }),
   ),
   signPayload: flag(false, {
@@ -386,6 +386,10 @@ const RemoteSection = section(
     }),
     cacheMs: milliseconds(300_000, 0, { description: "How long existence is remembered." }),
     cacheAbsentMs: milliseconds(5_000, 0, { description: "How long absence is remembered." }),
+    deleteCorrupt: flag(false, {
+      description:
+        "Whether an object that failed its checks is removed, so that a good one can take its name. A node whose path to the store damages bytes would remove good ones.",
+    }),
     budgetBytes: bytes(0, 0, {
       description:
         "Bytes the store may hold; beyond, the oldest objects are removed. 0: no limit here.",

@@ -89,7 +89,7 @@ export class RemoteParts {
         below: this.#below,
         bad: badSources(ledger, feed),
       }),
-      deleteCorrupt: true,
+      deleteCorrupt: config.deleteCorrupt,
       // Sockets stay busy while chunks are copied.
       transfersMax: config.concurrencyMax * 2,
       requestDeadlineMs: config.requestTimeoutMs,
@@ -99,6 +99,7 @@ export class RemoteParts {
       probeIntervalMs: LIMITS.remoteProbeMs,
       slowMsPerMiB: LIMITS.remoteSlowMsPerMiB,
       log: (line) => hooks.note("warn", line),
+      fault: hooks.fault,
     });
     const now = (): number => performance.now();
     const spaceOf = (index: number): ChunkSpace | undefined => this.#spaceOf(index);

@@ -45,6 +45,9 @@ const TOTALS = [
   "remoteReceivedBytes",
   "remoteSentBytes",
   "remoteCorruptBlocks",
+  "remoteCorruptObjects",
+  "remoteMisplacedObjects",
+  "remoteLeftOut",
 ] as const satisfies readonly MetricName[];
 
 const GAUGES = [

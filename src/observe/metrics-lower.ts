@@ -230,6 +230,10 @@ export const REMOTE_METRICS = {
     "cairn_remote_misplaced_objects_total",
     "Objects that hold another chunk than their name says.",
   ),
+  remoteLeftOut: counter(
+    "cairn_remote_left_out_total",
+    "Starts that left the remote tier out: the log says why.",
+  ),
   remoteSealKeyMissing: counter(
     "cairn_remote_seal_key_missing_total",
     "Uploads and reads of chunks left out for want of the tenant's data key.",

@@ -319,9 +319,39 @@ describe("proofs between fields", () => {
     "remote.keyCommand": { "remote.keyCommand": "[keys, --all]" },
     "remote.directory": { "remote.enabled": "true", "remote.kind": "directory" },
     "remote.s3.bucket": { "remote.enabled": "true", "remote.kind": "s3" },
+    "remote.s3.prefix": { "remote.s3.prefix": "kv/../x" },
+    "remote.s3.region": { "remote.s3.region": "us east" },
+    "remote.s3.credentialsFile": { "remote.s3.credentialsFile": "keys" },
     "remote.s3.endpoint": { "remote.s3.endpoint": "s3.example/path" },
     "remote.inFlightBytesMax": { "remote.inFlightBytesMax": "16MiB" },
   };
+
+  const s3Values: readonly (readonly [string, readonly string[], boolean])[] = [
+    [
+      "endpoint",
+      ["http://h:0", "http://:pw@h", "http://u@h", "http://h/#x", "http://h/?x", "ftp://h"],
+      false,
+    ],
+    ["endpoint", ["http://h:9000", "https://h", "http://[::1]:9000/", ""], true],
+    ["prefix", ["/x", "../x", "a//b", "a b", "a/./b", ".."], false],
+    ["prefix", ["", "a", "a/b", "a/b/", "v1.2_x-y"], true],
+    ["bucket", ["a/b", "..", "a b", "a"], false],
+    ["bucket", ["kv-1", "Old_Bucket", "arn:aws:s3:eu-west-1:1:accesspoint/kv"], true],
+    ["region", ["us east"], false],
+    ["credentialsFile", ["keys", "./keys"], false],
+  ];
+  test.each(s3Values)(
+    "remote.s3.%s of %j: %s, a store can be asked with it",
+    (field, values, good) => {
+      withFile("");
+      for (const value of values) {
+        const path = `remote.s3.${field}`;
+        const read = (): unknown => load({ flags: { [path]: value } });
+        if (good) expect(read, value).not.toThrow();
+        else expect(problemsOf({ flags: { [path]: value } })[0]?.path, value).toBe(path);
+      }
+    },
+  );
 
   test.each(PROOFS.map(({ path }) => path))(
     "%s: its proof refuses a configuration that breaks it",
