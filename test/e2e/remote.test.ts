@@ -18,7 +18,7 @@ import { coldFrame } from "../../src/engine-api/codec.ts";
 import { FLAG, OP } from "../../src/engine-api/protocol.ts";
 import { LIMITS } from "../../src/limits.ts";
 import { coldOf, hotFrame, RawClient } from "../engine-api/support.ts";
-import { metric } from "./edge-client.ts";
+import { ask, metric } from "./edge-client.ts";
 import {
   clientOf,
   descriptor,
@@ -29,6 +29,10 @@ import {
   rowsFrom,
   TestDaemon,
 } from "./support.ts";
+
+interface Stats {
+  readonly totals: { readonly remoteLeftOut: number };
+}
 
 const MIB = 1024 * 1024;
 const ROW_BYTES = 256 * 1024;
@@ -124,6 +128,18 @@ function objects(directory: string): string[] {
 
 // A machine that does other things, too, starts daemons slowly.
 vi.setConfig({ testTimeout: 180_000 });
+
+it("serves without a store that cannot be asked at all, and says so in its figures", async () => {
+  // Valid as words, but an access point has no path style.
+  const s3 = { bucket: "arn:aws:s3:eu-west-1:1:accesspoint/kv", pathStyle: true };
+  const node = await new TestDaemon({ remote: { enabled: true, kind: "s3", s3 } }).start();
+  nodes.push(node);
+  const leftOut = (): Promise<number> => metric(node, "cairn_remote_left_out_total");
+  await eventually(async () => (await leftOut().catch(() => 0)) === 1);
+  expect(await metric(node, "cairn_remote_stores")).toBe(0);
+  const { totals } = JSON.parse(await ask(node, "GET", "/v1/stats")) as Stats;
+  expect(totals.remoteLeftOut).toBe(1);
+});
 
 describe("two nodes over one shared directory", () => {
   it("serve each other's chunks, byte for byte, after PREFETCH", async () => {

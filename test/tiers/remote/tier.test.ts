@@ -127,6 +127,19 @@ describe("the remote prefix", () => {
     return last;
   };
 
+  test("is a miss where the question ends in an error, which is told", async () => {
+    const faults: unknown[] = [];
+    const store = new SharedDirectory({ directory });
+    const [a, b] = [node(), tierOver(store, { fault: (error) => faults.push(error) })];
+    tiers.push(b);
+    await storeChunk(a, 1, 0);
+    const head = vi.spyOn(store, "head").mockRejectedValue(new Error("never"));
+    expect(b.tier.remotePrefix(SPACE, keysOf(1, 4), 32, 0).blocks).toBe(0);
+    await vi.waitUntil(() => faults.length === 1, PATIENT);
+    head.mockRestore();
+    expect(await settled(b, keysOf(1, 4))).toBe(4);
+  });
+
   test("is unknown at first, then what is stored: a multiple of a chunk's blocks", async () => {
     const [a, b] = [node(), node()];
     for (let index = 0; index < 6; index += 1) await storeChunk(a, 1, index);
