@@ -69,9 +69,10 @@ interface LogFile extends EventEmitter {
 
 /** Ends the process in order, unless a file system that hangs holds a thread of it: Node would wait for that for ever. */
 async function leave(logger: Logger, log: LogFile, exit: (code: number) => void): Promise<void> {
-  const { allEnded } = await import("../tiers/under-way.ts");
-  if (await allEnded(ANSWER_MS)) return exit(0);
-  logger.warn({}, "a disk or shared directory does not answer; the process is killed, not ended");
+  const { unended } = await import("../tiers/under-way.ts");
+  const complaints = await unended(ANSWER_MS);
+  if (complaints.length === 0) return exit(0);
+  logger.warn({}, `${complaints.join("; ")}; the process is killed, not ended`);
   // Lines are written beside the event loop, and nothing else is left to write them.
   const written = once(log, "close").catch(() => undefined);
   log.end();

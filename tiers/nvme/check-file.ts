@@ -20,7 +20,8 @@ const DIRECTORY_FILE = "directory.cairn";
  */
 export async function checkDevice(directory: string, known = false): Promise<void> {
   const marker = known ? join(directory, DIRECTORY_FILE) : undefined;
-  await underWay(runCheck(join(directory, CHECK_FILE), marker));
+  const complaint = `${directory} does not answer its check`;
+  await underWay(complaint, runCheck(join(directory, CHECK_FILE), marker));
 }
 
 function runCheck(path: string, marker: string | undefined): Promise<void> {

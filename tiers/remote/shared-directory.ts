@@ -205,7 +205,10 @@ export class SharedDirectory implements ObjectStore {
     const refused = await this.#turn(limits);
     if (refused !== undefined) return refused;
     const watch: Watch = { gone: false };
-    const outcome = underWay(operation(watch).catch((error: unknown) => this.#failureOf(error)));
+    const outcome = underWay(
+      `${this.#root} does not answer`,
+      operation(watch).catch((error: unknown) => this.#failureOf(error)),
+    );
     const released = outcome.then(() => this.#endTurn());
     const leftMs = Math.max(1, limits.deadlineMs - (performance.now() - asked));
     return endOf(outcome, { deadlineMs: leftMs, signal: limits.signal }, watch, released);

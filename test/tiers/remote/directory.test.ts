@@ -18,7 +18,7 @@ import { createInterface, type Interface } from "node:readline";
 import type { Readable, Writable } from "node:stream";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { SharedDirectory } from "../../../tiers/remote/shared-directory.ts";
-import { allEnded } from "../../../tiers/under-way.ts";
+import { unended } from "../../../tiers/under-way.ts";
 import { ROOT } from "../../harness/daemon.ts";
 import { LIMITS, listed } from "./contract.ts";
 import { bytesFor } from "./directory-bytes.ts";
@@ -216,7 +216,7 @@ describe("a server that is gone", () => {
     abort.abort();
     expect(await waiting).toMatchObject({ fault: "cancelled" });
     // A process that waited for them at its end would wait for ever.
-    expect(await allEnded(20)).toBe(false);
+    expect(await unended(20)).toEqual([`${directory} does not answer`]);
     // The server is back: what was stuck ends, and calls go on.
     const released = stuck.flatMap((one) =>
       one.ok || one.released === undefined ? [] : [one.released],
@@ -224,7 +224,7 @@ describe("a server that is gone", () => {
     expect(released).toHaveLength(2);
     execFileSync("bash", ["-c", 'exec 3<>"$1"; sleep 0.3', "bash", path]);
     await Promise.all(released);
-    expect(await allEnded(5_000)).toBe(true);
+    expect(await unended(5_000)).toEqual([]);
     expect(await store.head("v1/hung", LIMITS)).toMatchObject({ ok: true });
     await store.close();
   });
