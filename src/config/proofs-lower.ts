@@ -1,4 +1,5 @@
 /** Proofs of the lower tiers' sections (proofs.ts): what a disk and a store of objects need to work at all. */
+import { isKeyPrefix } from "../../tiers/remote/object-store.ts";
 import { nvmeDirectories, remoteSealed } from "./defaults.ts";
 import type { Config } from "./schema.ts";
 
@@ -108,16 +109,9 @@ function endpointProof({ remote }: Config): string | undefined {
   );
 }
 
-/** As the store demands it (tiers/remote/s3.ts), and no part of it climbs. */
-const PREFIX = /^(?:[A-Za-z0-9._-]+\/)*[A-Za-z0-9._-]*$/;
-
 function prefixProof({ remote }: Config): string | undefined {
   const { prefix } = remote.s3;
-  const climbs = prefix.split("/").some((part) => part === "." || part === "..");
-  return when(
-    climbs || !PREFIX.test(prefix),
-    `"${prefix}" is not parts of A-Z a-z 0-9 . _ - and /`,
-  );
+  return when(!isKeyPrefix(prefix), `"${prefix}" is not parts of A-Z a-z 0-9 . _ - and /`);
 }
 
 function bucketProof({ remote }: Config): string | undefined {

@@ -177,6 +177,9 @@ function framesAgain(trailers: IncomingHttpHeaders): boolean {
 
 const TARGET = /^\/[\x21-\x7e]*$/;
 
+/** What a request is refused with whose headers do not fit. */
+export const UNFIT = "a header, made of the keys perhaps, holds what HTTP does not carry";
+
 /** Whether HTTP can carry them: visible names, and values without what would end them. */
 export function headersFit(headers: Readonly<Record<string, string>>): boolean {
   return Object.entries(headers).every(([name, value]) => NAME.test(name) && VALUE.test(value));

@@ -109,6 +109,14 @@ export function isObjectName(name: string): boolean {
   return name.length <= LIMITS.objectNameCharactersMax && OBJECT_NAME.test(name);
 }
 
+const KEY_PREFIX = /^(?:[A-Za-z0-9._-]+\/)*[A-Za-z0-9._-]*$/;
+
+/** Whether a text may stand in front of names in a bucket: parts of safe characters, none of which climbs. */
+export function isKeyPrefix(prefix: string): boolean {
+  const climbs = prefix.split("/").some((part) => part === "." || part === "..");
+  return !climbs && KEY_PREFIX.test(prefix);
+}
+
 export function assertObjectName(name: string): void {
   assert(isObjectName(name), "an object name keeps to its alphabet");
 }

@@ -11,7 +11,8 @@ import {
 import { Agent as HttpsAgent, request as requestHttps } from "node:https";
 import { assert } from "../../src/assert.ts";
 import { LIMITS } from "../../src/limits.ts";
-import type { HttpAnswer } from "./http-answer.ts";
+import { Ending } from "./ending.ts";
+import { headersFit, type HttpAnswer, UNFIT } from "./http-answer.ts";
 import { type CallLimits, failure, type Outcome, success } from "./object-store.ts";
 
 export interface HttpCall {
@@ -52,8 +53,9 @@ export class HttpTransport {
     this.#idleMs = options.idleMs;
   }
 
-  /** Resolves with whatever the server answered, or with timeout, cancelled, truncated or unavailable. */
+  /** Resolves with whatever the server answered, or with timeout, cancelled, truncated, unavailable or refused. */
   async exchange(call: HttpCall, limits: CallLimits): Promise<Outcome<HttpAnswer>> {
+    if (!headersFit(call.headers)) return failure("refused", UNFIT);
     const began = performance.now();
     const first = new Exchange(this.#open(call), call, limits, this.#idleMs);
     const outcome = await first.ended;
@@ -78,33 +80,30 @@ export class HttpTransport {
   }
 }
 
-/** One request in flight. Every path leads to finish(), which destroys what is unfinished. */
+/** One request in flight. What is unfinished when it ends is destroyed. */
 class Exchange {
   readonly ended: Promise<Outcome<HttpAnswer>>;
   readonly #request: ClientRequest;
-  readonly #limits: CallLimits;
-  readonly #timer: NodeJS.Timeout;
-  readonly #onAbort = (): void => this.#finish(failure("cancelled", "cancelled"));
-  #resolve: (outcome: Outcome<HttpAnswer>) => void = () => undefined;
-  #done = false;
+  readonly #ending: Ending<HttpAnswer>;
   #answered = false;
+  #whole = false;
   #stale = false;
   #text = "";
 
   constructor(request: ClientRequest, call: HttpCall, limits: CallLimits, idleMs: number) {
     this.#request = request;
-    this.#limits = limits;
-    this.ended = new Promise((resolve) => {
-      this.#resolve = resolve;
-    });
-    const late = (): void => this.#finish(failure("timeout", "past the deadline"));
-    this.#timer = setTimeout(late, limits.deadlineMs);
-    limits.signal?.addEventListener("abort", this.#onAbort, { once: true });
+    this.#ending = new Ending(limits);
+    this.ended = this.#ending.ended;
     request.on("error", (error) => this.#failed(error));
+    if (this.#ending.done) {
+      request.destroy();
+      return;
+    }
+    this.#ending.holdBy(() => this.#letGo());
     request.on("response", (response) => this.#onResponse(response));
-    request.setTimeout(idleMs, () => this.#finish(failure("timeout", `silent for ${idleMs} ms`)));
-    if (limits.signal?.aborted === true) this.#onAbort();
-    else if (call.body === undefined) request.end();
+    const silent = failure("timeout", `silent for ${idleMs} ms`);
+    request.setTimeout(idleMs, () => this.#ending.finish(silent));
+    if (call.body === undefined) request.end();
     else request.end(call.body);
   }
 
@@ -122,36 +121,35 @@ class Exchange {
     });
     response.on("end", () => this.#onEnd(response));
     response.on("close", () => {
-      if (!response.complete) this.#finish(failure("truncated", "the connection ended early"));
+      if (!response.complete)
+        this.#ending.finish(failure("truncated", "the connection ended early"));
     });
   }
 
   #onEnd(response: IncomingMessage): void {
     if (!response.complete) {
-      this.#finish(failure("truncated", "the answer ended early"));
+      this.#ending.finish(failure("truncated", "the answer ended early"));
       return;
     }
     const status = response.statusCode ?? 0;
-    this.#finish(success({ status, headers: response.headers, text: this.#text }));
+    this.#whole = true;
+    this.#ending.finish(success({ status, headers: response.headers, text: this.#text }));
   }
 
   #failed(error: Error): void {
     const code = (error as NodeJS.ErrnoException).code ?? error.name;
     const gone = code === "ECONNRESET" || code === "EPIPE";
-    if (!this.#done && !this.#answered && this.#request.reusedSocket && gone) this.#stale = true;
+    if (!this.#ending.done && !this.#answered && this.#request.reusedSocket && gone)
+      this.#stale = true;
     const fault = this.#answered ? "truncated" : "unavailable";
-    this.#finish(failure(fault, `${code}: ${error.message}`));
+    this.#ending.finish(failure(fault, `${code}: ${error.message}`));
   }
 
-  #finish(outcome: Outcome<HttpAnswer>): void {
-    if (this.#done) return;
-    this.#done = true;
-    clearTimeout(this.#timer);
-    this.#limits.signal?.removeEventListener("abort", this.#onAbort);
-    // A whole exchange gives its connection back to the agent; so does an answer that came before the body had
-    // gone out not: what is left of the body would be read as the next request.
-    const whole = outcome.ok && this.#request.writableFinished;
-    if (!whole) this.#request.destroy();
-    this.#resolve(outcome);
+  /**
+   * A whole exchange gives its connection back to the agent. One that is not ends it, and so does an answer that came
+   * before the body had gone out: what is left of that would be read as the next request.
+   */
+  #letGo(): void {
+    if (!this.#whole || !this.#request.writableFinished) this.#request.destroy();
   }
 }
